@@ -1,0 +1,399 @@
+"""
+Text and token ids: the tokeniser, templates, records, splits, padding, batches.
+
+A dataset is a list of plain-text records, whatever it came from: the embedded world
+("summarise", "instruct") or JSON lines on disk. Everything a model sees is made from them here:
+
+    prompt    [BOS] + ids of the prompt, cut so that its last line (the cue) survives
+    response  ids of " " + response, cut, then EOS, always
+
+The two are tokenised apart and their ids concatenated. Tokenising the joined text instead would
+let a merge cross the boundary, and the model would be trained on ids it never sees when sampling.
+"""
+
+import gzip
+import hashlib
+import json
+import random
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+WORLD = ("summarise", "instruct")
+BPE = Path(__file__).parent / "world.bpe"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the reference response to it; `meta` is whatever else the source knew."""
+
+    prompt: str
+    response: str
+    meta: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two responses to one prompt, of which somebody preferred `chosen`."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    meta: dict = field(default_factory=dict)
+
+
+# --------------------------------------------------------------------------------------------
+# Tokeniser
+
+
+class Tokenizer:
+    """
+    Text to ids and back: "world", "gpt2", or the path of a file in tiktoken's format.
+
+    EOS is the last id of the vocabulary. PAD is one past it, an id with no embedding row: were
+    PAD an ordinary token or EOS itself (a common shortcut), masking the padding would also hide
+    the end of every response, and the model would never learn to stop.
+
+    It also knows how long prompts and responses may be, so that every stage cuts them alike.
+    """
+
+    def __init__(self, name="world", prompt_tokens=224, response_tokens=48):
+        # Imported here: `python -m data.bpe` imports this package first, and must not find
+        # itself loaded already. tiktoken waits for its first use, too.
+        import tiktoken
+
+        from . import bpe
+
+        if name == "gpt2":
+            try:
+                ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
+            except OSError as error:  # what `requests` raises without a network
+                raise OSError(
+                    "the gpt2 tokeniser is fetched on its first use, which failed: connect once, "
+                    'or use Tokenizer("world")'
+                ) from error
+        else:
+            path = BPE if name == "world" else Path(name)
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"there is no tokeniser at {path}: make it with "
+                    f"`python -m data.bpe TEXT_FILE --vocab 2048 --out {path}`"
+                )
+            ranks = bpe.load(path)
+
+        self.name = str(name)
+        self.prompt_tokens, self.response_tokens = prompt_tokens, response_tokens
+        self.eos = len(ranks)
+        self.vocab_size = len(ranks) + 1
+        self.pad = self.vocab_size
+        self.bos = None  # GPT-2 has none; families that start with one set it
+        special = {"<|endoftext|>": self.eos}
+        self.encoding = tiktoken.Encoding(
+            self.name, pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=special
+        )
+        # A checkpoint stores this: ids mean nothing under another vocabulary, even of equal size.
+        parts = [sorted(ranks.items(), key=lambda item: item[1]), sorted(special.items())]
+        everything = repr((parts, bpe.PATTERN)).encode()
+        self.fingerprint = hashlib.sha256(everything).hexdigest()[:16]
+
+    @property
+    def record(self):
+        """What a checkpoint keeps of it; `Tokenizer.of(record)` makes it again."""
+        return {"name": self.name, "fingerprint": self.fingerprint,
+                "prompt_tokens": self.prompt_tokens, "response_tokens": self.response_tokens}
+
+    @classmethod
+    def of(cls, record):
+        tokenizer = cls(record["name"], record["prompt_tokens"], record["response_tokens"])
+        if tokenizer.fingerprint != record["fingerprint"]:
+            raise ValueError(f"the tokeniser {record['name']} has changed since this model was trained "
+                             f"with it: restore that file, or train again")
+        return tokenizer
+
+    def prompt(self, text):
+        return encode_prompt(self, text, self.prompt_tokens)
+
+    def response(self, text):
+        return encode_response(self, text, self.response_tokens)
+
+    def encode(self, text):
+        """
+        Text -> list of ids. Never EOS: a post that says <|endoftext|> is only quoting it, and
+        becomes seven ordinary tokens or so. Lone surrogates become U+FFFD.
+        """
+        return self.encoding.encode_ordinary(text)
+
+    def decode(self, ids):
+        """Ids (a list or a tensor) -> text, without PAD, EOS and BOS; broken UTF-8 is U+FFFD."""
+        silent = (self.pad, self.eos, self.bos)
+        return self.encoding.decode([i for i in map(int, ids) if i not in silent])
+
+
+# --------------------------------------------------------------------------------------------
+# Templates: records to ids
+
+
+def encode_prompt(tokenizer, prompt, max_tokens):
+    """
+    Prompt text -> at most `max_tokens` ids, BOS included where the family has one.
+
+    A prompt that is too long loses the end of what stands before its last line: the post's tail,
+    never "TL;DR:" or "### Response:", without which the model is not asked for anything. Blanks
+    at the very end go too: the response brings its own. ValueError for an empty prompt.
+    """
+    prompt = prompt.rstrip()
+    if not prompt:
+        raise ValueError("the prompt is empty: there is nothing to respond to")
+    start = [] if tokenizer.bos is None else [tokenizer.bos]
+    room = max_tokens - len(start)
+    if room < 1:
+        raise ValueError(f"a prompt needs at least {len(start) + 1} tokens, not {max_tokens}")
+    ids = tokenizer.encode(prompt)
+    if len(ids) > room:
+        post, newline, cue = prompt.rpartition("\n")
+        cue = tokenizer.encode(newline + cue)
+        # A single line, or a last line longer than all the room, is no cue: cut it plainly.
+        keep = room - len(cue) if newline and len(cue) <= room else None
+        ids = ids[:room] if keep is None else tokenizer.encode(post)[:keep] + cue
+    return start + ids
+
+
+def encode_response(tokenizer, response, max_tokens):
+    """
+    Response text -> at most `max_tokens` ids of which the last is EOS. An empty one is just EOS.
+
+    EOS is appended after the cut. The other order loses it from every long response, and teaches
+    a model that long responses do not end.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"a response needs room for EOS: at least 1 token, not {max_tokens}")
+    text = response.strip()
+    ids = tokenizer.encode(" " + text) if text else []
+    return ids[: max_tokens - 1] + [tokenizer.eos]
+
+
+def pad_right(rows, pad):
+    """Lists of ids -> LongTensor (B, T), filled up with `pad` on the right."""
+    ids = torch.full((len(rows), max(map(len, rows), default=0)), pad)  # (B, T)
+    for b, row in enumerate(rows):
+        ids[b, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return ids
+
+
+def join(prompts, responses, pad):
+    """
+    Prompts and responses, as lists of ids -> what every loss needs:
+
+        ids          (B, T)  prompt + response, right-padded
+        positions    (B, R)  where in `ids` each response token stands
+        is_response  (B, R)  True on response tokens, False on padding
+
+    Quantities of the response are gathered once by `positions`, so that nothing downstream
+    counts prompt tokens by hand. Padding repeats a valid position: safe to gather, then masked.
+    ValueError for a prompt without tokens, after which nothing could be predicted.
+    """
+    if not all(map(len, prompts)):
+        raise ValueError("every prompt needs at least one token")
+    ids = pad_right([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad)  # (B, T)
+    start = torch.tensor([len(p) for p in prompts]).view(-1, 1)  # (B, 1)
+    length = torch.tensor([len(r) for r in responses]).view(-1, 1)  # (B, 1)
+    step = torch.arange(max(map(len, responses), default=0))  # (R,)
+    positions = torch.minimum(start + step, start + length - 1)  # (B, R)
+    return ids, positions, step < length
+
+
+def batches(lengths, batch_size, generator=None):
+    """
+    Lengths of N items -> lists of at most `batch_size` indices that cover each item once.
+
+    Rows of similar length share a batch, because a batch costs B times its longest row. Sorting
+    everything would show the model the same batches every epoch, so items are shuffled first and
+    sorted only within pools of 50 batches: little padding, and still random. Without a
+    `generator`, for evaluation, everything is sorted.
+    """
+    n = len(lengths)
+    if generator is None:
+        order, pool = range(n), max(n, 1)
+    else:
+        order, pool = torch.randperm(n, generator=generator).tolist(), 50 * batch_size
+    cut = []
+    for i in range(0, n, pool):
+        ordered = sorted(order[i : i + pool], key=lambda j: lengths[j])
+        cut += [ordered[j : j + batch_size] for j in range(0, len(ordered), batch_size)]
+    if generator is not None:
+        cut = [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
+    return cut
+
+
+def epochs(lengths, batch_size, seed):
+    """Yields batches of indices for ever, each epoch in an order of its own that `seed` decides."""
+    epoch = 0
+    while True:
+        order = torch.Generator().manual_seed(100_003 * seed + epoch)
+        # A smaller last batch would be a noisier step; but never drop the only one.
+        whole = [b for b in batches(lengths, batch_size, order) if len(b) == batch_size]
+        yield from whole or [list(range(len(lengths)))]
+        epoch += 1
+
+
+# --------------------------------------------------------------------------------------------
+# Records: where they come from
+
+
+def load(name_or_path, split, n=None, seed=0):
+    """
+    The examples of a split -> list of Example: all of them, or `n` chosen by `seed`.
+
+    `name_or_path` is "summarise" or "instruct", a folder with `<split>.jsonl[.gz]`, or one such
+    file, cut into train, validation and test by a hash of the prompt (so that a prompt with
+    several responses falls on one side). ValueError names an unknown split or a bad row.
+    """
+    if name_or_path in WORLD:
+        from . import world
+
+        valid = ("train", "validation", *world.SPLITS[name_or_path])
+        check_split(name_or_path, split, valid)
+        return [Example(*row) for row in world.examples(name_or_path, split, n, seed)]
+    examples = [example(*row) for row in read_split(name_or_path, split, "")]
+    if n is not None and n < len(examples):
+        chosen = sorted(random.Random(seed).sample(range(len(examples)), n))
+        examples = [examples[i] for i in chosen]
+    return examples
+
+
+def comparisons(name_or_path, split):
+    """The comparisons of a split -> list of Comparison, from files as for `load`."""
+    if name_or_path in WORLD:
+        raise ValueError(
+            f"{name_or_path} has no stored comparisons: "
+            "reward.py collects them from the SFT policy and an annotator"
+        )
+    return [comparison(*row) for row in read_split(name_or_path, split, "comparisons.")]
+
+
+def texts(name_or_path, n=None, seed=0):
+    """Raw text to pretrain on -> list of str; for files: train examples, and text.jsonl[.gz]."""
+    if name_or_path in WORLD:
+        from . import world
+
+        return list(world.pretraining(n, seed))
+    found, folder = [], Path(name_or_path)
+    if not folder.is_dir() or "train" in splits(folder, ""):
+        found += [f"{e.prompt} {e.response}" for e in load(name_or_path, "train")]
+    if folder.is_dir() and "text" in splits(folder, ""):
+        found += [string(row, at, "text") for row, at in read_rows(splits(folder, "")["text"])]
+    if not found:
+        raise ValueError(f"{name_or_path} holds neither train.jsonl nor text.jsonl")
+    random.Random(seed).shuffle(found)
+    return found[:n]
+
+
+def gold(name):
+    """The gold score of the embedded world, (prompt, response) texts -> float; None for real data."""
+    if name not in WORLD:
+        return None
+    from . import world
+
+    return world.gold
+
+
+def run_folder(data, seed=0, out="out"):
+    """Where the runs on a dataset go -> Path: out/<data>, and below it seed-S for S != 0."""
+    name = data if data in WORLD else file_stem(Path(data).resolve())
+    return Path(out) / name / f"seed-{seed}" if seed else Path(out) / name
+
+
+# --------------------------------------------------------------------------------------------
+# JSON lines, with the standard library, so that a bad row can be named by its number
+
+
+def file_stem(path):
+    return path.name.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def check_split(source, split, valid):
+    if split not in valid:
+        raise ValueError(f"{source} has no split {split!r}: choose from {', '.join(valid)}")
+
+
+def splits(folder, prefix):
+    """The files of a folder, `prefix` being "" or "comparisons." -> dict from split to Path."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        mine = path.name.startswith("comparisons.") == bool(prefix)
+        if mine and path.name.endswith((".jsonl", ".jsonl.gz")):
+            found[file_stem(path).removeprefix(prefix)] = path
+    return found
+
+
+def read_split(name_or_path, split, prefix):
+    """Yield (row, where it stands) for the rows of one split of a folder or a file."""
+    path = Path(name_or_path)
+    if path.is_dir():
+        found = splits(path, prefix)
+        found.pop("text", None)  # raw text, for `texts` only
+        if not found:
+            raise ValueError(f"{path} holds no {prefix}<split>.jsonl or .jsonl.gz")
+        check_split(path, split, found)
+        yield from read_rows(found[split])
+    elif not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(
+            f"cannot read {name_or_path}: give {' or '.join(WORLD)}, a folder, or a file of "
+            "JSON lines (.jsonl, .jsonl.gz)"
+        )
+    else:
+        check_split(path, split, ("train", "validation", "test"))
+        for row, at in read_rows(path):
+            # One prompt in 20 each for validation and test, the same ones whatever the order.
+            bucket = zlib.crc32(string(row, at, "prompt").encode("utf-8", "replace")) % 20
+            if split == {0: "validation", 1: "test"}.get(bucket, "train"):
+                yield row, at
+
+
+def read_rows(path):
+    """Yield (object, "file, line n") for each line of JSON; ValueError names what is wrong."""
+    number = 0
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
+            for number, line in enumerate(f, 1):
+                at = f"{path}, line {number}"
+                try:
+                    line = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                    row = json.loads(line) if line else None
+                except UnicodeDecodeError:
+                    raise ValueError(f"{at}: not UTF-8") from None
+                except (ValueError, RecursionError):
+                    raise ValueError(f"{at}: not JSON") from None
+                if line:  # a blank line, as at the end of many files, is no row
+                    if not isinstance(row, dict):
+                        raise ValueError(f"{at}: not a JSON object")
+                    yield row, at
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}, after line {number}: broken gzip ({error})") from None
+
+
+def string(row, at, key):
+    """The text under `key` of a row; ValueError says where and what is wrong with it."""
+    if key not in row:
+        raise ValueError(f'{at}: no "{key}"')
+    if not isinstance(row[key], str):
+        raise ValueError(f'{at}: "{key}" is not text but {row[key]!r:.40}')
+    if key == "prompt" and not row[key].strip():
+        raise ValueError(f"{at}: the prompt is empty")
+    return row[key]
+
+
+def example(row, at):
+    key = "response" if "response" in row or "reference" not in row else "reference"
+    meta = {k: v for k, v in row.items() if k not in ("prompt", key)}
+    return Example(string(row, at, "prompt"), string(row, at, key), meta)
+
+
+def comparison(row, at):
+    prompt, chosen, rejected = (string(row, at, key) for key in ("prompt", "chosen", "rejected"))
+    if chosen.strip() == rejected.strip():  # equal in what the model would see
+        raise ValueError(f"{at}: chosen and rejected are equal, so nothing was preferred")
+    meta = {k: v for k, v in row.items() if k not in ("prompt", "chosen", "rejected")}
+    return Comparison(prompt, chosen, rejected, meta)

@@ -1,0 +1,175 @@
+"""
+Train a byte-level byte-pair encoding, and write it in tiktoken's own file format.
+
+Start from the 256 bytes. Again and again, glue together the pair of neighbouring tokens that
+is most frequent in the text, and call the result a new token (Sennrich et al. 2016,
+arXiv:1508.07909; over bytes as in GPT-2). The order of the merges is the vocabulary: a
+token's rank is both its id and its priority when text is encoded, so a file with one
+`base64(token) rank` per line says everything, and tiktoken reads it.
+
+    python -m data.bpe corpus.txt more.jsonl.gz --vocab 2048 --out my.bpe
+"""
+
+import argparse
+import base64
+import gzip
+import heapq
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+
+import regex  # tiktoken depends on it; the standard `re` has no \p{L}
+from tqdm import tqdm
+
+# GPT-2's rule for what may become one token (a word with the space before it, a run of digits,
+# of punctuation, of blanks), spelled as in tiktoken's r50k_base. It is written out because the
+# tokeniser's fingerprint covers it: another spelling in a later tiktoken must not make old
+# checkpoints look foreign.
+PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+FIELDS = ("text", "prompt", "response", "chosen", "rejected", "post", "title")
+
+
+def train(texts, vocab_size, progress=False):
+    """
+    Learn a vocabulary from an iterable of strings -> dict from token (bytes) to rank.
+
+    It has vocab_size - 1 ranks: the last id is left for <|endoftext|>. The 256 bytes are always
+    the first of them, so any text can be encoded. Ties go to the pair that sorts first, which
+    makes the result a function of the text alone. ValueError when the text has too few pairs.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"--vocab {vocab_size} is impossible: 256 bytes and EOS make at least 257")
+    frequency = Counter()  # merges never cross words, so each distinct word is looked at once
+    for text in texts:
+        frequency.update(match[0] for match in regex.finditer(PATTERN, text))
+    words, times = [], []
+    for word, n in frequency.items():
+        words.append([bytes([b]) for b in word.encode("utf-8", errors="replace")])
+        times.append(n)
+
+    counts, where = Counter(), defaultdict(set)  # pair -> how often; -> in which words
+    for w, word in enumerate(words):
+        for pair in zip(word, word[1:]):
+            counts[pair] += times[w]
+            where[pair].add(w)
+    # Every pair has a heap entry at or above its true count: rises are pushed when they happen,
+    # falls are noticed when the entry comes up. The first entry that is up to date is the best.
+    heap = [(-n, pair) for pair, n in counts.items()]
+    heapq.heapify(heap)
+
+    ranks = {bytes([b]): b for b in range(256)}
+    with tqdm(total=vocab_size - 257, desc="merges", disable=not progress) as bar:
+        while len(ranks) < vocab_size - 1:
+            if not heap:
+                raise ValueError(
+                    f"the text yields only {len(ranks) + 1} tokens: "
+                    f"give more text, or --vocab {len(ranks) + 1}"
+                )
+            n, pair = heapq.heappop(heap)
+            if -n != counts[pair]:
+                if counts[pair] > 0:
+                    heapq.heappush(heap, (-counts[pair], pair))
+                continue
+            token = pair[0] + pair[1]
+            grown = set()
+            for w in where.pop(pair):  # only words that hold the pair are counted anew
+                for old in zip(words[w], words[w][1:]):
+                    counts[old] -= times[w]
+                words[w] = merge(words[w], pair, token)
+                for new in zip(words[w], words[w][1:]):
+                    counts[new] += times[w]
+                    if token in new:  # other pairs were in this word before, and did not rise
+                        where[new].add(w)
+                        grown.add(new)
+            for new in grown:
+                heapq.heappush(heap, (-counts[new], new))
+            # Two merges can spell the same bytes (a+bc, ab+c); the first one's rank stands.
+            bar.update(token not in ranks)
+            ranks.setdefault(token, len(ranks))
+    return ranks
+
+
+def merge(word, pair, token):
+    """Replace each occurrence of `pair` in a list of tokens by `token`, from the left."""
+    out, i = [], 0
+    while i < len(word):
+        if word[i] == pair[0] and i + 1 < len(word) and word[i + 1] == pair[1]:
+            out.append(token)
+            i += 2
+        else:
+            out.append(word[i])
+            i += 1
+    return out
+
+
+def save(path, ranks):
+    """Write ranks as tiktoken does: base64 of the token, a space, its rank, one per line."""
+    temporary = f"{path}.{os.getpid()}.tmp"  # a killed run leaves the old file or the new one
+    with open(temporary, "wb") as f:
+        for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+            f.write(base64.b64encode(token) + b" %d\n" % rank)
+    os.replace(temporary, path)
+
+
+def load(path):
+    """
+    Read a file of ranks -> dict from token (bytes) to rank; ValueError if it is not one.
+
+    tiktoken's own loader keeps a copy by path in the temporary folder and so would go on
+    returning the old vocabulary after a new one was trained; hence this one.
+    """
+    ranks = {}
+    with open(path, "rb") as f:
+        for number, line in enumerate(f, 1):
+            try:
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+            except ValueError:
+                raise ValueError(
+                    f"{path}, line {number}: not a token in base64 and its rank"
+                ) from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError(f"{path}: the ranks are not 0, 1, 2, ... without gaps")
+    if any(bytes([b]) not in ranks for b in range(256)):
+        raise ValueError(f"{path}: not all of the 256 single bytes have a rank")
+    return ranks
+
+
+def read(path):
+    """Yield a .txt file whole, or from JSON lines the texts under the keys in FIELDS."""
+    with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:
+        if ".jsonl" not in path:
+            yield f.read()
+            return
+        for number, line in enumerate(f, 1):
+            if line.strip():
+                try:
+                    row = dict(json.loads(line))
+                except (ValueError, TypeError):
+                    raise ValueError(f"{path}, line {number}: not a JSON object") from None
+                yield from (row[key] for key in FIELDS if isinstance(row.get(key), str))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m data.bpe", allow_abbrev=False,
+                                     description="Train a byte-level BPE vocabulary.")
+    parser.add_argument("files", nargs="+", metavar="FILE", help=".txt, .jsonl or .jsonl.gz")
+    parser.add_argument("--vocab", type=int, default=4096, help="tokens, EOS included")
+    parser.add_argument("--out", required=True, help="the file to write")
+    args = parser.parse_args()
+    try:
+        texts = [text for path in args.files for text in read(path)]
+        ranks = train(texts, args.vocab, progress=True)
+        save(args.out, ranks)
+    except (ValueError, OSError, EOFError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+    import tiktoken
+
+    encoding = tiktoken.Encoding("", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    tokens = sum(len(encoding.encode_ordinary(text)) for text in texts)
+    size = sum(len(text.encode("utf-8", errors="replace")) for text in texts)
+    print(f"{len(ranks) + 1} tokens, {size / max(tokens, 1):.2f} bytes per token on the text, "
+          f"written to {args.out}")

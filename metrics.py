@@ -1,0 +1,412 @@
+"""
+The numbers of the study, and its lab notebook.
+
+First the measures: diversity of a set of texts, win rates, KL, intervals. They take texts and
+arrays, know nothing of models, and get their judges, encoders and relations passed in. Then what
+every stage shares: `within` and `cli` (flags from a Config), `Log` and `curve` (what happened).
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import io
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import sys
+import textwrap
+import tokenize
+import types
+import typing
+from pathlib import Path
+
+import numpy as np
+
+# --------------------------------------------------------------------------------------------
+# Diversity. Each function takes one set of texts and returns a float, higher = more diverse.
+
+
+def ngrams(texts, n):
+    """All n-grams of the texts, with repeats; none crosses from one text into the next."""
+    found = []
+    for text in texts:
+        # The paper's tokenisation, kept to the letter so that numbers can be compared: full stops
+        # and newlines vanish (gluing the words around them), only the space separates.
+        words = [w for w in text.replace(".", "").replace("\n", "").split(" ") if w]
+        found += [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return found
+
+
+def ead(texts, vocab_size=50257):
+    """
+    Expectation-adjusted distinct n-grams, mean over n = 1..5 (Liu et al. 2022, arXiv:2202.13587).
+
+    The plain share of distinct n-grams falls with length whatever the text says. EAD divides by
+    the number of distinct ones expected if each were drawn uniformly from `vocab_size`, so it can
+    slightly exceed 1. An n longer than every text counts 0. 16 identical texts give about 1/16.
+    """
+    values = []
+    for n in range(1, 6):
+        found = ngrams(texts, n)
+        expected = vocab_size * (1 - ((vocab_size - 1) / vocab_size) ** len(found))
+        values.append(len(set(found)) / expected if found else 0.0)
+    return sum(values) / 5
+
+
+def distinct(texts, n_max=5):
+    """Distinct n-grams over all n-grams, mean over n = 1..n_max, in [0, 1]; falls with length."""
+    values = []
+    for n in range(1, n_max + 1):
+        found = ngrams(texts, n)
+        values.append(len(set(found)) / len(found) if found else 0.0)
+    return sum(values) / n_max
+
+
+def embedding_diversity(texts, embed):
+    """
+    1 - mean cosine similarity over all pairs of texts, in [0, 2]; the paper's SentBERT measure.
+
+    `embed` maps a list of n texts to (n, d) vectors and is called once. ValueError for n < 2.
+    """
+    n = len(texts)
+    if n < 2:
+        raise ValueError(f"diversity between texts needs at least 2 of them, not {n}")
+    vectors = np.asarray(embed(texts), dtype=np.float64)  # (n, d)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)  # (n, 1)
+    vectors = vectors / np.where(norms > 0, norms, 1)  # a zero vector is orthogonal to everything
+    # |sum of v|^2 = sum of |v|^2 + twice the sum over pairs: no (n, n) matrix is needed.
+    pairs = (np.sum(vectors.sum(axis=0) ** 2) - np.sum(vectors**2)) / (n * (n - 1))
+    return float(1 - pairs)
+
+
+def nli_diversity(texts, relation, sentences=5, seed=0):
+    """
+    Mean contradiction minus entailment over all pairs of texts, in [-2, 2] (Stasaski & Hearst
+    2022). Identical one-sentence texts give -2, mutually contradicting ones 2.
+
+    `relation(premise, hypothesis)` is a float: 1 contradiction, 0 neutral, -1 entailment (or that
+    times a model's confidence). From each pair of texts up to `sentences` sentences are drawn
+    from either side and related in both directions. A text without words relates to nothing: 0.
+    ValueError for fewer than 2 texts.
+
+    Differs from the paper's released code, which draws characters instead of sentences, reverses
+    the sign and divides twice; its printed numbers lie in [-2, 2] as here.
+    """
+    if len(texts) < 2:
+        raise ValueError(f"diversity between texts needs at least 2 of them, not {len(texts)}")
+    random = np.random.default_rng(seed)
+    split = [[s for s in re.split(r"(?<=[.!?])\s+|\n+", t.strip()) if s] for t in texts]
+    values = []
+    for a, b in itertools.combinations(split, 2):
+        k = min(sentences, len(a), len(b))
+        left = random.choice(len(a), k, replace=False) if k else []
+        right = random.choice(len(b), k, replace=False) if k else []
+        both = [relation(a[i], b[j]) + relation(b[j], a[i]) for i, j in zip(left, right)]
+        values.append(sum(both) / k if k else 0.0)
+    return float(np.mean(values))
+
+
+def per_input(outputs, diversity):
+    """Diversity among the samples of each input -> (inputs,); `outputs[i]` lists input i's."""
+    return np.array([diversity(samples) for samples in outputs], dtype=np.float64)
+
+
+def across_inputs(outputs, diversity, column=0):
+    """Diversity of one output per input, the `column`-th of each -> float (columns replicate)."""
+    return diversity([samples[column] for samples in outputs])
+
+
+# --------------------------------------------------------------------------------------------
+# Win rates, intervals, KL
+
+
+def win_rate(a, b, judge=None):
+    """
+    Does a[i] beat b[i]? -> (N,): 1 yes, 0 no, .5 a tie; `interval` of it is the win rate.
+
+    Without a `judge`, a and b are scores. With one they are anything it can read, and
+    judge(i, a[i], b[i]) is the value itself, in [0, 1]. ValueError for different lengths, for
+    scores that are not numbers and for verdicts out of range.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} outputs cannot be compared with {len(b)}")
+    if judge is None:
+        a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+        if np.isnan(a).any() or np.isnan(b).any():  # NaN would silently lose every comparison
+            raise ValueError(f"score {int(np.argmax(np.isnan(a) | np.isnan(b)))} is not a number")
+        return (a > b) + 0.5 * (a == b)
+    verdicts = np.array([judge(i, x, y) for i, (x, y) in enumerate(zip(a, b))], dtype=np.float64)
+    if not ((verdicts >= 0) & (verdicts <= 1)).all():
+        raise ValueError("a judge must answer 1 (first wins), 0 (second wins) or .5 (tie)")
+    return verdicts
+
+
+def interval(values, level=0.95, resamples=2000, seed=0):
+    """
+    Mean of (N,) values and its bootstrap interval over them -> (mean, low, high, n).
+
+    One value per prompt: prompts are the independent draws, samples of one prompt are not. To
+    compare two policies pass the difference per prompt, which removes the prompts' own spread.
+    ValueError when there are no values or one is not a finite number.
+    """
+    values = np.asarray(values, dtype=np.float64).reshape(-1)  # (N,)
+    n = len(values)
+    if n == 0 or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs finite values, of {n} here not all are")
+    random = np.random.default_rng(seed)
+    # In a loop rather than as one (resamples, N) table, which would not fit for large N.
+    means = [values[random.integers(n, size=n)].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(values.mean()), float(low), float(high), n
+
+
+def kl_estimates(logp, logp_ref, is_response):
+    """
+    (B, R) log-probabilities, in nats, of tokens sampled from the first -> k1, k3, each (B,).
+
+    Both estimate KL(policy || reference) of a whole response. With d = logp - logp_ref, k1 = d is
+    unbiased and often negative; k3 = exp(-d) - 1 + d is never negative, has the same expectation
+    and mostly less variance (Schulman 2020, "Approximating KL divergence"). Padding may hold NaN.
+    """
+    is_response = np.asarray(is_response, dtype=bool)
+    # Masked before the subtraction: NaN times 0 is NaN, and inf - inf would warn.
+    new = np.where(is_response, np.asarray(logp, dtype=np.float64), 0)
+    ref = np.where(is_response, np.asarray(logp_ref, dtype=np.float64), 0)
+    d = new - ref  # (B, R), 0 on padding, where k3 is 0 too
+    return d.sum(axis=1), (np.expm1(-d) + d).sum(axis=1)  # expm1: exact also where d is tiny
+
+
+# --------------------------------------------------------------------------------------------
+# Flags: one per field of a stage's Config
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def within(config, low, high, *names):
+    """Raise ValueError unless each named field is in [low, high]; inf is no bound, NaN never is."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None or low <= value <= high:  # None: not given
+            continue
+        bounds = f"between {low} and {high}"
+        if high == math.inf:
+            bounds = f"of at least {low}" if low > -math.inf else "that is a number"
+        elif low == -math.inf:
+            bounds = f"of at most {high}"
+        raise ValueError(f"{flag(name)} {value} is impossible: give a value {bounds}")
+
+
+def comments(Config):
+    """The comment after each field of a dataclass -> dict; it is the field's help text."""
+    source = textwrap.dedent(inspect.getsource(Config))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    by_line = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    fields = [node for node in ast.parse(source).body[0].body if isinstance(node, ast.AnnAssign)]
+    return {node.target.id: by_line.get(node.end_lineno, "") for node in fields}
+
+
+def options(kind, default):
+    """What argparse needs to know about a field of this type and default -> dict."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # int | None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        return {"type": type(choices[0]), "choices": choices, "metavar": "|".join(map(str, choices))}
+    if kind is bool:  # type=bool would turn "--resume False" into True
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
+
+
+def cli(Config, train, argv=None):
+    """
+    Run `train(Config(...))` with one flag per field; batch_size becomes --batch-size.
+
+    A mistake, in the flags or in the data, is one sentence on stderr and exit code 2 (set the
+    variable TRACEBACK to see where it was raised). Ctrl-C, which a stage passes on once it has
+    saved, exits 130. Help is the docstring of Config's module and the comments of its fields.
+    """
+    parser = argparse.ArgumentParser(
+        description=sys.modules[Config.__module__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --b would be --beta today and --batch tomorrow
+    )
+    parser.error = lambda message: fail(message.removeprefix("argument ") + " (try --help)")
+    hints, notes = typing.get_type_hints(Config), comments(Config)
+    for f in dataclasses.fields(Config):
+        note = notes[f.name].replace("%", "%%")  # argparse formats help texts
+        note += "" if f.default is None else f" (default {f.default})"
+        parser.add_argument(flag(f.name), default=f.default, help=note.strip(),
+                            **options(hints[f.name], f.default))
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [flag(f.name) for f in dataclasses.fields(Config)]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
+        fail(f"there is no {unknown[0]}: " + (f"try {close[0]}" if close else "--help lists all"))
+    try:
+        return train(Config(**vars(args)))
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("TRACEBACK"):
+            raise
+        fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(problem):
+    print("error: " + " ".join(str(problem).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+# --------------------------------------------------------------------------------------------
+# The log: what happened, one JSON object per step
+
+
+class Log:
+    """
+    Appends a row per logged step to <folder>/<stage>.jsonl, and prints it.
+
+    A new log replaces an old one. With `resume_step`, the step of the checkpoint a run goes on
+    from, rows up to it are kept and later ones dropped (they will be written again), so that no
+    step is lost or doubled. Each row is flushed: a killed run keeps what it has logged. `show`
+    names the fields worth a column on the screen; the file has all.
+    """
+
+    def __init__(self, folder, stage, resume_step=None, show=None):
+        self.path = Path(folder) / f"{stage}.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = []
+        if resume_step is not None and self.path.exists():
+            rows = [row for row in read(self.path) if row["step"] <= resume_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(temporary, self.path)
+        self.file = open(self.path, "a", encoding="utf-8", buffering=1)
+        self.header, self.printed, self.show = None, 0, show
+
+    def log(self, step, **fields):
+        """Write one row; values are numbers, text or lists of them. ValueError for NaN and inf."""
+        row = {"step": step}
+        for name, value in fields.items():
+            value = value.tolist() if hasattr(value, "tolist") else value  # tensors, numpy
+            try:
+                json.dumps(value, allow_nan=False)
+            except ValueError:
+                raise ValueError(f"{name} is {value} at step {step}: not a finite number") from None
+            row[name] = value
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        self.print({k: v for k, v in row.items() if not self.show or k in ("step", *self.show)})
+
+    def print(self, row):
+        from tqdm import tqdm  # its `write` keeps a progress bar below the rows
+
+        widths = [max(len(name), 9) for name in row]
+        header = "  ".join(name.rjust(w) for name, w in zip(row, widths))
+        if header != self.header or self.printed % 20 == 0:
+            tqdm.write(header)
+            self.header, self.printed = header, 0
+        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
+        tqdm.write("  ".join(cell.rjust(w) for cell, w in zip(cells, widths)))
+        self.printed += 1
+
+    def close(self):
+        self.file.close()
+
+
+def read(path):
+    """
+    The rows of a log -> list of dicts. A last line that a kill cut short is dropped; ValueError
+    for any other line that is not JSON.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    whole, rows = lines[:-1], []  # after the last newline: nothing, or half a row
+    for number, line in enumerate(whole, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: not JSON; the log was altered") from None
+    return rows
+
+
+def write(path, rows):
+    """Write a list of dicts as JSON lines: all of them, or none."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def curve(path_png, rows, panels):
+    """
+    Draw rows of a log over their step, as a grid of small plots, to a PNG file.
+
+    `panels` is a list of (title, [field, ...], label of the y axis with its unit). Rows without a
+    field are skipped: some things are measured less often than others.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state, just a file
+
+    # Okabe & Ito's colours differ for every kind of colour vision, the dashes in print as well.
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+    dashes = ("-", "--", "-.", ":")
+    columns = min(len(panels), 2)  # two are still readable at half of their size
+    figure = Figure(figsize=(3.4 * columns, 2.6 * math.ceil(len(panels) / columns)))
+    for k, (title, fields, label) in enumerate(panels, 1):
+        axis = figure.add_subplot(math.ceil(len(panels) / columns), columns, k)
+        for i, name in enumerate(fields):
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            axis.plot(*np.array(points).reshape(-1, 2).T, dashes[i % 4], lw=1.6, label=name,
+                      color=colours[i % 7], marker="o" if len(points) == 1 else None)
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("step")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(fields) > 1:
+            axis.legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    # Written beside and renamed: whoever looks while training runs sees a whole picture.
+    temporary = f"{path_png}.tmp"
+    figure.savefig(temporary, format="png", dpi=150)
+    os.replace(temporary, path_png)
+
+
+def stop_signal():
+    """
+    A list that is no longer empty once Ctrl-C or SIGTERM has come: a stage looks at it after each
+    step, saves, and raises KeyboardInterrupt. A second Ctrl-C does not wait.
+    """
+    asked = []
+
+    def ask(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    for name in ("SIGINT", "SIGTERM"):
+        try:
+            signal.signal(getattr(signal, name), ask)
+        except ValueError:  # not the main thread: a notebook's own handling stays
+            pass
+    return asked
+
+
+def side_by_side(path, prompts, answers, gold=None):
+    """
+    Print and keep the answers of several policies to the same prompts: `answers` is {name: texts},
+    `gold` scores (prompt, text) where quality is known.
+    """
+    lines = []
+    for i, prompt in enumerate(prompts):
+        lines += ["-" * 88, prompt]
+        for name, texts in answers.items():
+            score = "" if gold is None else f" [{gold(prompt, texts[i].strip()):5.2f}]"
+            lines.append(f"  {name:>9}{score}  {texts[i].strip()}")
+    text = "\n".join(lines)
+    print("\n" + text + "\n" + "-" * 88)
+    Path(path).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,600 @@
+"""
+model.py - tensors: one transformer, what is sampled from it, and the file it is kept in.
+
+A language model is a function from token ids to a distribution over the next id. Everything in
+this project is one network used in four ways: as a policy (`generate`), as a measure of how likely
+a given response is (`logprobs`), as a judge or a value function (`ScalarModel`, the same layers
+with one number per position instead of V logits), and as a frozen bottom that all of them share
+(`freeze`, `share_trunk`). GPT-2, OPT and LLaMA are the same forty lines with other settings.
+
+Axes: B rows, T positions, R response positions, C channels, H heads, D head width (C / H),
+V vocabulary, S cache columns. Nothing here knows about text, rewards or PPO.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass
+class ModelConfig:
+    vocab_size: int = 2048  # ids 0 .. vocab_size - 1; the id vocab_size itself is PAD
+    context: int = 320  # longest row, prompt and response together
+    layers: int = 4
+    heads: int = 4  # query heads
+    kv_heads: int = 4  # key and value heads; fewer than `heads` is grouped-query attention
+    channels: int = 128
+    hidden: int = 352  # width inside the MLP; SwiGLU has three matrices, so about 8/3 of channels
+    norm: str = "rms"  # "rms" (LLaMA) or "layer" (GPT-2, OPT)
+    norm_eps: float = 1e-5
+    norm_first: bool = True  # False: normalise after the residual sum, as only OPT-350m does
+    activation: str = "swiglu"  # "swiglu" (LLaMA), "gelu" (GPT-2's tanh form) or "relu" (OPT)
+    positions: str = "rotary"  # "rotary" (LLaMA) or "learned" (GPT-2, OPT)
+    rope_theta: float = 10000.0  # rotary only: wavelengths run from 2 pi to 2 pi theta tokens
+    bias: bool = False  # on linear layers (GPT-2 and OPT have it, LLaMA does not)
+    tied: bool = True  # the output matrix is the embedding
+    eos: tuple = (0,)  # sampling stops at any of these ids
+
+    def __post_init__(self):
+        self.eos = tuple(self.eos)  # JSON has no tuples
+        known = {"norm": ("rms", "layer"), "activation": ("swiglu", "gelu", "relu"),
+                 "positions": ("rotary", "learned")}
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {choices}.")
+        for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "channels", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.channels % self.heads:
+            raise ValueError(f"channels={self.channels} must be a multiple of heads={self.heads}.")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}.")
+        if self.positions == "rotary" and self.channels // self.heads % 2:
+            raise ValueError(f"rotary positions turn pairs of channels, so the head width "
+                             f"{self.channels // self.heads} must be even.")
+
+
+# ---- the network ---------------------------------------------------------------------------------
+
+
+def at_least_fp32(x):
+    "Probabilities and scores are never computed in half precision; float64 stays float64."
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def make_norm(config):
+    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.channels, eps=config.norm_eps)
+
+
+def rotate(x, rotation):
+    """
+    Turn channel pair (i, i + D/2) by angle position * theta^(-2i/D), so that a query-key product
+    depends only on the distance between them. Eq. 34, Su et al. 2021, arXiv:2104.09864
+    """
+    cos, sin = rotation  # (..., T, 1, D), the first half of sin negated
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        self.width = config.channels // config.heads
+        # queries, keys and values in one product: as fast as three, and one line to read
+        rows = (config.heads + 2 * config.kv_heads) * self.width
+        self.qkv = nn.Linear(config.channels, rows, bias=config.bias)
+        self.out = nn.Linear(config.channels, config.channels, bias=config.bias)
+
+    def forward(self, x, rotation, is_visible, cache=None, column=0):
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, -1, self.width)  # (B, T, H + 2 Hkv, D)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        if rotation is not None:
+            qk = rotate(qk, rotation)
+        q, k = qk.split([self.heads, self.kv_heads], dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, D)
+        if cache is not None:  # (2, B, Hkv, S, D): append ours, attend to everything so far
+            cache[0, :, :, column:column + T] = k
+            cache[1, :, :, column:column + T] = v
+            k, v = cache[:, :, :, :column + T]
+        if self.kv_heads < self.heads:  # every key head serves heads / kv_heads query heads
+            k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
+            v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        # no mask on right-padded rows, so that the fused causal kernels stay eligible
+        is_causal = is_visible is None and T > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible, is_causal=is_causal)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.activation = config.activation
+        gated = config.activation == "swiglu"  # gate and value in one product, as in Attention
+        self.up = nn.Linear(config.channels, config.hidden * (1 + gated), bias=config.bias)
+        self.down = nn.Linear(config.hidden, config.channels, bias=config.bias)
+
+    def forward(self, x):
+        x = self.up(x)
+        if self.activation == "swiglu":
+            gate, x = x.chunk(2, dim=-1)
+            return self.down(F.silu(gate) * x)
+        x = F.relu(x) if self.activation == "relu" else F.gelu(x, approximate="tanh")
+        return self.down(x)
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.norm1, self.attention = make_norm(config), Attention(config)
+        self.norm2, self.mlp = make_norm(config), MLP(config)
+
+    def forward(self, x, *where):
+        if self.norm_first:
+            x = x + self.attention(self.norm1(x), *where)
+            return x + self.mlp(self.norm2(x))
+        x = self.norm1(x + self.attention(x, *where))
+        return self.norm2(x + self.mlp(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config, lm_head=True):
+        super().__init__()
+        self.config = config
+        self.frozen = 0  # how many blocks `freeze` has frozen
+        self.embed = nn.Embedding(config.vocab_size, config.channels)
+        learned = config.positions == "learned"
+        self.position = nn.Embedding(config.context, config.channels) if learned else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = make_norm(config) if config.norm_first else nn.Identity()
+        untied = lm_head and not config.tied
+        self.lm_head = nn.Linear(config.channels, config.vocab_size, False) if untied else None
+        if not learned:
+            half = config.channels // config.heads // 2
+            speed = config.rope_theta ** -(torch.arange(half).double() / half)
+            angle = torch.arange(config.context)[:, None] * speed  # (context, D/2)
+            cos, sin = angle.cos(), angle.sin()
+            table = torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)])
+            self.register_buffer("table", table.float(), persistent=False)  # (2, context, D)
+        self.apply(self._init)
+        for block in self.blocks:  # 2L branches add up in the residual stream: keep its size at 1
+            for layer in (block.attention.out, block.mlp.down):
+                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * config.layers))
+
+    def _init(self, module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def layout(self, ids, is_real):
+        """
+        Where every token stands (T,) or (B, T), and which keys it may see (None: all before it).
+        Left-padded rows count positions from their first real token; a padding token sees itself,
+        because a softmax over no keys at all is NaN, and NaN * 0 is NaN further down.
+        """
+        T, context = ids.shape[1], self.config.context
+        if T > context:
+            raise ValueError(f"a row of {T} ids does not fit the model's context of {context}; "
+                             f"cut the prompt or take a model with a longer context.")
+        if is_real is None:
+            return torch.arange(T, device=ids.device), None
+        causal = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
+        itself = torch.eye(T, dtype=torch.bool, device=ids.device)
+        is_visible = causal & is_real[:, None, None, :] | itself  # (B, 1, T, T)
+        return (is_real.long().cumsum(1) - 1).clamp(min=0), is_visible
+
+    def embeddings(self, ids, positions):
+        x = self.embed(ids.where(ids < self.config.vocab_size, 0))  # PAD is fed as 0: (B, T, C)
+        return x if self.position is None else x + self.position(positions)
+
+    def rotation(self, positions):
+        return None if self.position is not None else self.table[:, positions].unsqueeze(-2)
+
+    def forward(self, ids, is_real=None, start=None):
+        """
+        Final hidden states (B, T, C). `is_real` None: rows are right-padded, and causal attention
+        keeps real tokens from ever seeing the padding. `is_real` (B, T): rows are left-padded.
+        `start`: what `frozen_output` gave for these rows, so that only the top layers run.
+        """
+        positions, is_visible = self.layout(ids, is_real)
+        x = self.embeddings(ids, positions) if start is None else start
+        rotation = self.rotation(positions)
+        for block in self.blocks[0 if start is None else self.frozen:]:
+            x = block(x, rotation, is_visible)
+        return self.norm(x)
+
+    def logits(self, hidden):
+        return F.linear(hidden, self.embed.weight if self.lm_head is None else self.lm_head.weight)
+
+    @torch.no_grad()
+    def frozen_output(self, ids, is_real=None):
+        "What the frozen layers make of `ids`: compute it once, pass it as `start` many times."
+        if self.embed.weight.requires_grad:
+            raise ValueError("nothing is frozen, so there is no fixed trunk to compute once.")
+        positions, is_visible = self.layout(ids, is_real)
+        x, rotation = self.embeddings(ids, positions), self.rotation(positions)
+        for block in self.blocks[:self.frozen]:
+            x = block(x, rotation, is_visible)
+        return x
+
+    def new_cache(self, rows, columns):
+        config = self.config
+        shape = (config.layers, 2, rows, config.kv_heads, columns, config.channels // config.heads)
+        return self.embed.weight.new_empty(shape)
+
+    def decode(self, ids, positions, is_visible, cache, column):
+        "Append `ids` (B, T) to the cache at `column`; the last one's final hidden state (B, C)."
+        x, rotation = self.embeddings(ids, positions), self.rotation(positions)
+        for block, part in zip(self.blocks, cache):
+            x = block(x, rotation, is_visible, part, column)
+        return self.norm(x[:, -1])
+
+
+class ScalarModel(nn.Module):
+    """
+    One number per position: the reward model, read at the last response token, and the value
+    network, read everywhere. Output = (head(hidden) - shift) / scale; reward.py sets the two
+    numbers so that human-written responses have mean 0 and standard deviation 1.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.trunk = Transformer(config, lm_head=False)
+        self.head = nn.Linear(config.channels, 1)
+        # hidden states have size about 1 per channel, so the first outputs are about N(0, 1)
+        nn.init.normal_(self.head.weight, std=1 / math.sqrt(config.channels + 1))
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("shift", torch.tensor(0.0))
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def forward(self, ids, is_real=None, start=None):
+        hidden = at_least_fp32(self.trunk(ids, is_real, start))  # (B, T, C)
+        with torch.autocast(hidden.device.type, enabled=False):  # eight bits are not a score
+            weight, bias = self.head.weight.to(hidden.dtype), self.head.bias.to(hidden.dtype)
+            return (F.linear(hidden, weight, bias).squeeze(-1) - self.shift) / self.scale  # (B, T)
+
+
+def scalar_from(policy):
+    "A scalar model that starts as a copy of `policy`, with a fresh head."
+    model = ScalarModel(policy.config).to(policy.embed.weight)  # same device, same precision
+    model.trunk = copy.deepcopy(policy)
+    model.trunk.lm_head = None
+    return model
+
+
+# ---- how likely a response is --------------------------------------------------------------------
+
+
+def logprobs(model, ids, positions, temperature=1.0, start=None, hidden=None, entropy=False,
+             chunk=4096):
+    """
+    log pi(token at each of `positions` | all before it), (B, T), (B, R) -> (B, R); rows of `ids`
+    are right-padded, and positions that fall in the padding give numbers that the caller masks.
+    With `entropy` also the exact entropy, in nats, of each of those distributions. `hidden` is what
+    `model(ids)` gave, for a caller who had another use for it.
+
+    Logits are the memory: 64 rows x 600 x 50,257 in fp32 are 7.7 GB. So only the R positions reach
+    the output matrix, `chunk` rows at a time, and backward computes each chunk's logits again.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: log-probabilities need one above 0.")
+    positions = positions.clamp(1, ids.shape[1] - 1)
+    hidden = model(ids, start=start) if hidden is None else hidden  # (B, T, C)
+    # the state that predicts the token at t is the one at t - 1
+    rows = hidden.gather(1, (positions - 1)[..., None].expand(-1, -1, hidden.shape[-1]))
+    tokens = ids.gather(1, positions)  # (B, R)
+    tokens = tokens.where(tokens < model.config.vocab_size, 0)
+
+    def score(hidden, tokens):  # (rows, C), (rows,) -> (rows,), (rows,)
+        logits = at_least_fp32(model.logits(hidden))
+        logp = F.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+        spread = -(logp.exp() * logp).sum(-1) if entropy else None
+        return logp.gather(1, tokens[:, None]).squeeze(1), spread
+
+    parts = list(zip(rows.flatten(0, 1).split(chunk), tokens.flatten().split(chunk)))
+    if len(parts) > 1 and torch.is_grad_enabled():
+        scores = [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False)
+                  for part in parts]
+    else:
+        scores = [score(*part) for part in parts]
+    logp, spread = zip(*scores)
+    logp = torch.cat(logp).view(positions.shape)  # (B, R)
+    return (logp, torch.cat(spread).view(positions.shape)) if entropy else logp
+
+
+# ---- the frozen trunk ----------------------------------------------------------------------------
+
+
+def transformer(model):
+    return model.trunk if isinstance(model, ScalarModel) else model
+
+
+def frozen_parts(model):
+    "What `freeze` holds fixed, by name; the output matrix too, or a tied one would move them."
+    parts = {"embed": model.embed, "position": model.position, "lm_head": model.lm_head}
+    parts |= {f"blocks.{i}": block for i, block in enumerate(model.blocks[:model.frozen])}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def freeze(model, fraction):
+    "Hold the first int(fraction * layers) blocks and all embeddings fixed; 0 freezes nothing."
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"the frozen fraction must be between 0 and 1, not {fraction}.")
+    model.requires_grad_(True)
+    model = transformer(model)
+    model.frozen = int(fraction * model.config.layers + 1e-9)  # .58 * 50 is 28.999999999999996
+    if fraction > 0:
+        for part in frozen_parts(model).values():
+            part.requires_grad_(False)
+
+
+def share_trunk(model, other):
+    """
+    Make `other` use `model`'s frozen layers, so that policy, reference, reward model and value
+    network hold them in memory once. Only allowed where they are the same numbers already.
+    """
+    model, other = transformer(model), transformer(other)
+    if model.embed.weight.requires_grad:
+        raise ValueError("nothing is frozen in the first model, so there is nothing to share.")
+    other.frozen = model.frozen
+    mine, its = frozen_parts(model), frozen_parts(other)
+    shared = mine.keys() & its.keys()  # a scalar model has no output matrix of its own
+    same = mine.keys() - {"lm_head"} <= shared and all(
+        torch.equal(value, other_value) for name in shared for value, other_value
+        in zip(mine[name].parameters(), its[name].parameters(), strict=True))
+    if not same:
+        raise ValueError("the frozen layers differ: train both from the same base with the same "
+                         "--freeze.")
+    for name in shared:
+        parent, _, last = name.rpartition(".")
+        setattr(other.get_submodule(parent), last, mine[name])
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+def choose(logits, temperature, uniform):
+    """
+    The next token of every row, (rows, V), (rows,) -> (rows,): the first one at which the summed
+    probability passes the row's uniform number. One random number per token instead of the V that
+    the Gumbel trick needs, and, unlike torch.multinomial, no wait for the GPU.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = F.softmax(at_least_fp32(logits) / temperature, dim=-1)
+    cdf = probs.cumsum(-1, dtype=torch.float64)  # in fp32 a rare token would be rounded away
+    token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(1)
+    return token.clamp(max=logits.shape[-1] - 1)
+
+
+def decode_rows(model, prompts, which, temperature, uniform):
+    """
+    Responses to prompts[which[row]], as (rows, max_new_tokens) ids; what follows a row's first EOS
+    is arbitrary. `uniform` holds every row's random numbers, so no row depends on its neighbours.
+    """
+    device, pad = model.embed.weight.device, model.config.vocab_size
+    max_new, width = uniform.shape[1], max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)  # (B, P)
+    which = torch.tensor(which, device=device)  # (rows,)
+    eos = torch.tensor(model.config.eos, dtype=torch.long, device=device)
+    check_every = 1 if device.type == "cpu" else 8  # looking makes the CPU wait for the GPU
+
+    # every prompt is read once, and its cache copied to each of its samples
+    positions, is_visible = model.layout(ids, ids < pad)
+    cache = model.new_cache(len(prompts), width + max_new)  # (L, 2, B, Hkv, S, D)
+    hidden = model.decode(ids, positions, is_visible, cache, 0)  # (B, C)
+    hidden, position, cache = hidden[which], positions[which, -1:], cache[:, :, which]
+    is_key = F.pad(ids < pad, (0, max_new), value=True)[which, None, None]  # (rows, 1, 1, S)
+    padded = not is_key.all()  # without padding attention needs no mask
+
+    rows = torch.arange(len(which), device=device)  # the rows still decoded
+    done = torch.zeros(len(which), dtype=torch.bool, device=device)
+    is_finite = torch.ones(max_new, dtype=torch.bool, device=device)
+    out = torch.zeros(len(which), max_new, dtype=torch.long, device=device)
+    for step in range(max_new):
+        logits = model.logits(hidden)  # (rows, V)
+        token = choose(logits, temperature, uniform[rows, step])  # (rows,)
+        is_finite[step] = logits.sum().isfinite()
+        out[rows, step] = token
+        done |= torch.isin(token, eos)
+        if step + 1 == max_new or (step + 1) % check_every == 0:
+            if not is_finite.all():
+                raise ValueError(f"the logits of sampled token {is_finite.int().argmin() + 1} are "
+                                 f"not finite, so the weights are broken: lower the learning rate.")
+            if done.all() or step + 1 == max_new:
+                break
+            if 2 * done.sum() >= len(done):  # at least half are done: go on with the others only
+                keep = ~done
+                rows, token, position, done = rows[keep], token[keep], position[keep], done[keep]
+                cache, is_key = cache[:, :, keep], is_key[keep]
+        column, position = width + step, position + 1
+        is_visible = is_key[..., :column + 1] if padded else None
+        hidden = model.decode(token[:, None], position, is_visible, cache, column)
+    return out
+
+
+@torch.no_grad()
+def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, seed=0,
+             generator=None, batch=256):
+    """
+    Sample `num_samples` responses to each prompt: lists of ids in, len(prompts) * num_samples
+    lists out, prompt by prompt, each with its EOS if it came to one. Temperature 0 is greedy.
+    At most `batch` rows are decoded at a time; that changes the memory, not the random numbers.
+    """
+    room = model.config.context - max_new_tokens
+    if temperature < 0 or max_new_tokens < 1 or num_samples < 1 or batch < 1:
+        raise ValueError(f"temperature={temperature} must not be negative, and max_new_tokens="
+                         f"{max_new_tokens}, num_samples={num_samples} and batch={batch} must be "
+                         f"at least 1.")
+    for i, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= room:
+            raise ValueError(f"prompt {i} has {len(prompt)} tokens; it must have 1 to {room}, to "
+                             f"leave room for {max_new_tokens} new ones in a context of "
+                             f"{model.config.context}.")
+    if generator is None:
+        generator = torch.Generator().manual_seed(seed)
+    # all random numbers come first, one per token: row r gets the same ones in whatever company
+    uniform = torch.rand(len(prompts) * num_samples, max_new_tokens, dtype=torch.float64,
+                         generator=generator, device=generator.device).to(model.embed.weight.device)
+    eos, out = set(model.config.eos), [None] * len(uniform)
+    # rows of like length go together; the longest first, so that memory runs out now or never
+    order = sorted(range(len(out)), key=lambda row: -len(prompts[row // num_samples]))
+    for i in range(0, len(order), batch):
+        rows = order[i:i + batch]
+        owners = {row // num_samples: None for row in rows}  # prompts in this batch, in order
+        place = {owner: n for n, owner in enumerate(owners)}
+        tokens = decode_rows(model, [list(prompts[owner]) for owner in owners],
+                             [place[row // num_samples] for row in rows], temperature,
+                             uniform[rows])
+        for row, response in zip(rows, tokens.tolist()):
+            end = next((n for n, token in enumerate(response) if token in eos), len(response))
+            out[row] = response[:end + 1]
+    return out
+
+
+# ---- the optimiser -------------------------------------------------------------------------------
+
+
+def device(name):
+    "auto, cpu or cuda -> the name torch wants."
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU here; leave the flag out.")
+    return name
+
+
+def schedule(peak, step, steps, warmup=0.03):
+    "Learning rate of steps 1 .. steps: up in a straight line, then down on a cosine to a tenth."
+    rise = max(round(warmup * steps), 1)
+    if step <= rise:
+        return peak * step / rise
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1))))
+
+
+def adamw(model, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0):
+    "AdamW on what is not frozen; only matrices decay, as norms and biases have no reason to be 0."
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
+    try:  # one kernel for all parameters
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    except RuntimeError:  # no such kernel for this device in this version
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, foreach=True)
+
+
+# ---- the checkpoint ------------------------------------------------------------------------------
+
+FORMAT = 1
+MADE_BY = {"policy": "python sft.py", "reward": "python reward.py"}
+
+
+def digest(record):
+    "SHA-256 over everything in `record` but its digest: same numbers, same text, whatever the zip."
+    sha = hashlib.sha256()
+
+    def walk(value):
+        kind = type(value)
+        if issubclass(kind, dict):
+            sha.update(b"dict %d\n" % len(value))
+            for key in sorted(value, key=lambda key: (type(key).__name__, key)):
+                walk(key), walk(value[key])
+        elif kind in (list, tuple):
+            sha.update(b"%s %d\n" % (kind.__name__.encode(), len(value)))
+            for item in value:
+                walk(item)
+        elif issubclass(kind, torch.Tensor):
+            sha.update(f"tensor {value.dtype} {tuple(value.shape)}\n".encode())
+            value = value.detach().cpu().contiguous().reshape(-1)
+            sha.update(value.view(torch.uint8).numpy())
+        elif kind in (str, int, float, bool, type(None)):
+            text = struct.pack("<d", value) if kind is float else str(value).encode()
+            sha.update(b"%s %d\n" % (kind.__name__.encode(), len(text)) + text)
+        else:
+            raise ValueError(f"a checkpoint holds primitives and tensors only, not {kind}.")
+
+    walk({key: value for key, value in record.items() if key != "digest"})
+    return sha.hexdigest()
+
+
+def replace_file(path, write):
+    "Write beside `path`, then rename: a kill at any moment leaves the old file or the new, whole."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise OSError(f"{path} could not be written ({str(error).splitlines()[0]}); an older file "
+                      f"of that name is still whole.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path, kind, model, tokenizer, meta, state=None, dtype=None):
+    """
+    Write `model` ("policy" or "reward"), and `meta` as readable JSON beside it. `tokenizer` is
+    {"name", "fingerprint"}; `state` is what resuming needs; `dtype` stores the weights smaller.
+    """
+    if kind not in MADE_BY:
+        raise ValueError(f"kind={kind!r} is not one of {tuple(MADE_BY)}.")
+    path, model = Path(path), getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+    # single numbers (shift, scale) keep their precision
+    weights = {name: value.detach().to("cpu", dtype if dtype and value.dim() else value.dtype)
+               for name, value in model.state_dict().items()}
+    record = {"format": FORMAT, "kind": kind, "model": asdict(model.config), "weights": weights,
+              "tokenizer": tokenizer, "meta": meta}
+    if state is not None:
+        record["state"] = state
+    record["digest"] = digest(record)
+    readable = json.dumps(meta, indent=2, default=str).encode()
+    replace_file(path, lambda file: torch.save(record, file))
+    replace_file(path.with_suffix(".json"), lambda file: file.write(readable))
+
+
+def load(path, kind, device="cpu", tokenizer=None):
+    """
+    (module, record) from a checkpoint; weights come back as fp32 parameters. Whatever is wrong
+    with the file, and `tokenizer`, a fingerprint, that is not its own, is said in one sentence.
+    """
+    path, remedy = Path(path), f"make a {kind} with `{MADE_BY[kind]}`."
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {remedy}")
+    try:  # weights_only: nothing in a file can run code
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        actual = digest(record)
+    except Exception as error:  # truncated, altered or foreign: torch has a dozen ways to say so
+        raise ValueError(f"{path} is damaged or not a checkpoint; {remedy}") from error
+    if not {"format", "kind", "digest"} <= record.keys():
+        raise ValueError(f"{path} is not a checkpoint of this project; {remedy}")
+    if record["format"] != FORMAT:
+        raise ValueError(f"{path} has format {record['format']}, and this version reads format "
+                         f"{FORMAT}; {remedy}")
+    if record["digest"] != actual:
+        raise ValueError(f"{path} was altered after it was written; {remedy}")
+    if record["kind"] != kind:
+        raise ValueError(f"{path} is a {record['kind']}, not a {kind}; {remedy}")
+    if tokenizer is not None and record["tokenizer"]["fingerprint"] != tokenizer:
+        raise ValueError(f"{path} was made with another tokenizer ({record['tokenizer']['name']}); "
+                         f"{remedy}")
+    config = ModelConfig(**record["model"])
+    model = Transformer(config) if kind == "policy" else ScalarModel(config)
+    model.load_state_dict(record.pop("weights"))  # copies into fp32 whatever it was stored in
+    return model.to(device), record

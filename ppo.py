@@ -1,0 +1,389 @@
+"""
+ppo.py - raise the reward model's score on a KL leash to the SFT policy.
+
+    max_pi  E_{x, y ~ pi}[ r(x, y) ] - beta * KL(pi || pi_SFT)        Eq. 1, Kirk et al. 2024,
+                                                                      arXiv:2310.06452
+    python ppo.py                        # about three minutes on two CPU cores; the last lines
+                                         # show four prompts with the SFT and the RLHF answer
+
+One iteration: sample a response to each of `batch` prompts; score it; hand out the score and the
+KL penalty token by token; estimate advantages; take `epochs` passes of clipped policy-gradient
+steps. Temperature is part of the policy: what was sampled at T is scored at T everywhere.
+"""
+
+import copy
+import importlib.util
+import itertools
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import data
+import metrics
+import model as m
+import reward
+
+
+@dataclass
+class Config:
+    data: str = "summarise"  # summarise or instruct (the embedded world), or a JSON lines file or folder
+    init: str = ""  # the SFT policy to start from (default: sft.pt of the run folder)
+    reward: str = ""  # reward checkpoint (default: reward.pt), gold, or FILE.py with a reward_fn
+    steps: int = 80  # iterations
+    batch: int = 64  # prompts per iteration, one response each
+    epochs: int = 4  # passes over an iteration's responses
+    lr: float = 3e-4  # peak learning rate, falling linearly to zero
+    beta: float = 0.05  # weight of the KL penalty, in reward standard deviations per nat
+    temperature: float = 1.0  # of the policy, in sampling and in every log-probability
+    freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
+    seed: int = 0  # of the prompts' order and the samples
+    resume: bool = False  # go on from where an interrupted run was saved
+    out: str = "out"  # the folder of run folders
+    device: str = "auto"  # auto, cpu or cuda
+
+    kl: Literal["k1", "k2", "k3", "abs"] = "k1"  # estimator in the reward; the paper's code has k2
+    target_kl: float = 0.0  # nats per response: adapt beta to stay near it (0: beta is fixed)
+    value: Literal["reward", "shared"] = "reward"  # a copy of the reward model, or a head (paper)
+    lam: float = 0.95  # lambda of GAE; gamma is 1
+    minibatches: int = 1  # optimiser steps per pass
+    micro: int = 0  # responses per forward pass, for memory (0: the whole minibatch)
+    length_penalty: float = 0.0  # taken off the score of a response of full length, in proportion
+    reward_clip: float = 0.0  # bound on the score's size (0: none)
+    every: int = 10  # iterations between saves and samples
+
+    def __post_init__(self):
+        metrics.within(self, 1, float("inf"), "steps", "batch", "epochs", "minibatches", "every")
+        metrics.within(self, 0, float("inf"), "lr", "beta", "target_kl", "micro", "length_penalty",
+                       "reward_clip", "seed")
+        metrics.within(self, 1e-3, float("inf"), "temperature")
+        metrics.within(self, 0, 1, "freeze", "lam")
+        if self.minibatches > self.batch:
+            raise ValueError(f"--minibatches {self.minibatches} is more than --batch {self.batch}: "
+                             f"give at most one minibatch per response")
+
+
+MISSING_EOS = -3.0  # the score of a response that does not end, however well it reads (std is 1)
+CLIP = 0.2  # of the probability ratio, and of a value's change
+VALUE_COEFFICIENT = 0.5  # of the value loss beside the policy loss
+GAMMA = 1.0  # responses are short: a reward at the end counts in full at the start
+HORIZON = 1_000  # responses in which the adaptive controller moves beta by at most 20 %
+
+
+def token_rewards(score, logp_old, logp_ref, is_response, beta, kl="k1"):
+    """Per-token reward: (B,), (B, R), (B, R), (B, R) -> (B, R); zero on padding.
+
+        r_t = -beta * k(log pi_old(y_t) - log pi_ref(y_t)) + [t is the last response token] * score
+
+    k1, the plain log-ratio, summed over a response is an unbiased estimate of its KL, and its
+    gradient is that of the KL. It may be negative, and must not be clamped. k2 (in the code of
+    Kirk et al.), k3 and abs are there to see what goes wrong: near the reference they hardly pull.
+    """
+    log_ratio = torch.where(is_response, logp_old - logp_ref, 0.0)  # (B, R)
+    penalty = {"k1": lambda x: x, "k2": lambda x: x**2 / 2, "k3": lambda x: torch.expm1(-x) + x,
+               "abs": torch.abs}[kl](log_ratio)  # Schulman 2020, joschu.net/blog/kl-approx.html
+    rewards = -beta * penalty
+    last = is_response.sum(1, keepdim=True) - 1  # (B, 1) EOS, or where the response was cut
+    return rewards.scatter_add(1, last, score[:, None].to(rewards.dtype))
+
+
+def gae(rewards, values, is_response, gamma, lam):
+    """Generalised advantage estimation: (B, R) each -> advantages, returns, both (B, R).
+
+        delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1}
+                                            Eq. 11-12, Schulman et al. 2016, arXiv:1506.02438
+    Nothing comes after the last response token: V and A are zero there, and on all padding.
+    """
+    rewards = torch.where(is_response, rewards, 0.0)
+    values = torch.where(is_response, values, 0.0)  # so V_{t+1} = 0 after the last token
+    advantages = torch.zeros_like(rewards)
+    ahead = next_value = torch.zeros_like(rewards[:, 0])  # (B,)
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        ahead = torch.where(is_response[:, t], delta + gamma * lam * ahead, 0.0)
+        advantages[:, t] = ahead
+        next_value = values[:, t]
+    return advantages, advantages + values
+
+
+def masked_mean(x, is_response, tokens=None):
+    count = is_response.sum() if tokens is None else tokens
+    return torch.where(is_response, x, 0.0).sum() / max(int(count), 1)
+
+
+def whiten(advantages, is_response):
+    "Mean 0 and variance 1 over response tokens; padding stays 0."
+    mean = masked_mean(advantages, is_response)
+    variance = masked_mean((advantages - mean) ** 2, is_response)
+    return torch.where(is_response, (advantages - mean) * torch.rsqrt(variance + 1e-8), 0.0)
+
+
+def policy_loss(logp, logp_old, advantages, is_response, clip, tokens=None):
+    """Clipped surrogate: (B, R) each -> scalar, info.     Eq. 7, Schulman et al. 2017, arXiv:1707.06347
+
+    `tokens` is the minibatch's count when these rows are one of its micro-batches.
+    """
+    log_ratio = torch.where(is_response, logp - logp_old, 0.0)
+    ratio = log_ratio.exp()  # (B, R)
+    worse = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+    value = masked_mean(worse, is_response, tokens)
+    with torch.no_grad():
+        info = {"ratio_gap": (ratio - 1).abs().max().item(),
+                "clip_fraction": masked_mean(((ratio - 1).abs() > clip).to(ratio.dtype),
+                                             is_response, tokens).item(),
+                "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, is_response,
+                                         tokens).item()}  # k3 of old against new
+    return value, info
+
+
+def value_loss(values, values_old, returns, is_response, clip, tokens=None):
+    """Half the squared error, the worse of clipped and unclipped: (B, R) each -> scalar, info.
+
+    Clipping is in units of reward, so it means something only because rewards have std 1.
+    """
+    values = torch.where(is_response, values, 0.0)
+    clipped = values_old + (values - values_old).clamp(-clip, clip)  # (B, R)
+    worse = torch.max((values - returns) ** 2, (clipped - returns) ** 2)
+    return 0.5 * masked_mean(worse, is_response, tokens), {}
+
+
+def adapted(beta, kl, target, responses):
+    "The adaptive controller, once per rollout (Sec. 2.2, Ziegler et al. 2019, arXiv:1909.08593)."
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return beta * (1 + error * responses / HORIZON)
+
+
+def shaped(scores, response_ids, eos, max_tokens, config):
+    "The scores PPO sees, (B,): clipped, less the length penalty, and fixed where EOS is missing."
+    if config.reward_clip:
+        scores = scores.clamp(-config.reward_clip, config.reward_clip)
+    lengths = torch.tensor([float(len(r)) for r in response_ids])
+    scores = scores - config.length_penalty * lengths / max_tokens
+    ended = torch.tensor([r[-1] in eos for r in response_ids])
+    return torch.where(ended, scores, MISSING_EOS)
+
+
+def gold_reward(gold, tokenizer):
+    "The world's true score as a reward function: PPO's ceiling, which no other policy may see."
+    if gold is None:
+        raise ValueError("--reward gold: only the embedded world knows the truth; give a reward "
+                         "checkpoint or a .py file")
+    return lambda prompt_ids, response_ids: torch.tensor([
+        gold(tokenizer.decode(p), tokenizer.decode(r).strip())
+        for p, r in zip(prompt_ids, response_ids)])
+
+
+def custom_reward(path):
+    "`reward_fn` of a student's own file: lists of prompt and of response ids -> (B,)."
+    spec = importlib.util.spec_from_file_location("custom_reward", path)
+    if spec is None:
+        raise ValueError(f"--reward {path}: give a reward checkpoint, gold, or a .py file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "reward_fn"):
+        raise ValueError(f"{path} defines no reward_fn(prompt_ids, response_ids) -> (B,) tensor")
+    return module.reward_fn
+
+
+def value_network(config, policy, reward_model):
+    "V(x, y_<t): a copy of the reward model, or a fresh linear head on the policy's own states."
+    if config.value == "shared":
+        head = nn.Linear(policy.config.channels, 1)
+        nn.init.normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        return head
+    if reward_model is None:
+        raise ValueError("--value reward copies a reward checkpoint, and --reward names none: add "
+                         "--value shared")
+    return copy.deepcopy(reward_model)
+
+
+def act(policy, value, ids, positions, temperature, start=None):
+    """Log-probabilities of the response tokens and the values before each: two of (B, R).
+
+    The value of the state that token t is sampled in is read where token t - 1 stands; reading it
+    at t would show the baseline the action it should not depend on.
+    """
+    hidden = policy(ids, start=start)  # (B, T, C)
+    logp, entropy = m.logprobs(policy, ids, positions, temperature, hidden=hidden, entropy=True)
+    if isinstance(value, m.ScalarModel):
+        values = value(ids, start=start)  # (B, T)
+    else:
+        values = value(hidden).squeeze(-1)
+    return logp, values.gather(1, (positions - 1).clamp(min=0)), entropy
+
+
+@torch.no_grad()
+def experience(config, policy, value, reference, reward_fn, prompts, responses, beta, tokenizer):
+    "Everything that is fixed while an iteration's responses are learned from, and its statistics."
+    device = next(policy.parameters()).device
+    ids, positions, is_response = (t.to(device) for t in data.join(prompts, responses, tokenizer.pad))
+    start = policy.frozen_output(ids) if config.freeze else None  # once per rollout
+    logp_old, values, entropy = act(policy, value, ids, positions, config.temperature, start)
+    logp_ref = m.logprobs(reference, ids, positions, config.temperature, start=start)
+    scores = reward_fn(prompts, responses)  # (B,)
+    if scores.shape != (len(prompts),) or not torch.isfinite(scores).all():
+        raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
+                         f"is {scores}")
+    score = shaped(scores, responses, policy.config.eos, tokenizer.response_tokens, config).to(device)
+    rewards = token_rewards(score, logp_old, logp_ref, is_response, beta, config.kl)
+    advantages, returns = gae(rewards, values, is_response, GAMMA, config.lam)
+    k1, k3 = metrics.kl_estimates(*(t.double().cpu().numpy() for t in (logp_old, logp_ref)),
+                                  is_response.cpu().numpy())
+    fixed = {"ids": ids, "positions": positions, "is_response": is_response, "logp_old": logp_old,
+             "values_old": torch.where(is_response, values, 0.0), "returns": returns,
+             "advantages": whiten(advantages, is_response), "start": start}
+    return fixed, {"score": score.mean().item(), "proxy": scores.mean().item(), "kl": float(k1.mean()),
+                   "kl_k3": float(k3.mean()), "entropy": masked_mean(entropy, is_response).item(),
+                   "length": sum(map(len, responses)) / len(responses),
+                   "ended": sum(r[-1] in policy.config.eos for r in responses) / len(responses)}
+
+
+def update(config, policy, value, optimizer, fixed, generator):
+    "`epochs` passes of clipped steps over one rollout -> mean statistics of the steps."
+    infos = []
+    for epoch in range(config.epochs):
+        order = torch.randperm(len(fixed["ids"]), generator=generator)
+        for minibatch in order.tensor_split(config.minibatches):
+            tokens = int(fixed["is_response"][minibatch].sum())
+            step = {}
+            for rows in minibatch.split(config.micro or len(minibatch)):
+                part = {k: v if v is None else v[rows] for k, v in fixed.items()}
+                logp, values, _ = act(policy, value, part["ids"], part["positions"],
+                                      config.temperature, part["start"])
+                pg, info = policy_loss(logp, part["logp_old"], part["advantages"],
+                                       part["is_response"], CLIP, tokens)
+                vf, _ = value_loss(values, part["values_old"], part["returns"],
+                                   part["is_response"], CLIP, tokens)
+                (pg + VALUE_COEFFICIENT * vf).backward()
+                info |= {"policy_loss": pg.item(), "value_loss": vf.item()}
+                for name, x in info.items():  # parts of a minibatch add up, but for the largest gap
+                    step[name] = max(step.get(name, 0), x) if name == "ratio_gap" else (
+                        step.get(name, 0.0) + x)
+            if not infos:  # nothing was learned yet, so nothing may have changed
+                assert step["ratio_gap"] < 1e-4 and step["clip_fraction"] == 0, (
+                    f"before its first step the policy differs from itself: {step}")
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            step["gradient"] = nn.utils.clip_grad_norm_(parameters, 1.0).item()
+            if not math.isfinite(step["gradient"] + step["policy_loss"] + step["value_loss"]):
+                raise ValueError(f"not a finite loss or gradient: {step}; the last checkpoint is good")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            infos.append(step)
+    return {name: sum(info[name] for info in infos) / len(infos) for name in infos[0]}
+
+
+def train(config, reward_fn=None):
+    """Train a policy and return the path of its checkpoint.
+
+    `reward_fn(prompt_ids, response_ids) -> (B,)`, if given, takes the place of `--reward`.
+    """
+    torch.manual_seed(config.seed)
+    device = m.device(config.device)
+    folder = data.run_folder(config.data, config.seed, config.out)
+    path = folder / "ppo.pt"
+    gold = data.gold(config.data)
+
+    reference, parent = m.load(config.init or folder / "sft.pt", "policy", device)
+    tokenizer = data.Tokenizer(parent["tokenizer"]["name"])
+    policy = copy.deepcopy(reference)
+    tokenizer = data.Tokenizer.of(parent["tokenizer"])
+    reward_model = None
+    if reward_fn is None and config.reward == "gold":
+        reward_fn = gold_reward(gold, tokenizer)
+    elif reward_fn is None and config.reward.endswith(".py"):
+        reward_fn = custom_reward(config.reward)
+    elif reward_fn is None:
+        reward_model, _ = m.load(config.reward or folder / "reward.pt", "reward", device,
+                                 tokenizer.fingerprint)
+        reward_fn = reward.reward_fn(reward_model, tokenizer.pad)
+    value = value_network(config, policy, reward_model).to(device)
+    for other in filter(None, (reference, reward_model)):
+        other.requires_grad_(False)
+    m.freeze(policy, config.freeze)
+    if config.freeze:  # every network then has the same bottom: check that, and hold it once
+        for other in (reference, reward_model, value):
+            if isinstance(other, (m.Transformer, m.ScalarModel)):
+                m.freeze(other, config.freeze)
+                m.share_trunk(policy, other)
+    optimizer = m.adamw(nn.ModuleList([policy, value]), config.lr, betas=(0.9, 0.999), eps=1e-5)
+    # the prompts' order depends on the seed alone, so that a resumed run agrees
+    prompts = [tokenizer.prompt(e.prompt) for e in data.load(config.data, "train")]
+    texts = [e.prompt for e in data.load(config.data, "train")]
+    sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
+    beta, start = config.beta, 0
+    if config.resume:
+        trained, record = m.load(path, "policy", device, tokenizer.fingerprint)
+        policy.load_state_dict(trained.state_dict())
+        start, state = record["meta"]["step"], record["state"]
+        value.load_state_dict(state["value"])
+        optimizer.load_state_dict(state["optimizer"])
+        sampler.set_state(state["sampler"])
+        shuffler.set_state(state["shuffler"])
+        beta = state["beta"]
+    log = metrics.Log(folder, "ppo", start if config.resume else None,
+                      show=("proxy", "gold", "kl", "length", "entropy", "value_loss", "clip_fraction"))
+    stop = metrics.stop_signal()
+    batches = itertools.islice(data.epochs([0] * len(prompts), config.batch, config.seed), start,
+                               config.steps)
+    began = time.time()
+
+    for step, index in enumerate(tqdm(batches, "ppo", config.steps - start, unit="iteration"), start + 1):
+        # ---- one iteration: sample, score, learn
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * (1 - (step - 1) / config.steps)
+        chosen = [prompts[i] for i in index]
+        responses = m.generate(policy, chosen, tokenizer.response_tokens, config.temperature,
+                               generator=sampler)
+        fixed, row = experience(config, policy, value, reference, reward_fn, chosen, responses, beta,
+                                tokenizer)
+        row["beta"] = beta
+        if gold:  # seen by the reader only
+            row["gold"] = sum(gold(texts[i], tokenizer.decode(r).strip())
+                              for i, r in zip(index, responses)) / len(index)
+        row |= update(config, policy, value, optimizer, fixed, shuffler)
+        if config.target_kl:
+            beta = adapted(beta, row["kl"], config.target_kl, len(index))
+
+        # ---- once in a while: log, save
+        log.log(step, **row, seconds=time.time() - began)
+        finished = step == config.steps
+        if step % config.every == 0 or finished or stop:
+            m.save(path, "policy", policy, tokenizer.record,
+                   {"stage": "ppo", "step": step, "finished": finished, "config": asdict(config),
+                    "parent": parent["digest"], "seed": config.seed, "metrics": row},
+                   {"optimizer": optimizer.state_dict(), "value": value.state_dict(), "beta": beta,
+                    "sampler": sampler.get_state(), "shuffler": shuffler.get_state()})
+        if stop and not finished:
+            print(f"stopped after iteration {step} and saved: the same command with --resume goes on")
+            raise KeyboardInterrupt
+
+    # ---- the result: curves, the same prompts before and after, one line
+    picture = folder / "ppo.png"
+    rows = metrics.read(log.path)
+    metrics.curve(picture, rows, [
+        ("Reward", ["proxy", "gold"] if gold else ["proxy"], "score of the samples"),
+        ("KL to SFT", ["kl", "kl_k3"], "nats per response"),
+        ("Length", ["length"], "tokens"), ("Entropy", ["entropy"], "nats per token"),
+        ("Value loss", ["value_loss"], "squared score"),
+        ("Clip fraction", ["clip_fraction"], "share of tokens")])
+    shown = data.load(config.data, "validation")[:4]
+    answers = {name: [tokenizer.decode(r) for r in m.generate(
+        net, [tokenizer.prompt(e.prompt) for e in shown], tokenizer.response_tokens,
+        config.temperature, seed=config.seed)] for name, net in (("sft", reference), ("rlhf", policy))}
+    answers["reference"] = [e.response for e in shown]
+    metrics.side_by_side(folder / "samples.txt", [e.prompt for e in shown], answers, gold)
+    first, last = (
+        {k: sum(r[k] for r in part) / len(part) for k in ("proxy", "gold", "kl") if k in r0}
+        for part in (rows[:5], rows[-5:]) for r0 in part[:1])
+    print("ppo: " + ", ".join(f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first)
+          + f" (means of 5 iterations; KL in nats per response)\nwrote {path}, {log.path} and {picture}")
+    return path
+
+
+if __name__ == "__main__":
+    metrics.cli(Config, train)

@@ -1,0 +1,218 @@
+"""
+sft.py - supervised fine-tuning: imitate what people wrote.
+
+    loss = -sum_t log pi(y_t | x, y_<t) / #tokens      over the response y only, never the prompt x
+                                                       Sec. 3.2, Stiennon et al. 2020, arXiv:2009.01325
+
+    python sft.py                        # about a minute on two CPU cores; the last lines show
+                                         # four prompts with the base model's and the SFT answer
+
+Pretraining is the same loss with every token counted as response: `--stage base` runs it from
+random weights, `--init scratch` runs it first and fine-tunes the result.
+"""
+
+import copy
+import itertools
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+import data
+import metrics
+import model as m
+
+
+@dataclass
+class Config:
+    data: str = "summarise"  # summarise or instruct (the embedded world), or a JSON lines file or folder
+    init: str = "base"  # base (the shipped one), scratch (pretrain first), or a policy checkpoint
+    steps: int = 300  # optimiser steps
+    batch: int = 32  # rows per step
+    lr: float = 3e-4  # peak learning rate: 3 % warm-up, then a cosine to zero
+    freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
+    seed: int = 0  # of the weights, the order of the data and the samples
+    resume: bool = False  # go on from where an interrupted run was saved
+    stage: Literal["sft", "base"] = "sft"  # base: pretrain on raw text instead of fine-tuning
+    tokenizer: str = "world"  # of a new base: world, gpt2, or a file made by python -m data.bpe
+    out: str = "out"  # the folder of run folders
+    device: str = "auto"  # auto, cpu or cuda
+
+    prompt_tokens: int = 224  # longer prompts lose the end of their post, never their last line
+    response_tokens: int = 48  # longer responses are cut, then ended
+    micro: int = 0  # rows per forward pass, for memory (0: the whole batch)
+    eval_size: int = 256  # validation examples for the loss
+    every: int = 50  # steps between evaluations, saves and logged lines
+    base_steps: int = 3000  # steps of the pretraining that --init scratch does first
+    layers: int = 4  # of a new base, as are the next three
+    channels: int = 128  # width of a new base
+    heads: int = 4  # attention heads of a new base
+    context: int = 320  # longest row a new base can read
+
+    def __post_init__(self):
+        metrics.within(self, 1, float("inf"), "steps", "batch", "eval_size", "every", "base_steps",
+                       "layers", "channels", "heads", "context", "prompt_tokens")
+        metrics.within(self, 2, float("inf"), "response_tokens")
+        metrics.within(self, 0, float("inf"), "lr", "micro", "seed")
+        metrics.within(self, 0, 1, "freeze")
+
+
+BASE = Path(__file__).parent / "data" / "base.pt"  # the shipped base model of the embedded world
+BASE_LR = 2e-3  # of the pretraining that --init scratch does
+
+
+def loss(logp, is_response, tokens=None):
+    """Mean negative log-likelihood per response token: (B, R), (B, R) -> scalar, info.
+
+    `tokens` is the count in the whole batch when these rows are only a part of it: losses of the
+    parts then add up to the loss of the whole, however the rows were split.
+    """
+    total = -torch.where(is_response, logp, 0.0).sum()
+    count = is_response.sum() if tokens is None else tokens
+    value = total / max(int(count), 1)
+    return value, {"loss": value.item()}
+
+
+def encode(tokenizer, examples):
+    return [(tokenizer.prompt(e.prompt), tokenizer.response(e.response)) for e in examples]
+
+
+def stream(config, tokenizer):
+    """Yields each step's rows, (prompt ids, response ids); for the base, a text is one response.
+
+    Their order is a function of the seed and nothing else, so that a resumed run, which skips what
+    it has seen, goes on exactly where it stopped.
+    """
+    epoch = 0
+    while True:
+        seed = config.seed * 100_003 + epoch
+        if config.stage == "base":  # the world writes fresh text: no base reads the same one twice
+            longest = tokenizer.prompt_tokens + tokenizer.response_tokens
+            texts = [tokenizer.encode(text)[:longest - 1] + [tokenizer.eos]
+                     for text in data.texts(config.data, 200 * config.batch, seed)]
+            rows = [(ids[:1], ids[1:]) for ids in texts]
+        elif epoch == 0:
+            rows = encode(tokenizer, data.load(config.data, "train"))
+        order = torch.Generator().manual_seed(seed)
+        for index in data.batches([len(p) + len(r) for p, r in rows], config.batch, order):
+            yield [rows[i] for i in index]
+        epoch += 1
+
+
+@torch.no_grad()
+def evaluate(policy, rows, pad, device, batch=64):
+    "Mean loss per response token over all rows, in nats."
+    total, tokens = 0.0, 0
+    for index in data.batches([len(p) + len(r) for p, r in rows], batch):
+        ids, positions, is_response = (t.to(device) for t in data.join(
+            *zip(*(rows[i] for i in index)), pad))
+        count = int(is_response.sum())
+        total += loss(m.logprobs(policy, ids, positions), is_response)[0].item() * count
+        tokens += count
+    return total / tokens
+
+
+def start_from(config, device):
+    "The network to train, its tokeniser and its parent's digest: fresh, shipped, or a checkpoint."
+    if config.stage == "base":
+        tokenizer = data.Tokenizer(config.tokenizer, config.prompt_tokens, config.response_tokens)
+        shape = m.ModelConfig(vocab_size=tokenizer.vocab_size, context=config.context,
+                              layers=config.layers, heads=config.heads, kv_heads=config.heads,
+                              channels=config.channels, hidden=config.channels * 11 // 4,
+                              eos=(tokenizer.eos,))
+        return m.Transformer(shape).to(device), tokenizer, None
+    policy, record = m.load(BASE if config.init == "base" else config.init, "policy", device)
+    tokenizer = data.Tokenizer.of(record["tokenizer"])
+    tokenizer.prompt_tokens, tokenizer.response_tokens = config.prompt_tokens, config.response_tokens
+    return policy, tokenizer, record["digest"]
+
+
+def train(config):
+    "Train, and return the path of the checkpoint."
+    torch.manual_seed(config.seed)
+    device = m.device(config.device)
+    folder = data.run_folder(config.data, config.seed, config.out)
+    path = folder / f"{config.stage}.pt"
+    if config.stage == "sft" and config.init == "scratch":
+        config.init = str(train(replace(config, stage="base", steps=config.base_steps, lr=BASE_LR)))
+
+    policy, tokenizer, parent = start_from(config, device)
+    before = copy.deepcopy(policy)  # for the samples at the end
+    start, state = 0, None
+    if config.resume:
+        policy, record = m.load(path, "policy", device, tokenizer.fingerprint)
+        start, state = record["meta"]["step"], record["state"]
+    m.freeze(policy, config.freeze)
+    optimizer = m.adamw(policy, config.lr)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+    shown = data.load(config.data, "validation")[:config.eval_size]
+    validation = encode(tokenizer, shown)
+    first_loss = validation_loss = evaluate(before, validation, tokenizer.pad, device)
+    log = metrics.Log(folder, config.stage, start if config.resume else None)
+    stop = metrics.stop_signal()
+    batches = itertools.islice(stream(config, tokenizer), start, config.steps)
+    losses, seen, began = [], 0, time.time()
+
+    for step, rows in enumerate(tqdm(batches, config.stage, config.steps - start, unit="step"),
+                                start + 1):
+        # ---- one optimiser step
+        for group in optimizer.param_groups:
+            group["lr"] = m.schedule(config.lr, step, config.steps)
+        tokens = sum(len(r) for _, r in rows)
+        total = 0.0
+        for i in range(0, len(rows), config.micro or len(rows)):
+            ids, positions, is_response = (t.to(device) for t in data.join(
+                *zip(*rows[i:i + (config.micro or len(rows))]), tokenizer.pad))
+            value, info = loss(m.logprobs(policy, ids, positions), is_response, tokens)
+            value.backward()
+            total += info["loss"]
+        if not math.isfinite(total):
+            raise ValueError(f"the loss is {total} at step {step}, and that step was not taken; try "
+                             f"--lr {config.lr / 3:.0e}, or --resume from the last checkpoint")
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+        seen += tokens
+
+        # ---- once in a while: evaluate, log, save
+        if step % config.every == 0 or step == config.steps or stop:
+            validation_loss = evaluate(policy, validation, tokenizer.pad, device)
+            log.log(step, loss=sum(losses) / len(losses), validation_loss=validation_loss,
+                    lr=group["lr"], tokens_per_second=seen / (time.time() - began))
+            losses = []
+            finished = step == config.steps
+            small = finished and config.stage == "base"  # a base is shipped: bf16, nothing to resume
+            m.save(path, "policy", policy, tokenizer.record,
+                   {"stage": config.stage, "step": step, "finished": finished,
+                    "config": asdict(config), "parent": parent, "seed": config.seed,
+                    "metrics": {"validation_loss": validation_loss}},
+                   None if small else {"optimizer": optimizer.state_dict()},
+                   torch.bfloat16 if small else None)
+            if stop and not finished:
+                print(f"stopped after step {step} and saved: the same command with --resume goes on")
+                raise KeyboardInterrupt
+
+    # ---- the result: a curve, the same prompts before and after, one line, the next command
+    picture = folder / f"{config.stage}.png"
+    metrics.curve(picture, metrics.read(log.path),
+                  [("Loss", ["loss", "validation_loss"], "nats per token")])
+    answers = {name: [tokenizer.decode(r) for r in m.generate(
+        net, [p for p, _ in validation[:4]], tokenizer.response_tokens, seed=config.seed)]
+        for name, net in (("before", before), ("after", policy))}
+    answers["reference"] = [e.response for e in shown[:4]]
+    metrics.side_by_side(folder / f"{config.stage}.txt", [e.prompt for e in shown[:4]], answers,
+                         data.gold(config.data))
+    print(f"{config.stage}: validation loss {first_loss:.3f} -> {validation_loss:.3f} nats per "
+          f"response token\nwrote {path}, {log.path} and {picture}; next: python "
+          f"{'reward' if config.stage == 'sft' else 'sft'}.py --data {config.data}")
+    return path
+
+
+if __name__ == "__main__":
+    metrics.cli(Config, train)

@@ -1,0 +1,638 @@
+"""
+What model.py promises, in float64 on CPU where it is arithmetic. Sizes are odd and all different
+(B=3, T=7, V=11, ...), so that no two axes can be confused without an error.
+Run with `python -m pytest tests/test_model.py`; it needs no download.
+"""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model as m
+
+V, PAD = 11, 11
+STYLES = {
+    "gpt2": dict(norm="layer", activation="gelu", positions="learned", bias=True),
+    "llama": dict(heads=6, kv_heads=2, channels=36),
+    "opt-350m": dict(norm="layer", norm_first=False, activation="relu", positions="learned",
+                     bias=True, tied=False),
+}
+
+
+def tiny(seed=0, double=True, **changes):
+    "A random network whose weights are large enough that every part of it matters."
+    torch.manual_seed(seed)
+    settings = dict(vocab_size=V, context=31, layers=3, heads=3, kv_heads=3, channels=18, hidden=13)
+    net = m.Transformer(m.ModelConfig(**{**settings, **changes}))
+    for name, p in net.named_parameters():
+        p.data.normal_(mean=float("norm" in name and "weight" in name), std=0.4)
+    return net.double() if double else net
+
+
+def rows(seed=1, B=3, T=7):
+    return torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def one_sentence(error):
+    text = str(error.value)
+    assert "\n" not in text and text.endswith("."), text
+    return text
+
+
+@pytest.fixture(params=STYLES)
+def net(request):
+    return tiny(**STYLES[request.param])
+
+
+# ---- the network against an independent implementation -------------------------------------------
+
+
+def assert_same_logits(ours, theirs):
+    ids = rows(B=3, T=17)
+    with torch.no_grad():
+        expected = theirs.double().eval()(ids).logits
+        actual = ours.logits(ours(ids))
+    assert expected.std() > 0.1
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)  # LLaMA: angles in fp32
+
+
+def randomise(theirs):
+    torch.manual_seed(3)
+    for p in theirs.parameters():
+        p.data.normal_(mean=float(p.dim() < 2), std=0.3)
+    return {name: value.detach().double() for name, value in theirs.state_dict().items()}
+
+
+def test_logits_equal_gpt2_of_transformers():  # exact gelu, a missing bias, heads split wrongly
+    hf = pytest.importorskip("transformers")
+    theirs = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=V, n_positions=31, n_embd=18, n_layer=3,
+                                              n_head=3, n_inner=13, attn_pdrop=0))
+    w, ours = randomise(theirs), tiny(**STYLES["gpt2"])
+    new = {"embed.weight": w["transformer.wte.weight"],
+           "position.weight": w["transformer.wpe.weight"]}
+    names = {"norm1": "ln_1", "norm2": "ln_2", "attention.qkv": "attn.c_attn",
+             "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+    for part in ("weight", "bias"):
+        new[f"norm.{part}"] = w[f"transformer.ln_f.{part}"]
+        for i in range(3):
+            for mine, its in names.items():
+                value = w[f"transformer.h.{i}.{its}.{part}"]
+                new[f"blocks.{i}.{mine}.{part}"] = value.T if value.dim() == 2 else value
+    ours.load_state_dict(new)
+    assert_same_logits(ours, theirs)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_logits_equal_opt_of_transformers(norm_first):  # relu, order of norms, a final one too many
+    hf = pytest.importorskip("transformers")
+    theirs = hf.OPTForCausalLM(hf.OPTConfig(
+        vocab_size=V, hidden_size=18, num_hidden_layers=3, ffn_dim=13, num_attention_heads=3,
+        max_position_embeddings=31, word_embed_proj_dim=18, do_layer_norm_before=norm_first))
+    w, ours = randomise(theirs), tiny(**{**STYLES["opt-350m"], "norm_first": norm_first,
+                                         "tied": True})
+    at = "model.decoder."
+    new = {"embed.weight": w[at + "embed_tokens.weight"],
+           "position.weight": w[at + "embed_positions.weight"][2:]}  # OPT counts from 2
+    names = {"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm", "mlp.up": "fc1",
+             "mlp.down": "fc2", "attention.out": "self_attn.out_proj"}
+    for part in ("weight", "bias"):
+        if norm_first:
+            new[f"norm.{part}"] = w[at + f"final_layer_norm.{part}"]
+        for i in range(3):
+            layer = at + f"layers.{i}."
+            for mine, its in names.items():
+                new[f"blocks.{i}.{mine}.{part}"] = w[layer + f"{its}.{part}"]
+            new[f"blocks.{i}.attention.qkv.{part}"] = torch.cat(
+                [w[layer + f"self_attn.{x}_proj.{part}"] for x in "qkv"])
+    ours.load_state_dict(new)
+    assert_same_logits(ours, theirs)
+
+
+def test_logits_equal_llama_of_transformers():  # rotation direction, grouping of heads, gate and up
+    hf = pytest.importorskip("transformers")
+    theirs = hf.LlamaForCausalLM(hf.LlamaConfig(
+        vocab_size=V, hidden_size=36, num_hidden_layers=3, intermediate_size=13, rms_norm_eps=1e-5,
+        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=31,
+        tie_word_embeddings=False))
+    w, ours = randomise(theirs), tiny(**STYLES["llama"], tied=False)
+    new = {"embed.weight": w["model.embed_tokens.weight"], "norm.weight": w["model.norm.weight"],
+           "lm_head.weight": w["lm_head.weight"]}
+    names = {"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
+             "attention.qkv": [f"self_attn.{x}_proj" for x in "qkv"],
+             "attention.out": ["self_attn.o_proj"], "mlp.up": ["mlp.gate_proj", "mlp.up_proj"],
+             "mlp.down": ["mlp.down_proj"]}
+    for i in range(3):
+        for mine, its in names.items():
+            new[f"blocks.{i}.{mine}.weight"] = torch.cat(
+                [w[f"model.layers.{i}.{name}.weight"] for name in its])
+    ours.load_state_dict(new)
+    assert_same_logits(ours, theirs)
+
+
+def test_post_norm_block_by_hand():  # normalising before the sum, or the two norms swapped
+    block = tiny(**STYLES["opt-350m"]).blocks[1]
+    x = torch.randn(3, 7, 18, dtype=torch.double)
+
+    def layer_norm(x, norm):
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
+
+    qkv = (x @ block.attention.qkv.weight.T + block.attention.qkv.bias).view(3, 7, 3, 3, 6)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+    scores = (q @ k.transpose(-1, -2) / math.sqrt(6)).masked_fill(
+        torch.ones(7, 7).triu(1).bool(), -math.inf)
+    y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(3, 7, 18)
+    h = layer_norm(x + block.attention.out(y), block.norm1)
+    h = layer_norm(h + block.mlp.down(block.mlp.up(h).clamp(min=0)), block.norm2)
+    torch.testing.assert_close(block(x, None, None), h)
+
+
+def test_config_is_checked_and_eos_is_a_tuple():  # a list from JSON, widths that do not divide
+    assert m.ModelConfig(eos=[3, 5]).eos == (3, 5)
+    for bad in (dict(channels=130), dict(kv_heads=3), dict(channels=12), dict(norm="rsm"),
+                dict(activation="gelu_new"), dict(positions="alibi"), dict(layers=0)):
+        with pytest.raises(ValueError) as error:
+            m.ModelConfig(**bad)
+        one_sentence(error)
+
+
+def test_initial_sizes():  # residual projections not scaled down, norms not 1, head too large
+    torch.manual_seed(0)
+    net = m.Transformer(m.ModelConfig())
+    assert abs(net.blocks[0].attention.qkv.weight.std() - 0.02) < 1e-3
+    assert abs(net.blocks[3].mlp.down.weight.std() - 0.02 / math.sqrt(8)) < 1e-3
+    assert abs(net.blocks[3].attention.out.weight.std() - 0.02 / math.sqrt(8)) < 1e-3
+    assert (net.blocks[0].norm1.weight == 1).all()
+    scalar = m.ScalarModel(m.ModelConfig())
+    assert abs(scalar.head.weight.std() * math.sqrt(129) - 1) < 0.2 and scalar.head.bias == 0
+
+
+# ---- padding -------------------------------------------------------------------------------------
+
+
+def test_left_padding_changes_nothing(net):  # positions counted from the pad, pads attended to
+    ids = rows()
+    expected = net(ids)
+    for extra in (1, 5, 23):
+        padded = torch.cat([torch.full((3, extra), PAD), ids], 1)
+        torch.testing.assert_close(net(padded, padded < PAD)[:, extra:], expected)
+
+
+def test_right_padding_and_company_change_nothing(net):  # a row that sees its padding or neighbours
+    ids = rows()
+    padded = torch.full((3, 13), PAD)
+    lengths = (7, 4, 1)
+    for row, length in enumerate(lengths):
+        padded[row, :length] = ids[row, :length]
+    together = net(padded)
+    for row, length in enumerate(lengths):
+        alone = net(ids[row:row + 1, :length])
+        torch.testing.assert_close(together[row:row + 1, :length], alone)
+
+
+def test_long_left_padding_is_never_nan(net):  # a softmax over no keys at all
+    ids = torch.full((2, 31), PAD)
+    ids[0, -1], ids[1] = 3, 4
+    assert net(ids, ids < PAD).isfinite().all()
+    everything = torch.full((2, 9), PAD)
+    assert net(everything, everything < PAD).isfinite().all()
+    for padded in (ids, everything):  # not every version of torch makes it NaN
+        assert net.layout(padded, padded < PAD)[1].any(-1).all()
+
+
+def test_pad_is_fed_as_0_and_has_no_logit():  # an embedding row or an output for PAD
+    net = tiny()
+    assert torch.equal(net(torch.tensor([[1, PAD, 2]])), net(torch.tensor([[1, 0, 2]])))
+    assert net.logits(net(rows())).shape == (3, 7, V) and net.embed.weight.shape[0] == V
+
+
+def test_row_longer_than_the_context():  # an index error from inside an embedding
+    with pytest.raises(ValueError) as error:
+        tiny()(rows(T=32))
+    assert "32" in one_sentence(error) and "31" in str(error.value)
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 1, 4], [2, 2], [10, 3, 5, 1, 1]]
+
+
+def naive_greedy(net, prompt, count):
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(net.logits(net(torch.tensor([ids]))[:, -1]).argmax().item())
+        if ids[-1] in net.config.eos:
+            break
+    return ids[len(prompt):]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_greedy_with_cache_is_the_full_forward(style):  # cache column, position or mask off by one
+    seen = set()
+    for seed in range(8):
+        net = tiny(seed, **STYLES[style], eos=(0, 7))
+        expected = [naive_greedy(net, prompt, 19) for prompt in PROMPTS]
+        assert m.generate(net, PROMPTS, 19, temperature=0) == expected
+        assert m.generate(net, PROMPTS, 19, temperature=0, batch=2) == expected
+        seen.update(map(len, expected))
+    assert 19 in seen and len(seen) > 2  # rows end at different times, and some not at all
+
+
+def test_sampled_rows_do_not_depend_on_company(net):  # compaction that mixes up rows or numbers
+    net.config.eos = (0, 4, 7)
+    together = m.generate(net, PROMPTS, 19, temperature=2.0, num_samples=3, seed=5)
+    assert len({len(response) for response in together}) > 3
+    assert m.generate(net, PROMPTS, 19, 2.0, num_samples=3, seed=5, batch=4) == together
+    uniform = torch.rand(15, 19, dtype=torch.double, generator=torch.Generator().manual_seed(5))
+    for row, response in enumerate(together):  # without cache, batch or compaction
+        ids = list(PROMPTS[row // 3])
+        for number in uniform[row]:
+            p = (net.logits(net(torch.tensor([ids]))[0, -1]) / 2).softmax(-1)
+            ids.append(int((p.cumsum(0) <= number).sum()))
+            if ids[-1] in net.config.eos:
+                break
+        assert ids[len(PROMPTS[row // 3]):] == response
+
+
+def chi_square_p(counts, p):
+    "P(a chi-square as large as this) by Wilson & Hilferty's cube root."
+    expected = p * counts.sum()
+    x, df = ((counts - expected) ** 2 / expected).sum().item(), len(p) - 1
+    z = ((x / df) ** (1 / 3) - (1 - 2 / (9 * df))) / math.sqrt(2 / (9 * df))
+    return math.erfc(z / math.sqrt(2)) / 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_frequencies_are_the_softmax(temperature):  # temperature ignored or applied twice
+    net = tiny(double=False, layers=1)
+    net.embed.weight.data.mul_(0.5)
+    out = m.generate(net, [[3, 1]], 1, temperature, num_samples=200_000, seed=2, batch=50_000)
+    counts = torch.tensor(out).flatten().bincount(minlength=V).double()
+    logits = net.logits(net(torch.tensor([[3, 1]]))[0, -1]).double()
+    p = (logits / temperature).softmax(-1)
+    assert p.min() * 200_000 > 5 and p.max() < 0.8
+    assert chi_square_p(counts, p) > 1e-4
+    assert chi_square_p(counts, (logits / 0.95 / temperature).softmax(-1)) < 1e-4  # it can fail
+
+
+def test_choose_at_the_edges():  # PAD or an impossible token at a uniform number of 0 or nearly 1
+    logits = torch.tensor([[-math.inf, 1.0, -math.inf, 0.0, -math.inf]]).repeat(2, 1)
+    uniform = torch.tensor([0.0, 1 - 2**-53], dtype=torch.double)
+    assert m.choose(logits, 1.0, uniform).tolist() == [1, 3]
+    assert m.choose(logits, 0, uniform).tolist() == [1, 1]
+
+
+def test_samples_of_one_prompt_are_independent():  # one first token copied to all samples
+    net = tiny(double=False)
+    net.embed.weight.data.mul_(0.3)
+    out = m.generate(net, [[3, 1], [2]], 1, num_samples=400)
+    for start in (0, 400):
+        first, second = out[start:start + 400:2], out[start + 1:start + 400:2]
+        assert len({tuple(row) for row in first}) > 4
+        agree = sum(a == b for a, b in zip(first, second)) / 200
+        assert agree < 0.6
+
+
+def test_responses_end_with_eos_once(net):  # EOS dropped, tokens after it, no stop, PAD sampled
+    net.config.eos = (0, 4, 7)
+    calls, decode = [], net.decode
+    net.decode = lambda ids, *rest: calls.append(len(ids)) or decode(ids, *rest)
+    out = m.generate(net, PROMPTS, 24, temperature=3.0, num_samples=4)
+    assert len(out) == 20 and all(0 < len(response) <= 24 for response in out)
+    for response in out:
+        assert not {0, 4, 7} & set(response[:-1]) and max(response) < V
+        assert len(response) == 24 or response[-1] in (0, 4, 7)
+    assert len(calls) == max(map(len, out)) < 24  # stops when the last row does
+    assert calls[0] == 5 and calls[1] <= 20 and calls[-1] <= 4  # prompts read once; rows leave
+
+
+def test_same_seed_same_samples():  # a global generator, a seed that is ignored
+    net = tiny()
+    out = m.generate(net, PROMPTS, 9, seed=1)
+    torch.manual_seed(99)
+    assert m.generate(net, PROMPTS, 9, seed=1) == out != m.generate(net, PROMPTS, 9, seed=2)
+    generator = torch.Generator().manual_seed(1)
+    assert m.generate(net, PROMPTS, 9, seed=2, generator=generator) == out
+    assert m.generate(net, PROMPTS, 9, generator=generator) != out  # it moved on
+
+
+def test_generate_refuses():  # empty or overlong prompts, broken weights
+    net = tiny()
+    for prompts, count in (([[1], []], 3), ([[1] * 23], 9), ([[1]], 0)):
+        with pytest.raises(ValueError) as error:
+            m.generate(net, prompts, count)
+        one_sentence(error)
+    assert len(m.generate(net, [[1] * 22], 9)) == 1 and m.generate(net, [], 9) == []
+    for broken in (math.nan, math.inf):
+        net.norm.weight.data[0] = broken
+        for temperature in (0, 1.0):
+            with pytest.raises(ValueError, match="token 1 .*not finite"):
+                m.generate(net, [[1, 2]], 3, temperature)
+
+
+# ---- log-probabilities ---------------------------------------------------------------------------
+
+
+def plain_logprobs(net, ids, positions, temperature):
+    full = (net.logits(net(ids)) / temperature).log_softmax(-1)
+    out = torch.zeros(positions.shape, dtype=torch.double)
+    for b, row in enumerate(positions.tolist()):
+        out[b] = torch.stack([full[b, t - 1, ids[b, t]] for t in row])
+    return out, torch.stack([torch.distributions.Categorical(logits=full[b, row - 1]).entropy()
+                             for b, row in enumerate(positions)])
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 4096])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_and_gradients(net, chunk, temperature):  # off by one position, chunk gradients
+    ids, positions = rows(), torch.tensor([[1, 2, 3, 4, 6], [2, 3, 4, 5, 6], [6, 5, 1, 1, 2]])
+    weight = torch.randn(2, 3, 5, dtype=torch.double)
+    results = []
+    for function in (lambda: plain_logprobs(net, ids, positions, temperature),
+                     lambda: m.logprobs(net, ids, positions, temperature, entropy=True,
+                                        chunk=chunk)):
+        net.zero_grad()
+        out = torch.stack(function())
+        (out * weight).sum().backward()
+        results.append([out, *(p.grad.clone() for p in net.parameters())])
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected)
+    alone = m.logprobs(net, ids, positions, temperature, chunk=chunk)
+    torch.testing.assert_close(alone, results[0][0][0])
+
+
+def test_logprobs_never_hold_all_logits():  # the output matrix on prompts, or (B, T, V) at once
+    net, sizes = tiny(), []
+    logits = net.logits
+    net.logits = lambda hidden: sizes.append(hidden.shape[:-1].numel()) or logits(hidden)
+    m.logprobs(net, rows(), torch.tensor([[3, 4]] * 3), chunk=4)
+    assert sizes == [4, 2]
+
+
+def test_logprobs_accept_hidden_states():  # hidden states ignored, or shifted once more
+    net, ids, positions = tiny(), rows(), torch.tensor([[3, 4, 6]] * 3)
+    expected, hidden = m.logprobs(net, ids, positions, 0.7), net(ids)
+    net.forward = None  # not run again
+    assert torch.equal(m.logprobs(net, ids, positions, 0.7, hidden=hidden), expected)
+
+
+def test_logprobs_of_padding_are_harmless():  # PAD as an index into the vocabulary
+    net, ids = tiny(), rows()
+    ids[1, 4:] = PAD
+    out = m.logprobs(net, ids, torch.tensor([[0, 3, 6]] * 3))  # 0 has nothing before it
+    assert out.isfinite().all()
+    for temperature in (0, -1):
+        with pytest.raises(ValueError) as error:
+            m.logprobs(net, ids, torch.tensor([[1]] * 3), temperature)
+        one_sentence(error)
+
+
+def test_logprobs_of_a_half_precision_model_are_fp32():  # a log-softmax in eight bits
+    out = m.logprobs(tiny().bfloat16(), rows(), torch.tensor([[3]] * 3))
+    assert out.dtype == torch.float32
+
+
+def test_mean_logprob_of_samples_is_minus_entropy():  # sampling and scoring at other temperatures
+    net = tiny(double=False)
+    net.embed.weight.data.mul_(0.4)
+    out = m.generate(net, [[3, 1, 2]], 1, temperature=0.7, num_samples=20_000, batch=20_000)
+    ids = torch.tensor([[3, 1, 2] + response for response in out])
+    with torch.no_grad():
+        logp, entropy = m.logprobs(net, ids, torch.tensor([[3]]).expand(20_000, 1), 0.7,
+                                   entropy=True)
+    assert abs(logp.mean() + entropy[0, 0]) < 5 * logp.std() / math.sqrt(20_000)
+
+
+# ---- scalar models and the frozen trunk ----------------------------------------------------------
+
+
+def test_scalar_model_is_a_shifted_scaled_head():  # scale before shift, head on another state
+    policy = tiny(tied=False)
+    scalar = m.scalar_from(policy)
+    scalar.shift.fill_(0.3), scalar.scale.fill_(1.7)
+    expected = (policy(rows()) @ scalar.head.weight[0] + scalar.head.bias - 0.3) / 1.7
+    torch.testing.assert_close(scalar(rows()), expected, rtol=1e-6, atol=1e-6)
+    assert scalar(rows()).dtype == torch.double
+    assert "trunk.lm_head.weight" not in scalar.state_dict() and "shift" in scalar.state_dict()
+    assert policy.lm_head is not None
+    scalar.trunk.norm.weight.data.zero_()
+    assert policy.norm.weight.abs().sum() > 0  # a copy
+
+
+def test_half_precision_scores_are_fp32():  # eight bits of reward under autocast
+    scalar = m.scalar_from(tiny(double=False))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert scalar(rows()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fraction,count", [(0.2, 0), (0.7, 2), (1.0, 3)])
+def test_trunk_computed_once_is_trunk_computed_every_time(net, fraction, count):  # a layer twice
+    m.freeze(net, fraction)
+    assert net.frozen == count
+    ids, positions = rows(), torch.tensor([[3, 4, 6]] * 3)
+    scalar = m.scalar_from(net)
+    results = []
+    for start in (None, net.frozen_output(ids)):
+        net.zero_grad(), scalar.zero_grad()
+        logp = m.logprobs(net, ids, positions, start=start)
+        values = scalar(ids, start=start)
+        (logp.sum() + values.sum()).backward()
+        params = [*net.parameters(), *scalar.parameters()]
+        results.append([logp, values, *(p.grad for p in params if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    ids[0, :2] = PAD
+    start = net.frozen_output(ids, ids < PAD)
+    assert torch.equal(net(ids, ids < PAD, start), net(ids, ids < PAD))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_frozen_parameters_get_no_gradient(tied):  # a tied output matrix that still moves
+    for net in (tiny(tied=tied), m.scalar_from(tiny(tied=tied))):
+        m.freeze(net, 0.7)
+        trains = {name for name, p in net.named_parameters() if p.requires_grad}
+        tops = {name.removeprefix("trunk.").split(".")[0] for name in trains}
+        assert tops - {"head"} == {"blocks", "norm"}
+        assert all("blocks.2" in name for name in trains if "blocks" in name)
+        groups = m.adamw(net, 1e-3, weight_decay=0.1).param_groups
+        assert sum(len(group["params"]) for group in groups) == len(trains)
+        assert all(p.dim() >= 2 for p in groups[0]["params"]) and groups[1]["weight_decay"] == 0
+        m.freeze(net, 0)
+        assert all(p.requires_grad for p in net.parameters())
+        with pytest.raises(ValueError, match="nothing is frozen"):
+            getattr(net, "trunk", net).frozen_output(rows())
+
+
+def test_share_trunk_holds_memory_once():  # copies instead of the same tensors, the top shared too
+    policy, reference = tiny(tied=False), tiny(tied=False)
+    scalar = m.scalar_from(policy)
+    m.freeze(policy, 0.7)
+    reference.blocks[2].norm1.weight.data.add_(1)  # the top may differ
+    expected = reference(rows()).clone(), scalar(rows()).clone()
+    m.share_trunk(policy, reference), m.share_trunk(policy, scalar)
+    for other in (reference, scalar.trunk):
+        for name, p in other.named_parameters():
+            shared = name.split(".")[0] in ("embed", "lm_head") or name[:8] in ("blocks.0",
+                                                                                "blocks.1")
+            assert (p.data_ptr() == policy.get_parameter(name).data_ptr()) == shared, name
+        assert other.frozen == 2
+    assert torch.equal(reference(rows()), expected[0]) and torch.equal(scalar(rows()), expected[1])
+    assert len(scalar.trunk.blocks) == 3 and "trunk.blocks.1.norm1.weight" in scalar.state_dict()
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "blocks.1.mlp.up.weight", "lm_head.weight"])
+def test_share_trunk_refuses_other_layers(name):  # another base's trunk used without a word
+    policy, other = tiny(tied=False), tiny(tied=False)
+    m.freeze(policy, 0.7)
+    other.get_parameter(name).data[1, 2] += 1e-9
+    with pytest.raises(ValueError, match="train both from the same base with the same --freeze"):
+        m.share_trunk(policy, other)
+    with pytest.raises(ValueError, match="same base"):
+        m.share_trunk(policy, tiny(tied=False, channels=24))
+    with pytest.raises(ValueError, match="nothing is frozen"):
+        m.share_trunk(other, policy)
+
+
+# ---- the checkpoint ------------------------------------------------------------------------------
+
+TOKENIZER = {"name": "test", "fingerprint": "abc"}
+
+
+def write(path, kind="policy", net=None, meta=None, **more):
+    if net is None:
+        net = tiny(double=False) if kind == "policy" else m.scalar_from(tiny(double=False))
+    m.save(path, kind, net, TOKENIZER, {"step": 3, "loss": 0.5} if meta is None else meta, **more)
+    return net
+
+
+@pytest.mark.parametrize("kind", ["policy", "reward"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_checkpoint_round_trip(tmp_path, kind, dtype):  # a weight lost, rounded, or left in bf16
+    net = tiny(double=False, **STYLES["opt-350m"], eos=(3, 5))
+    if kind == "reward":
+        net = m.scalar_from(net)
+        net.shift.fill_(0.123456789), net.scale.fill_(1.23456789)
+    state = {"optimizer": {0: torch.arange(3)}, "beta": 0.1, "rng": torch.get_rng_state()}
+    path = tmp_path / "new" / "folder" / "a.pt"
+    write(path, kind, net, state=state, dtype=dtype)
+    again, record = m.load(path, kind, tokenizer="abc")
+    assert again.config == net.config and type(again) is type(net)
+    for name, value in net.state_dict().items():
+        expected = value.to(dtype).float() if dtype and value.dim() else value
+        assert torch.equal(again.state_dict()[name], expected), name
+        assert again.state_dict()[name].dtype == torch.float32
+    assert record["meta"] == {"step": 3, "loss": 0.5} and record["kind"] == kind
+    assert record["tokenizer"] == TOKENIZER and record["state"]["beta"] == 0.1
+    assert torch.equal(record["state"]["rng"], state["rng"]) and record["format"] == m.FORMAT
+    assert json.loads((path.parent / "a.json").read_text())["step"] == 3
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.json", "a.pt"]
+    if dtype:
+        raw = torch.load(path, weights_only=True)["weights"]
+        assert {v.dtype for v in raw.values() if v.dim()} == {dtype}
+
+
+def test_compiled_models_are_saved_uncompiled(tmp_path):  # names that start with _orig_mod.
+    net = tiny(double=False)
+    write(tmp_path / "a.pt", net=torch.compile(net))
+    assert torch.equal(m.load(tmp_path / "a.pt", "policy")[0].embed.weight, net.embed.weight)
+
+
+def test_missing_wrong_foreign_and_other_files_name_the_remedy(tmp_path):  # a traceback instead
+    path = tmp_path / "a.pt"
+
+    def complaint(kind="policy", tokenizer=None, error=ValueError):
+        with pytest.raises(error) as info:
+            m.load(path, kind, tokenizer=tokenizer)
+        text = one_sentence(info)
+        assert str(path) in text and {"policy": "sft.py", "reward": "reward.py"}[kind] in text
+        return text
+
+    assert "not exist" in complaint(error=FileNotFoundError)
+    write(path)
+    assert "is a policy, not a reward" in complaint("reward")
+    assert "another tokenizer" in complaint(tokenizer="abd")
+    record = torch.load(path, weights_only=True)
+    torch.save({**record, "format": 99}, path)
+    assert "99" in complaint()
+    record["weights"]["norm.weight"][0] += 1e-6
+    torch.save(record, path)
+    assert "altered" in complaint()
+    for foreign in ({"weights": torch.zeros(3)}, {"format": {1, 2}}, [1, 2], random.Random(0)):
+        torch.save(foreign, path)
+        complaint()
+    for content in (b"", b"hello", b"{}" * 999):
+        path.write_bytes(content)
+        complaint()
+
+
+def test_truncated_and_flipped_files_are_refused(tmp_path):  # damage that trains on unnoticed
+    path, rng = tmp_path / "a.pt", random.Random(0)
+    write(path, "reward")
+    good, truth = path.read_bytes(), m.digest(torch.load(path, weights_only=True))
+    for _ in range(20):
+        path.write_bytes(good[:rng.randrange(len(good))])
+        with pytest.raises(ValueError) as error:
+            m.load(path, "reward")
+        one_sentence(error)
+    refused = 0
+    for _ in range(20):
+        bad = bytearray(good)
+        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad)
+        try:  # the zip pads tensors to 64 bytes: a flip there alters nothing that is read
+            m.load(path, "reward")
+            assert m.digest(torch.load(path, weights_only=True)) == truth
+        except ValueError as error:
+            assert "\n" not in str(error) and "reward.py" in str(error)
+            refused += 1
+    assert refused >= 10
+
+
+def test_digest_sees_everything():  # a field, a type, a shape or a dtype left out of the hash
+    base = {"a": torch.zeros(2, 3), "b": 1, "c": "x", "d": [1, 2], "e": None, "f": 0.5}
+    variants = [base, {**base, "a": torch.zeros(3, 2)}, {**base, "a": torch.zeros(6)},
+                {**base, "a": torch.zeros(2, 3).int()}, {**base, "b": True}, {**base, "b": 1.0},
+                {**base, "b": "1"}, {**base, "c": "y"}, {**base, "d": (1, 2)}, {**base, "e": 0},
+                {**base, "d": [[1], 2]}, {**base, "g": None}, {**base, "f": 0.5 + 2**-53}]
+    assert len({m.digest(variant) for variant in variants}) == len(variants)
+    shuffled = dict(reversed(base.items()))
+    assert m.digest({**shuffled, "a": torch.zeros(3, 2).T, "digest": 1}) == m.digest(base)
+    with pytest.raises(ValueError, match="primitives and tensors"):
+        m.digest({"a": {1, 2}})
+
+
+@pytest.mark.parametrize("where", ["torch.save", "os.replace", "os.fsync"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_kill_leaves_the_old_file(tmp_path, monkeypatch, where, error):  # writing in place
+    path = tmp_path / "a.pt"
+    write(path)
+    old = path.read_bytes()
+
+    def kill(*args):
+        if where == "torch.save":
+            args[1].write(b"half a file")
+        raise error("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, kill)
+        with pytest.raises(OSError if error is RuntimeError else KeyboardInterrupt):
+            write(path, meta={"step": 4})
+    assert path.read_bytes() == old and m.load(path, "policy")[1]["meta"]["step"] == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.pt"]
+
+
+# ---- the optimiser -------------------------------------------------------------------------------
+
+
+def test_adamw_takes_a_step_and_only_matrices_decay():  # norms pulled to zero
+    net = tiny(double=False)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = m.adamw(net, lr=0.1, weight_decay=0.5)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] * (0.95 if p.dim() >= 2 else 1))
