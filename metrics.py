@@ -218,7 +218,8 @@ def options(kind, default):
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     if typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
-        return {"type": type(choices[0]), "choices": choices, "metavar": "|".join(map(str, choices))}
+        shown = "|".join(map(str, choices))
+        return {"type": type(choices[0]), "choices": choices, "metavar": shown}
     if kind is bool:  # type=bool would turn "--resume False" into True
         return {"action": argparse.BooleanOptionalAction}
     return {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}

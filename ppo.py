@@ -202,19 +202,21 @@ def value_network(config, policy, reward_model):
     return copy.deepcopy(reward_model)
 
 
-def act(policy, value, ids, positions, temperature, start=None):
-    """Log-probabilities of the response tokens and the values before each: two of (B, R).
+def act(policy, value, ids, positions, temperature, start=None, entropy=False):
+    """Log-probabilities of the response tokens and the values before each, (B, R) both; and, if
+    asked for, the entropies.
 
     The value of the state that token t is sampled in is read where token t - 1 stands; reading it
     at t would show the baseline the action it should not depend on.
     """
     hidden = policy(ids, start=start)  # (B, T, C)
-    logp, entropy = m.logprobs(policy, ids, positions, temperature, hidden=hidden, entropy=True)
+    logp = m.logprobs(policy, ids, positions, temperature, hidden=hidden, entropy=entropy)
     if isinstance(value, m.ScalarModel):
         values = value(ids, start=start)  # (B, T)
     else:
         values = value(hidden).squeeze(-1)
-    return logp, values.gather(1, (positions - 1).clamp(min=0)), entropy
+    values = values.gather(1, positions - 1)
+    return (logp[0], values, logp[1]) if entropy else (logp, values)
 
 
 @torch.no_grad()
@@ -223,9 +225,12 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
     device = next(policy.parameters()).device
     ids, positions, is_response = (t.to(device) for t in data.join(prompts, responses, tokenizer.pad))
     start = policy.frozen_output(ids) if config.freeze else None  # once per rollout
-    logp_old, values, entropy = act(policy, value, ids, positions, config.temperature, start)
+    logp_old, values, entropy = act(policy, value, ids, positions, config.temperature, start, True)
     logp_ref = m.logprobs(reference, ids, positions, config.temperature, start=start)
-    scores = reward_fn(prompts, responses)  # (B,)
+    if isinstance(reward_fn, m.ScalarModel):
+        scores = reward.score(reward_fn, ids, positions, is_response, start).cpu()  # (B,)
+    else:
+        scores = reward_fn(prompts, responses)  # (B,)
     if scores.shape != (len(prompts),) or not torch.isfinite(scores).all():
         raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
                          f"is {scores}")
@@ -253,8 +258,8 @@ def update(config, policy, value, optimizer, fixed, generator):
             step = {}
             for rows in minibatch.split(config.micro or len(minibatch)):
                 part = {k: v if v is None else v[rows] for k, v in fixed.items()}
-                logp, values, _ = act(policy, value, part["ids"], part["positions"],
-                                      config.temperature, part["start"])
+                logp, values = act(policy, value, part["ids"], part["positions"],
+                                   config.temperature, part["start"])
                 pg, info = policy_loss(logp, part["logp_old"], part["advantages"],
                                        part["is_response"], CLIP, tokens)
                 vf, _ = value_loss(values, part["values_old"], part["returns"],
@@ -289,7 +294,6 @@ def train(config, reward_fn=None):
     gold = data.gold(config.data)
 
     reference, parent = m.load(config.init or folder / "sft.pt", "policy", device)
-    tokenizer = data.Tokenizer(parent["tokenizer"]["name"])
     policy = copy.deepcopy(reference)
     tokenizer = data.Tokenizer.of(parent["tokenizer"])
     reward_model = None
@@ -300,7 +304,7 @@ def train(config, reward_fn=None):
     elif reward_fn is None:
         reward_model, _ = m.load(config.reward or folder / "reward.pt", "reward", device,
                                  tokenizer.fingerprint)
-        reward_fn = reward.reward_fn(reward_model, tokenizer.pad)
+        reward_fn = reward_model  # as a network, it can start from the frozen trunk
     value = value_network(config, policy, reward_model).to(device)
     for other in filter(None, (reference, reward_model)):
         other.requires_grad_(False)

@@ -108,8 +108,8 @@ class Tokenizer:
     def of(cls, record):
         tokenizer = cls(record["name"], record["prompt_tokens"], record["response_tokens"])
         if tokenizer.fingerprint != record["fingerprint"]:
-            raise ValueError(f"the tokeniser {record['name']} has changed since this model was trained "
-                             f"with it: restore that file, or train again")
+            raise ValueError(f"the tokeniser {record['name']} has changed since this model was "
+                             f"trained with it: restore that file, or train again")
         return tokenizer
 
     def prompt(self, text):
@@ -291,7 +291,7 @@ def texts(name_or_path, n=None, seed=0):
 
 
 def gold(name):
-    """The gold score of the embedded world, (prompt, response) texts -> float; None for real data."""
+    """The world's gold score, a function of (prompt, response) texts; None for real data."""
     if name not in WORLD:
         return None
     from . import world

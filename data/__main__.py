@@ -31,13 +31,14 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         stop(error)
     for i, example in enumerate(examples, 1):
-        print(f"{RULE}\n{i} of {len(examples)}\n{RULE}\n{example.prompt} {example.response.strip()}")
+        print(f"{RULE}\n{i} of {len(examples)}\n{RULE}")
+        print(example.prompt, example.response.strip())
         if args.data in WORLD:
             from . import world
 
             print(f"\ngold {world.gold(example.prompt, example.response):.2f}", end="")
             for name, value in world.parts(example.prompt, example.response).items():
-                print(f"  {name} {value:.2f}", end="")
+                print(f"  {name} {round(value, 2) + 0:.2f}", end="")  # + 0: no "-0.00"
             print()
     print(RULE)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import regex
-import tiktoken
 import torch
+from tiktoken.load import load_tiktoken_bpe
 
 import data
 from data import __main__ as look
@@ -25,8 +25,8 @@ CORPUS = [
     "aaaa aaaaa bababab ababab 1234 12345 !!?? naïve café",
 ]
 UNICODE = [
-    "", " ", "\n\n \t", "naïve Ærø ß", "日本語のテキスト", "emoji 👩‍👩‍👧 🏳️‍🌈", "مرحبا بالعالم", "a\u0301\u0000\x7f",
-    "\U0010ffff\ufeff\u2028", "<|endoftext|> quoted", "don't we'll I'M", "x" * 5000,
+    "", " ", "\n\n \t", "naïve Ærø ß", "日本語のテキスト", "👩‍👩‍👧 🏳️‍🌈", "مرحبا بالعالم",
+    "a\u0301\u0000\x7f", "\U0010ffff\ufeff\u2028", "<|endoftext|> quoted", "don't we'll I'M", "x" * 5000,
     "".join(map(chr, range(0x3000))),
 ]
 
@@ -104,7 +104,7 @@ def test_impossible_vocabulary_sizes_are_refused(size, words):
 
 def test_tiktoken_reads_the_file(path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
-    assert tiktoken.load.load_tiktoken_bpe(str(path)) == bpe.load(path)
+    assert load_tiktoken_bpe(str(path)) == bpe.load(path)
 
 
 @pytest.mark.parametrize("edit, words", [
@@ -163,6 +163,15 @@ def test_fingerprint_tells_vocabularies_apart(path, tokenizer, tmp_path):
     assert data.Tokenizer(tmp_path / "swapped.bpe").fingerprint != tokenizer.fingerprint
 
 
+def test_a_checkpoint_record_makes_the_same_tokeniser(path, tokenizer):
+    again = data.Tokenizer.of(data.Tokenizer(path, 30, 9).record)
+    assert again.fingerprint == tokenizer.fingerprint
+    long = "the cat sat on the mat " * 20
+    assert (len(again.prompt(long)), len(again.response(long))) == (30, 9)
+    with pytest.raises(ValueError, match="has changed"):
+        data.Tokenizer.of({**tokenizer.record, "fingerprint": "0" * 16})
+
+
 def test_missing_vocabulary_names_the_command(tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m data.bpe"):
         data.Tokenizer(tmp_path / "none.bpe")
@@ -206,7 +215,7 @@ def test_empty_prompts_are_refused(tokenizer):
 
 def test_eos_survives_truncation(tokenizer):
     whole = tokenizer.encode(" the cat sat on the mat")
-    encode = lambda text, room: data.encode_response(tokenizer, text, room)  # noqa: E731
+    encode = lambda text, room: data.encode_response(tokenizer, text, room)
     assert encode("the cat sat on the mat", 100) == [*whole, tokenizer.eos]
     assert encode("  the cat sat on the mat\n", 100) == [*whole, tokenizer.eos]
     assert encode("the cat sat on the mat", len(whole)) == [*whole[:-1], tokenizer.eos]
@@ -225,7 +234,7 @@ def test_masks_decode_to_the_response(tokenizer):
     assert ids.shape == (3, max(len(p) + len(r) for p, r in zip(prompts, responses)))
     assert positions.shape == is_response.shape == (3, longest)
     gathered = ids.gather(1, positions)  # (B, R); also proves that padding is safe to gather
-    for b, (p, r) in enumerate(pairs):
+    for b, (_, r) in enumerate(pairs):
         assert gathered[b][is_response[b]].tolist() == responses[b]
         assert tokenizer.decode(gathered[b][is_response[b]]).strip() == r
         assert ids[b, : len(prompts[b])].tolist() == prompts[b]
@@ -269,6 +278,19 @@ def test_batches_are_random_repeatable_and_waste_little():
     assert first != sorted(first)
     plain = [lengths[i] for batch in data.batches(lengths, 8) for i in batch]
     assert plain == sorted(lengths)
+
+
+def test_epochs_go_on_in_new_orders():
+    lengths = list(range(20))
+    stream = data.epochs(lengths, 8, seed=0)
+    first, second = ([next(stream), next(stream)] for _ in range(2))  # 20 // 8 whole batches each
+    assert first != second
+    for epoch in (first, second):
+        assert [len(batch) for batch in epoch] == [8, 8]
+        assert len({i for batch in epoch for i in batch}) == 16
+    again = data.epochs(lengths, 8, seed=0)
+    assert [next(again) for _ in range(4)] == first + second
+    assert next(data.epochs(lengths[:3], 8, seed=0)) == [0, 1, 2]  # fewer rows than a batch
 
 
 # ---- records
@@ -386,7 +408,8 @@ def test_run_folders(tmp_path):
 
 
 def test_looking_at_data(tmp_path, capsys):
-    write(tmp_path / "train.jsonl", [{"prompt": f"p{i}\nTL;DR:", "response": "r"} for i in range(9)])
+    rows = [{"prompt": f"p{i}\nTL;DR:", "response": "r"} for i in range(9)]
+    write(tmp_path / "train.jsonl", rows)
     look.main([str(tmp_path), "-n", "2"])
     shown = capsys.readouterr().out
     assert shown.count("TL;DR: r") == 2 and "2 of 2" in shown

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import signal
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +25,8 @@ import metrics
     (["one two three four"], 0.80001193880512),
     (["a b c d e f g h i j"], 1.0000696441822035),
     (["e.g. this is v1.2.3 of U.S.A. policy", "eg this is v123 of USA policy"], 0.500044771646806),
-    (["tab\tseparated\twords here now and then", "non\xa0breaking\xa0space words here now and then"],
-     0.7635053534465972),
+    (["tab\tseparated\twords here now and then",
+      "non\xa0breaking\xa0space words here now and then"], 0.7635053534465972),
     (["I told my boss that I quit and now I do not know what to do next."] * 16,
      0.06043689586021317),
 ])
@@ -56,7 +57,7 @@ def test_embedding_diversity_equals_the_pairwise_definition():
 
 
 def test_embedding_diversity_by_hand():
-    diversity = lambda *v: metrics.embedding_diversity(["t"] * len(v), lambda _: v)  # noqa: E731
+    diversity = lambda *v: metrics.embedding_diversity(["t"] * len(v), lambda _: v)
     assert diversity([1, 0], [5, 0]) == pytest.approx(0)
     assert diversity([1, 0], [-2, 0]) == pytest.approx(2)
     assert diversity([1, 0], [0, 3], [1, 0]) == pytest.approx(1 - 1 / 3)
@@ -69,13 +70,13 @@ def test_nli_diversity_runs_from_minus_two_to_two():
     assert metrics.nli_diversity(["I quit."] * 4, lambda a, b: -1.0 if a == b else 1.0) == -2
     assert metrics.nli_diversity(["Yes.", "No.", "Maybe."], lambda a, b: float(a != b)) == 2
     # One direction only: entailment from "A." to the others. Pairs AB, AC: -1; BC: 0.
-    one_way = lambda a, b: -1.0 if a == "A." else 0.0  # noqa: E731
+    one_way = lambda a, b: -1.0 if a == "A." else 0.0
     assert metrics.nli_diversity(["A.", "B.", "C."], one_way) == pytest.approx(-2 / 3)
 
 
 def test_nli_diversity_samples_sentences():
     seen = []
-    relation = lambda a, b: seen.append((a, b)) or 0.0  # noqa: E731
+    relation = lambda a, b: seen.append((a, b)) or 0.0
     long = " ".join(f"This is number {i}." for i in range(9))
     metrics.nli_diversity([long, long.upper()], relation)
     assert len(seen) == 10 and len(set(seen)) == 10  # 5 sentences, both directions
@@ -95,7 +96,7 @@ def test_nli_diversity_samples_sentences():
 
 def test_per_input_and_across_inputs_slice_differently():
     outputs = [["a b", "a b"], ["a b", "c d"], ["e f", "g h"]]
-    size = lambda texts: float(len(set(texts)))  # noqa: E731
+    size = lambda texts: float(len(set(texts)))
     assert metrics.per_input(outputs, size).tolist() == [1, 2, 2]
     assert metrics.across_inputs(outputs, size) == 2
     assert metrics.across_inputs(outputs, size, column=1) == 3
@@ -106,7 +107,7 @@ def test_per_input_and_across_inputs_slice_differently():
 
 def test_win_rate_halves_ties():
     assert metrics.win_rate([1, 2, 3], [2, 2, 2]).tolist() == [0, 0.5, 1]
-    longer = lambda i, a, b: 0.5 if len(a) == len(b) else float(len(a) > len(b))  # noqa: E731
+    longer = lambda i, a, b: 0.5 if len(a) == len(b) else float(len(a) > len(b))
     assert metrics.win_rate(["aa", "b", "c"], ["a", "b", "cc"], longer).tolist() == [1, 0.5, 0]
     assert metrics.win_rate("xyz", "xyz", lambda i, a, b: i / 2).tolist() == [0, 0.5, 1]
     a, b = np.random.default_rng(0).integers(0, 5, (2, 50))
@@ -120,7 +121,7 @@ def test_win_rate_refuses_what_it_cannot_compare():
         metrics.win_rate([1, 2], [1, math.nan])
     for verdict in (2, -1, math.nan):
         with pytest.raises(ValueError, match="a judge must answer"):
-            metrics.win_rate(["a"], ["b"], lambda i, a, b: verdict)
+            metrics.win_rate(["a"], ["b"], lambda i, a, b, v=verdict: v)
 
 
 def test_interval_covers_the_mean_as_often_as_it_says():
@@ -316,6 +317,44 @@ def test_console_repeats_its_header(tmp_path, capsys):
     assert headers == [0, 21, 42, 44]
     assert lines[1].split() == ["0", "0.3333"]
     assert len(set(map(len, lines[:44]))) == 1  # aligned
+
+
+def test_console_shows_the_chosen_fields(tmp_path, capsys):
+    log = metrics.Log(tmp_path, "ppo", show=("kl",))
+    log.log(3, kl=0.5, detail=1.0)
+    log.close()
+    assert capsys.readouterr().out.split() == ["step", "kl", "3", "0.5"]
+    assert metrics.read(tmp_path / "ppo.jsonl") == [{"step": 3, "kl": 0.5, "detail": 1.0}]
+
+
+def test_written_rows_read_back(tmp_path):
+    metrics.write(tmp_path / "x.jsonl", [{"text": "naïve\u2028\n"}, {"n": 1}])
+    assert metrics.read(tmp_path / "x.jsonl") == [{"text": "naïve\u2028\n"}, {"n": 1}]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_stop_signal_waits_once():
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        asked = metrics.stop_signal()
+        assert not asked
+        signal.raise_signal(signal.SIGTERM)
+        assert asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_policies_side_by_side(tmp_path, capsys):
+    answers = {"sft": [" one", " two"], "rlhf": [" three", " four"]}
+    gold = lambda prompt, text: float(len(prompt + text))
+    metrics.side_by_side(tmp_path / "samples.txt", ["p1", "p2"], answers, gold)
+    kept = (tmp_path / "samples.txt").read_text()
+    assert kept.strip() in capsys.readouterr().out
+    lines = [line.split() for line in kept.splitlines()]
+    assert ["sft", "[", "5.00]", "one"] in lines and ["rlhf", "[", "6.00]", "four"] in lines
 
 
 def test_curve_draws_what_there_is(tmp_path):
