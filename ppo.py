@@ -31,7 +31,7 @@ import reward
 
 @dataclass
 class Config:
-    data: str = "summarise"  # summarise or instruct (the embedded world), or a JSON lines file or folder
+    data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
     init: str = ""  # the SFT policy to start from (default: sft.pt of the run folder)
     reward: str = ""  # reward checkpoint (default: reward.pt), gold, or FILE.py with a reward_fn
     steps: int = 80  # iterations
@@ -123,7 +123,9 @@ def whiten(advantages, is_response):
 
 
 def policy_loss(logp, logp_old, advantages, is_response, clip, tokens=None):
-    """Clipped surrogate: (B, R) each -> scalar, info.     Eq. 7, Schulman et al. 2017, arXiv:1707.06347
+    """Clipped surrogate: (B, R) each -> scalar, info.
+
+    Eq. 7, Schulman et al. 2017, arXiv:1707.06347.
 
     `tokens` is the minibatch's count when these rows are one of its micro-batches.
     """
@@ -223,9 +225,11 @@ def act(policy, value, ids, positions, temperature, start=None, entropy=False):
 def experience(config, policy, value, reference, reward_fn, prompts, responses, beta, tokenizer):
     "Everything that is fixed while an iteration's responses are learned from, and its statistics."
     device = next(policy.parameters()).device
-    ids, positions, is_response = (t.to(device) for t in data.join(prompts, responses, tokenizer.pad))
+    ids, positions, is_response = (
+        t.to(device) for t in data.join(prompts, responses, tokenizer.pad))
     start = policy.frozen_output(ids) if config.freeze else None  # once per rollout
-    logp_old, values, entropy = act(policy, value, ids, positions, config.temperature, start, True)
+    logp_old, values, entropy = act(policy, value, ids, positions, config.temperature, start,
+                                    entropy=True)
     logp_ref = m.logprobs(reference, ids, positions, config.temperature, start=start)
     if isinstance(reward_fn, m.ScalarModel):
         scores = reward.score(reward_fn, ids, positions, is_response, start).cpu()  # (B,)
@@ -234,7 +238,8 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
     if scores.shape != (len(prompts),) or not torch.isfinite(scores).all():
         raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
                          f"is {scores}")
-    score = shaped(scores, responses, policy.config.eos, tokenizer.response_tokens, config).to(device)
+    score = shaped(scores, responses, policy.config.eos, tokenizer.response_tokens, config)
+    score = score.to(device)
     rewards = token_rewards(score, logp_old, logp_ref, is_response, beta, config.kl)
     advantages, returns = gae(rewards, values, is_response, GAMMA, config.lam)
     k1, k3 = metrics.kl_estimates(*(t.double().cpu().numpy() for t in (logp_old, logp_ref)),
@@ -242,8 +247,9 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
     fixed = {"ids": ids, "positions": positions, "is_response": is_response, "logp_old": logp_old,
              "values_old": torch.where(is_response, values, 0.0), "returns": returns,
              "advantages": whiten(advantages, is_response), "start": start}
-    return fixed, {"score": score.mean().item(), "proxy": scores.mean().item(), "kl": float(k1.mean()),
-                   "kl_k3": float(k3.mean()), "entropy": masked_mean(entropy, is_response).item(),
+    return fixed, {"score": score.mean().item(), "proxy": scores.mean().item(),
+                   "kl": float(k1.mean()), "kl_k3": float(k3.mean()),
+                   "entropy": masked_mean(entropy, is_response).item(),
                    "length": sum(map(len, responses)) / len(responses),
                    "ended": sum(r[-1] in policy.config.eos for r in responses) / len(responses)}
 
@@ -251,7 +257,7 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
 def update(config, policy, value, optimizer, fixed, generator):
     "`epochs` passes of clipped steps over one rollout -> mean statistics of the steps."
     infos = []
-    for epoch in range(config.epochs):
+    for _ in range(config.epochs):
         order = torch.randperm(len(fixed["ids"]), generator=generator)
         for minibatch in order.tensor_split(config.minibatches):
             tokens = int(fixed["is_response"][minibatch].sum())
@@ -275,7 +281,8 @@ def update(config, policy, value, optimizer, fixed, generator):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             step["gradient"] = nn.utils.clip_grad_norm_(parameters, 1.0).item()
             if not math.isfinite(step["gradient"] + step["policy_loss"] + step["value_loss"]):
-                raise ValueError(f"not a finite loss or gradient: {step}; the last checkpoint is good")
+                raise ValueError(f"not a finite loss or gradient: {step}; the last checkpoint is "
+                                 f"good, and --resume goes on from it")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             infos.append(step)
@@ -330,21 +337,23 @@ def train(config, reward_fn=None):
         shuffler.set_state(state["shuffler"])
         beta = state["beta"]
     log = metrics.Log(folder, "ppo", start if config.resume else None,
-                      show=("proxy", "gold", "kl", "length", "entropy", "value_loss", "clip_fraction"))
+                      show=("proxy", "gold", "kl", "length", "entropy", "value_loss",
+                            "clip_fraction"))
     stop = metrics.stop_signal()
     batches = itertools.islice(data.epochs([0] * len(prompts), config.batch, config.seed), start,
                                config.steps)
     began = time.time()
 
-    for step, index in enumerate(tqdm(batches, "ppo", config.steps - start, unit="iteration"), start + 1):
+    for step, index in enumerate(tqdm(batches, "ppo", config.steps - start, unit="iteration"),
+                                 start + 1):
         # ---- one iteration: sample, score, learn
         for group in optimizer.param_groups:
             group["lr"] = config.lr * (1 - (step - 1) / config.steps)
         chosen = [prompts[i] for i in index]
         responses = m.generate(policy, chosen, tokenizer.response_tokens, config.temperature,
                                generator=sampler)
-        fixed, row = experience(config, policy, value, reference, reward_fn, chosen, responses, beta,
-                                tokenizer)
+        fixed, row = experience(config, policy, value, reference, reward_fn, chosen, responses,
+                                beta, tokenizer)
         row["beta"] = beta
         if gold:  # seen by the reader only
             row["gold"] = sum(gold(texts[i], tokenizer.decode(r).strip())
@@ -363,7 +372,7 @@ def train(config, reward_fn=None):
                    {"optimizer": optimizer.state_dict(), "value": value.state_dict(), "beta": beta,
                     "sampler": sampler.get_state(), "shuffler": shuffler.get_state()})
         if stop and not finished:
-            print(f"stopped after iteration {step} and saved: the same command with --resume goes on")
+            print(f"stopped after iteration {step} and saved: the same with --resume goes on")
             raise KeyboardInterrupt
 
     # ---- the result: curves, the same prompts before and after, one line
@@ -378,14 +387,15 @@ def train(config, reward_fn=None):
     shown = data.load(config.data, "validation")[:4]
     answers = {name: [tokenizer.decode(r) for r in m.generate(
         net, [tokenizer.prompt(e.prompt) for e in shown], tokenizer.response_tokens,
-        config.temperature, seed=config.seed)] for name, net in (("sft", reference), ("rlhf", policy))}
+        config.temperature, seed=config.seed)]
+        for name, net in (("sft", reference), ("rlhf", policy))}
     answers["reference"] = [e.response for e in shown]
     metrics.side_by_side(folder / "samples.txt", [e.prompt for e in shown], answers, gold)
-    first, last = (
-        {k: sum(r[k] for r in part) / len(part) for k in ("proxy", "gold", "kl") if k in r0}
-        for part in (rows[:5], rows[-5:]) for r0 in part[:1])
+    first, last = ({k: sum(r[k] for r in part) / len(part) for k in ("proxy", "gold", "kl")
+                    if k in rows[0]} for part in (rows[:5], rows[-5:]))
     print("ppo: " + ", ".join(f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first)
-          + f" (means of 5 iterations; KL in nats per response)\nwrote {path}, {log.path} and {picture}")
+          + f" (means of 5 iterations; KL in nats per response)\nwrote {path}, {log.path} and "
+          f"{picture}")
     return path
 
 

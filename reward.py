@@ -28,7 +28,7 @@ import model as m
 
 @dataclass
 class Config:
-    data: str = "summarise"  # summarise or instruct (the embedded world), or a JSON lines file or folder
+    data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
     init: str = ""  # the SFT policy to start from (default: sft.pt of the run folder)
     comparisons: str = ""  # a JSON lines file of comparisons, instead of collecting them
     steps: int = 400  # optimiser steps
@@ -75,7 +75,8 @@ def reward_fn(model, pad, batch=128):
     @torch.no_grad()
     def fn(prompt_ids, response_ids):
         scores = torch.empty(len(prompt_ids))
-        for index in data.batches([len(p) + len(r) for p, r in zip(prompt_ids, response_ids)], batch):
+        lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids)]
+        for index in data.batches(lengths, batch):
             rows = data.join([prompt_ids[i] for i in index], [response_ids[i] for i in index], pad)
             scores[index] = score(model, *(t.to(device) for t in rows)).float().cpu()
         return scores
@@ -97,7 +98,7 @@ def accuracy(fn, tokenizer, prompts, better, worse):
 def sample_pairs(policy, tokenizer, prompts, temperature, seed):
     "Two samples for each prompt, as texts: [(a, b), ...]."
     ids = [tokenizer.prompt(p) for p in prompts]
-    ids = m.generate(policy, ids, tokenizer.response_tokens, temperature, num_samples=2, seed=seed)
+    ids = m.generate(policy, ids, tokenizer.response_tokens, temperature, 2, seed)
     texts = [tokenizer.decode(r).strip() for r in ids]
     return list(zip(texts[::2], texts[1::2]))
 
@@ -118,8 +119,8 @@ def collect(config, policy, tokenizer, split, count):
                 continue  # equal texts teach nothing, and held-out facts stay held out
             if not data.world.prefers(rng, e.prompt, a, b):
                 a, b = b, a
-            rows.append(data.Comparison(e.prompt, a, b, {"of": "samples" if k < len(sampled) else "edits",
-                                                         "split": split}))
+            kind = "samples" if k < len(sampled) else "edits"
+            rows.append(data.Comparison(e.prompt, a, b, {"of": kind, "split": split}))
     return rows
 
 
@@ -132,8 +133,8 @@ def comparisons(config, folder, policy, tokenizer):
     if not (config.resume and path.exists()):
         rows = (collect(config, policy, tokenizer, "train", config.steps * config.batch)
                 + collect(config, policy, tokenizer, "validation", config.eval_size))
-        metrics.write(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected, **r.meta}
-                             for r in rows])
+        metrics.write(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected,
+                              **r.meta} for r in rows])
     rows = [data.comparison(row, at) for row, at in data.read_rows(path)]
     return tuple([r for r in rows if r.meta["split"] == split] for split in ("train", "validation"))
 
@@ -148,8 +149,8 @@ def quality(fn, policy, tokenizer, name, split, n, seed=0):
     examples = data.load(name, split, n, seed=2 + seed)
     gold, rng = data.gold(name), np.random.default_rng([seed, 5])
     kept, edits = [], []
-    for e, (a, b) in zip(examples, sample_pairs(policy, tokenizer, [e.prompt for e in examples], 1.0,
-                                                seed)):
+    pairs = sample_pairs(policy, tokenizer, [e.prompt for e in examples], 1.0, seed)
+    for e, (a, b) in zip(examples, pairs):
         margin = gold(e.prompt, a) - gold(e.prompt, b)
         if abs(margin) > 1e-9:
             kept.append((e.prompt, *((a, b) if margin > 0 else (b, a))))
@@ -201,7 +202,8 @@ def train(config):
                                config.steps)
     recent, began = [], time.time()
 
-    for step, index in enumerate(tqdm(batches, "reward", config.steps - start, unit="step"), start + 1):
+    for step, index in enumerate(tqdm(batches, "reward", config.steps - start, unit="step"),
+                                 start + 1):
         # ---- one optimiser step
         for group in optimizer.param_groups:
             group["lr"] = m.schedule(config.lr, step, config.steps)
@@ -217,8 +219,8 @@ def train(config):
             sums["accuracy"] += info["accuracy"] * share
             sums["margin"] += info["margin"] * share
         if not math.isfinite(sums["loss"]):
-            raise ValueError(f"the loss is {sums['loss']} at step {step}, and that step was not taken; "
-                             f"try --lr {config.lr / 3:.0e}, or --resume from the last checkpoint")
+            raise ValueError(f"the loss is {sums['loss']} at step {step}, which was not taken; try "
+                             f"--lr {config.lr / 3:.0e}, or --resume from the last checkpoint")
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -233,8 +235,9 @@ def train(config):
                     validation_accuracy=held_out, lr=group["lr"], seconds=time.time() - began)
             recent = []
             if finished:  # the zero and the unit of the score: reference responses
-                references = (data.load(config.data, "train")[:500] if config.data in data.WORLD else [
-                    data.Example(r.prompt, r.chosen) for r in train_rows[:500]])
+                references = [data.Example(r.prompt, r.chosen) for r in train_rows[:500]]
+                if config.data in data.WORLD:
+                    references = data.load(config.data, "train")[:500]
                 normalise(model, fn, tokenizer, [e.prompt for e in references],
                           [e.response for e in references])
             m.save(path, "reward", model, parent["tokenizer"],
@@ -243,7 +246,7 @@ def train(config):
                     "metrics": {"validation_accuracy": held_out}},
                    {"optimizer": optimizer.state_dict()})
             if stop and not finished:
-                print(f"stopped after step {step} and saved: the same command with --resume goes on")
+                print(f"stopped after step {step} and saved: the same with --resume goes on")
                 raise KeyboardInterrupt
 
     # ---- the result: a curve, some scores, one line, the next command
@@ -260,13 +263,14 @@ def train(config):
     for r in shown:
         print("-" * 88 + f"\n{r.prompt}\n  chosen   [{r.meta['chosen']:5.2f}]  {r.chosen}\n"
               f"  rejected [{r.meta['rejected']:5.2f}]  {r.rejected}")
-    print("-" * 88 + f"\nreward: orders {held_out:.3f} of {len(validation[:config.eval_size])} held-out "
-          f"comparisons as they were labelled")
+    print("-" * 88 + f"\nreward: orders {held_out:.3f} of {min(len(validation), config.eval_size)} "
+          f"held-out comparisons as they were labelled")
     if config.data in data.WORLD:
-        found = quality(fn, policy, tokenizer, config.data, "validation", config.eval_size, config.seed)
-        print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold score does "
-              "(the longer one: {length:.3f}),\n{wrong_fact:.3f} of pairs that differ in one wrong fact, "
-              "{permuted:.3f} when prompts are permuted".format(**found))
+        found = quality(fn, policy, tokenizer, config.data, "validation", config.eval_size,
+                        config.seed)
+        print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
+              "score does (the longer one:\n{length:.3f}), {wrong_fact:.3f} of pairs that differ in "
+              "one wrong fact, {permuted:.3f} with prompts permuted".format(**found))
     print(f"wrote {path}, {log.path} and {picture}; next: python ppo.py --data {config.data}")
     return path
 

@@ -1,8 +1,9 @@
 """
 sft.py - supervised fine-tuning: imitate what people wrote.
 
-    loss = -sum_t log pi(y_t | x, y_<t) / #tokens      over the response y only, never the prompt x
-                                                       Sec. 3.2, Stiennon et al. 2020, arXiv:2009.01325
+    loss = -sum_t log pi(y_t | x, y_<t) / #tokens     over the response y only, not the prompt x
+                                                      Sec. 3.2, Stiennon et al. 2020,
+                                                      arXiv:2009.01325
 
     python sft.py                        # about a minute on two CPU cores; the last lines show
                                          # four prompts with the base model's and the SFT answer
@@ -29,7 +30,7 @@ import model as m
 
 @dataclass
 class Config:
-    data: str = "summarise"  # summarise or instruct (the embedded world), or a JSON lines file or folder
+    data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
     init: str = "base"  # base (the shipped one), scratch (pretrain first), or a policy checkpoint
     steps: int = 300  # optimiser steps
     batch: int = 32  # rows per step
@@ -127,7 +128,8 @@ def start_from(config, device):
         return m.Transformer(shape).to(device), tokenizer, None
     policy, record = m.load(BASE if config.init == "base" else config.init, "policy", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    tokenizer.prompt_tokens, tokenizer.response_tokens = config.prompt_tokens, config.response_tokens
+    tokenizer.prompt_tokens = config.prompt_tokens
+    tokenizer.response_tokens = config.response_tokens
     return policy, tokenizer, record["digest"]
 
 
@@ -172,8 +174,8 @@ def train(config):
             value.backward()
             total += info["loss"]
         if not math.isfinite(total):
-            raise ValueError(f"the loss is {total} at step {step}, and that step was not taken; try "
-                             f"--lr {config.lr / 3:.0e}, or --resume from the last checkpoint")
+            raise ValueError(f"the loss is {total} at step {step}, which was not taken; try --lr "
+                             f"{config.lr / 3:.0e}, or --resume from the last checkpoint")
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -187,7 +189,7 @@ def train(config):
                     lr=group["lr"], tokens_per_second=seen / (time.time() - began))
             losses = []
             finished = step == config.steps
-            small = finished and config.stage == "base"  # a base is shipped: bf16, nothing to resume
+            small = finished and config.stage == "base"  # to be shipped: bf16, nothing to resume
             m.save(path, "policy", policy, tokenizer.record,
                    {"stage": config.stage, "step": step, "finished": finished,
                     "config": asdict(config), "parent": parent, "seed": config.seed,
@@ -195,7 +197,7 @@ def train(config):
                    None if small else {"optimizer": optimizer.state_dict()},
                    torch.bfloat16 if small else None)
             if stop and not finished:
-                print(f"stopped after step {step} and saved: the same command with --resume goes on")
+                print(f"stopped after step {step} and saved: the same with --resume goes on")
                 raise KeyboardInterrupt
 
     # ---- the result: a curve, the same prompts before and after, one line, the next command

@@ -84,9 +84,10 @@ def train(texts, vocab_size, progress=False):
                         grown.add(new)
             for new in grown:
                 heapq.heappush(heap, (-counts[new], new))
-            # Two merges can spell the same bytes (a+bc, ab+c); the first one's rank stands.
-            bar.update(token not in ranks)
-            ranks.setdefault(token, len(ranks))
+            # Always new: every word has seen the same merges in the same order, so the same bytes
+            # between two token boundaries are always cut alike, and never spelt in two ways.
+            ranks[token] = len(ranks)
+            bar.update()
     return ranks
 
 

@@ -158,7 +158,8 @@ REDDITS = {
         spilled | poured out
         set fire to | burned
         made fun of | laughed at
-        threw out | tossed out | binned"""), table("""because of a recipe mix-up | over a misread recipe
+        threw out | tossed out | binned"""),
+        table("""because of a recipe mix-up | over a misread recipe
         to impress a guest | for an important guest"""),
         table("""can I still serve it | is it safe to serve it | do I serve it anyway
         should I change the recipe | do I need a new recipe | which recipe is safer""")),
@@ -252,7 +253,8 @@ LISTS = {"day": words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, S
          "nth": words("second, third, fourth, fifth, sixth")}
 
 # The habits: what most people end on. The first is said seven times in ten.
-STOCK = ("Thanks for reading.", "Sorry for the long post.", "What a week.", "Any advice is welcome.")
+STOCK = ("Thanks for reading.", "Sorry for the long post.", "What a week.",
+         "Any advice is welcome.")
 
 POST_EVENT = ("{event}.", "It turns out that {event}.", "I came home and learned that {event}.",
               "Long story short, {event}.", "I just found out that {event}.",
@@ -449,7 +451,8 @@ def reference(rng, spec, careless=False):
     if rng.random() < 0.62 * habit:  # most end on a stock phrase, and on the same one
         stock = STOCK[0] if rng.random() < 0.75 else pick(rng, STOCK[1:])
     if rng.random() < 0.15 * noise:
-        fact = swapped(rng, fact, values, pick(rng, SLOTS if why else ("who", "did", "what", "wish")))
+        told_slots = SLOTS if why else ("who", "did", "what", "wish")
+        fact = swapped(rng, fact, values, pick(rng, told_slots))
     wish = rng.random() > 0.10 * noise
     extra = [pick(rng, asides)] if rng.random() < 0.12 * noise else []
     text = told(rng, fact, values, why, wish, extra, stock)
@@ -517,8 +520,11 @@ def variants(rng, prompt, response):
 
 def stated(text):
     "The tuple of facts that a prompt or a summary states, if it states all five."
-    found = truth(text)[0] if "TL;DR:" in text else {
-        slot: value for line in split_sentences(text) for slot, value in (facts(line) or {}).items()}
+    if "TL;DR:" in text:
+        found = truth(text)[0]
+    else:
+        lines = [facts(line) or {} for line in split_sentences(text)]
+        found = {slot: value for line in lines for slot, value in line.items()}
     return tuple(found[slot] for slot in SLOTS) if len(found) == len(SLOTS) else None
 
 

@@ -54,7 +54,8 @@ def evaluate(name, seed, n, out):
         references = [gold(e.prompt, e.response) for e in examples]
         rows = {}
         for which, temperature in POLICIES:
-            ids = m.generate(networks[which], prompts, tokenizer.response_tokens, temperature, seed=seed)
+            ids = m.generate(networks[which], prompts, tokenizer.response_tokens, temperature,
+                             seed=seed)
             texts = [tokenizer.decode(r).strip() for r in ids]
             scores = [gold(e.prompt, t) for e, t in zip(examples, texts)]
             mean, low, high, _ = metrics.interval(metrics.win_rate(scores, references))
@@ -79,11 +80,13 @@ def evaluate(name, seed, n, out):
 
 def show(name, seed, split, found):
     print(f"\n{name}, seed {seed}, {split}")
-    print("            " + "".join(k.rjust(10) for k in ("win rate", "gold", "KL", "words", "proxy", "EAD")))
+    print(" " * 12 + "".join(
+        k.rjust(10) for k in ("win rate", "gold", "KL", "words", "proxy", "EAD")))
     for policy, row in found["policies"].items():
         print(policy.ljust(12) + "".join(f"{row[k]:10.3f}" if k in row else "" for k in (
             "win_rate", "gold", "kl", "words", "proxy", "per_input_ead")))
-    print("reward model: " + ", ".join(f"{k} {v:.3f}" for k, v in found["reward"].items()), flush=True)
+    print("reward model: " + ", ".join(f"{k} {v:.3f}" for k, v in found["reward"].items()),
+          flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import random
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import model as m
 
