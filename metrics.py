@@ -225,6 +225,22 @@ def options(kind, default):
     return {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
 
 
+def resumed(config, record):
+    """
+    The step to go on from. ValueError unless the checkpoint `record` is of an unfinished run with
+    the very flags of `config`: with others, its curve and its name would tell of neither run.
+    """
+    saved, free = record["meta"]["config"], ("resume", "out", "device", "every")
+    for name, value in dataclasses.asdict(config).items():
+        if name not in free and name in saved and value != saved[name]:
+            raise ValueError(f"--resume goes on with the flags of the interrupted run, and that "
+                             f"had {flag(name)} {saved[name]}, not {value}")
+    if record["meta"]["finished"]:
+        raise ValueError(f"this run finished at step {record['meta']['step']}: there is nothing to "
+                         f"resume; leave out --resume to train anew")
+    return record["meta"]["step"]
+
+
 def cli(Config, train, argv=None):
     """
     Run `train(Config(...))` with one flag per field; batch_size becomes --batch-size.
@@ -399,8 +415,8 @@ def stop_signal():
 
 def side_by_side(path, prompts, answers, gold=None):
     """
-    Print and keep the answers of several policies to the same prompts: `answers` is {name: texts},
-    `gold` scores (prompt, text) where quality is known.
+    Print and keep several answers to each prompt: `answers` is {who gave it: texts}, and `gold`
+    scores (prompt, text), if there is anything to score with.
     """
     lines = []
     for i, prompt in enumerate(prompts):

@@ -569,10 +569,11 @@ def save(path, kind, model, tokenizer, meta, state=None, dtype=None):
     replace_file(path.with_suffix(".json"), lambda file: file.write(readable))
 
 
-def load(path, kind, device="cpu", tokenizer=None):
+def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
     """
     (module, record) from a checkpoint; weights come back as fp32 parameters. Whatever is wrong
     with the file, and `tokenizer`, a fingerprint, that is not its own, is said in one sentence.
+    What an interrupted run saved is refused, unless `unfinished`: it is no model to build on.
     """
     path, remedy = Path(path), f"make a {kind} with `{MADE_BY[kind]}`."
     if not path.is_file():
@@ -594,6 +595,9 @@ def load(path, kind, device="cpu", tokenizer=None):
     if tokenizer is not None and record["tokenizer"]["fingerprint"] != tokenizer:
         raise ValueError(f"{path} was made with another tokenizer ({record['tokenizer']['name']}); "
                          f"{remedy}")
+    if not unfinished and not record["meta"].get("finished", True):
+        raise ValueError(f"{path} was saved at step {record['meta']['step']} of a run that was "
+                         f"interrupted: finish it with the same command and --resume.")
     config = ModelConfig(**record["model"])
     model = Transformer(config) if kind == "policy" else ScalarModel(config)
     model.load_state_dict(record.pop("weights"))  # copies into fp32 whatever it was stored in

@@ -328,9 +328,9 @@ def train(config, reward_fn=None):
     sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
     beta, start = config.beta, 0
     if config.resume:
-        trained, record = m.load(path, "policy", device, tokenizer.fingerprint)
+        trained, record = m.load(path, "policy", device, tokenizer.fingerprint, unfinished=True)
         policy.load_state_dict(trained.state_dict())
-        start, state = record["meta"]["step"], record["state"]
+        start, state = metrics.resumed(config, record), record["state"]
         value.load_state_dict(state["value"])
         optimizer.load_state_dict(state["optimizer"])
         sampler.set_state(state["sampler"])
@@ -395,7 +395,7 @@ def train(config, reward_fn=None):
                     if k in rows[0]} for part in (rows[:5], rows[-5:]))
     print("ppo: " + ", ".join(f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first)
           + f" (means of 5 iterations; KL in nats per response)\nwrote {path}, {log.path} and "
-          f"{picture}")
+          f"{picture}; next: python -m tests.evaluate --data {config.data}")
     return path
 
 

@@ -181,11 +181,14 @@ def train(config):
     policy, parent = m.load(config.init or folder / "sft.pt", "policy", device)
     tokenizer = data.Tokenizer.of(parent["tokenizer"])
     train_rows, validation = comparisons(config, folder, policy, tokenizer)
+    if not train_rows or not validation:
+        raise ValueError(f"{config.comparisons or config.data} has {len(train_rows)} comparisons "
+                         f"to train on and {len(validation)} to validate with: both need some")
 
     model, start, state = m.scalar_from(policy), 0, None
     if config.resume:
-        model, record = m.load(path, "reward", device, tokenizer.fingerprint)
-        start, state = record["meta"]["step"], record["state"]
+        model, record = m.load(path, "reward", device, tokenizer.fingerprint, unfinished=True)
+        start, state = metrics.resumed(config, record), record["state"]
     m.freeze(model, config.freeze)
     optimizer = m.adamw(model, config.lr)
     if state:
@@ -256,21 +259,18 @@ def train(config):
                    ("Accuracy", ["accuracy", "validation_accuracy"], "share ordered as labelled"),
                    ("Margin", ["margin"], "score, chosen - rejected")])
     shown = validation[:4]
-    for name in ("chosen", "rejected"):
-        values = scored(fn, tokenizer, [r.prompt for r in shown], [getattr(r, name) for r in shown])
-        for r, value in zip(shown, values):
-            r.meta[name] = value
-    for r in shown:
-        print("-" * 88 + f"\n{r.prompt}\n  chosen   [{r.meta['chosen']:5.2f}]  {r.chosen}\n"
-              f"  rejected [{r.meta['rejected']:5.2f}]  {r.rejected}")
-    print("-" * 88 + f"\nreward: orders {held_out:.3f} of {min(len(validation), config.eval_size)} "
-          f"held-out comparisons as they were labelled")
+    metrics.side_by_side(folder / "reward.txt", [r.prompt for r in shown],
+                         {"chosen": [r.chosen for r in shown],
+                          "rejected": [r.rejected for r in shown]},
+                         lambda prompt, text: scored(fn, tokenizer, [prompt], [text])[0])
+    print(f"reward: orders {held_out:.3f} of {min(len(validation), config.eval_size)} held-out "
+          f"comparisons as they were labelled")
     if config.data in data.WORLD:
         found = quality(fn, policy, tokenizer, config.data, "validation", config.eval_size,
                         config.seed)
-        print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
-              "score does (the longer one:\n{length:.3f}), {wrong_fact:.3f} of pairs that differ in "
-              "one wrong fact, {permuted:.3f} with prompts permuted".format(**found))
+        print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold score "
+              "does (the longer one:\n{length:.3f}), {wrong_fact:.3f} of pairs that differ in one "
+              "fact, {permuted:.3f} with permuted prompts".format(**found))
     print(f"wrote {path}, {log.path} and {picture}; next: python ppo.py --data {config.data}")
     return path
 

@@ -140,19 +140,26 @@ def train(config):
     folder = data.run_folder(config.data, config.seed, config.out)
     path = folder / f"{config.stage}.pt"
     if config.stage == "sft" and config.init == "scratch":
-        config.init = str(train(replace(config, stage="base", steps=config.base_steps, lr=BASE_LR)))
+        base = replace(config, stage="base", init="base", steps=config.base_steps, lr=BASE_LR)
+        config.init = str(folder / "base.pt") if config.resume else str(train(base))
 
     policy, tokenizer, parent = start_from(config, device)
+    if config.prompt_tokens + config.response_tokens > policy.config.context:
+        raise ValueError(f"--prompt-tokens {config.prompt_tokens} and --response-tokens "
+                         f"{config.response_tokens} are more than the {policy.config.context} "
+                         f"tokens that this model can read")
     before = copy.deepcopy(policy)  # for the samples at the end
     start, state = 0, None
     if config.resume:
-        policy, record = m.load(path, "policy", device, tokenizer.fingerprint)
-        start, state = record["meta"]["step"], record["state"]
+        policy, record = m.load(path, "policy", device, tokenizer.fingerprint, unfinished=True)
+        start, state = metrics.resumed(config, record), record["state"]
     m.freeze(policy, config.freeze)
     optimizer = m.adamw(policy, config.lr)
     if state:
         optimizer.load_state_dict(state["optimizer"])
     shown = data.load(config.data, "validation")[:config.eval_size]
+    if not shown:
+        raise ValueError(f"{config.data} has no validation examples: add some")
     validation = encode(tokenizer, shown)
     first_loss = validation_loss = evaluate(before, validation, tokenizer.pad, device)
     log = metrics.Log(folder, config.stage, start if config.resume else None)
