@@ -268,9 +268,9 @@ def train(config):
     if config.data in data.WORLD:
         found = quality(fn, policy, tokenizer, config.data, "validation", config.eval_size,
                         config.seed)
-        print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold score "
-              "does (the longer one:\n{length:.3f}), {wrong_fact:.3f} of pairs that differ in one "
-              "fact, {permuted:.3f} with permuted prompts".format(**found))
+        print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
+              "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ in "
+              "one fact, {permuted:.3f} under others' prompts".format(**found))
     print(f"wrote {path}, {log.path} and {picture}; next: python ppo.py --data {config.data}")
     return path
 
