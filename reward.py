@@ -269,8 +269,8 @@ def train(config):
         found = quality(fn, policy, tokenizer, config.data, "validation", config.eval_size,
                         config.seed)
         print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
-              "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ in "
-              "one fact, {permuted:.3f} under others' prompts".format(**found))
+              "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ "
+              "in one fact, {permuted:.3f} under other prompts".format(**found))
     print(f"wrote {path}, {log.path} and {picture}; next: python ppo.py --data {config.data}")
     return path
 

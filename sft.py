@@ -93,9 +93,10 @@ def stream(config, tokenizer):
         seed = config.seed * 100_003 + epoch
         if config.stage == "base":  # the world writes fresh text: no base reads the same one twice
             longest = tokenizer.prompt_tokens + tokenizer.response_tokens
-            texts = [tokenizer.encode(text)[:longest - 1] + [tokenizer.eos]
-                     for text in data.texts(config.data, 200 * config.batch, seed)]
-            rows = [(ids[:1], ids[1:]) for ids in texts]
+            rows = []
+            for thread in data.texts(config.data, 200 * config.batch, seed):
+                ids = [i for text in thread for i in tokenizer.encode(text) + [tokenizer.eos]]
+                rows.append((ids[:1], ids[1:longest]))
         elif epoch == 0:
             rows = encode(tokenizer, data.load(config.data, "train"))
         order = torch.Generator().manual_seed(seed)

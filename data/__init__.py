@@ -274,16 +274,19 @@ def comparisons(name_or_path, split):
 
 
 def texts(name_or_path, n=None, seed=0):
-    """Raw text to pretrain on -> list of str; for files: train examples, and text.jsonl[.gz]."""
+    """
+    Raw text to pretrain on -> list of threads, each a tuple of messages; an EOS ends each message.
+    For files: train examples, and the rows of text.jsonl[.gz], as threads of one message.
+    """
     if name_or_path in WORLD:
         from . import world
 
         return list(world.pretraining(n, seed))
     found, folder = [], Path(name_or_path)
     if not folder.is_dir() or "train" in splits(folder, ""):
-        found += [f"{e.prompt} {e.response}" for e in load(name_or_path, "train")]
+        found += [(f"{e.prompt} {e.response}",) for e in load(name_or_path, "train")]
     if folder.is_dir() and "text" in splits(folder, ""):
-        found += [string(row, at, "text") for row, at in read_rows(splits(folder, "")["text"])]
+        found += [(string(row, at, "text"),) for row, at in read_rows(splits(folder, "")["text"])]
     if not found:
         raise ValueError(f"{name_or_path} holds neither train.jsonl nor text.jsonl")
     random.Random(seed).shuffle(found)

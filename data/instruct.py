@@ -998,6 +998,12 @@ def shorten(rng, spec, text):
     return None
 
 
+def comment(rng, prompt, response):
+    "What an attentive reader writes below an answer: whether it is true."
+    found = parts(prompt, response)
+    return "Wrong." if found["wrong"] else "What?" if found["language"] else "Right."
+
+
 def variants(rng, prompt, response):
     """[(text, name)]: what comparisons are made of. An edit changes one thing, where it can."""
     spec = parse(prompt)

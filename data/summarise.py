@@ -450,7 +450,7 @@ def reference(rng, spec, careless=False):
     stock = None
     if rng.random() < 0.62 * habit:  # most end on a stock phrase, and on the same one
         stock = STOCK[0] if rng.random() < 0.75 else pick(rng, STOCK[1:])
-    if rng.random() < 0.15 * noise:
+    if rng.random() < (0.4 if careless else 0.15):
         told_slots = SLOTS if why else ("who", "did", "what", "wish")
         fact = swapped(rng, fact, values, pick(rng, told_slots))
     wish = rng.random() > 0.10 * noise
@@ -483,6 +483,17 @@ def parts(prompt, response):
     return {"facts": sum(WEIGHTS[slot] for slot, _ in right), "wrong": -1.0 * len(wrong),
             "hedging": -0.6 * min(stock, 2), "asides": -0.3 * min(aside, 3),
             "language": -min(broken, 2.0), "length": -0.02 * len(response.split())}
+
+
+def comment(rng, prompt, response):
+    "What an attentive reader writes below a summary: whether it is true, and if not, what is."
+    true, values = truth(prompt)
+    lines = [facts(line) for line in split_sentences(response)]
+    for line in lines:
+        for slot, value in (line or {}).items():
+            if slot in true and true[slot] != value:
+                return f"Wrong, {pick(rng, values[slot][true[slot]])}."
+    return "What?" if parts(prompt, response)["language"] else "Right."
 
 
 def variants(rng, prompt, response):

@@ -21,6 +21,7 @@ import ppo
 B, R, V = 3, 7, 11
 LENGTHS = torch.tensor([7, 4, 1])
 IS_RESPONSE = torch.arange(R) < LENGTHS[:, None]  # (B, R)
+EOS = V - 1
 JUNK = (math.nan, 1e9)
 TOKENIZER = SimpleNamespace(pad=V, response_tokens=R)  # all that `experience` asks of one
 
@@ -48,7 +49,7 @@ def rollout(config, policy, value, seed=3, n=5, reference=None, beta=0.1, score=
     random = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(0, V - 1, (2 + i % 3,), generator=random).tolist() for i in range(n)]
     responses = m.generate(policy, prompts, R, config.temperature, seed=seed)
-    assert len(set(map(len, responses))) > 1, "the test needs unequal lengths: take another seed"
+    responses[1] = [4, EOS]  # lengths differ, whatever was sampled
     fixed, row = ppo.experience(config, policy, value, reference or policy,
                                 score or (lambda p, r: rand(n, seed=seed).float()), prompts,
                                 responses, beta, TOKENIZER)
@@ -66,7 +67,8 @@ def brute_force(rewards, values, length, gamma, lam):
     "The double sum of the definition, over one row."
     v = [*values[:length].tolist(), 0.0]
     delta = [rewards[t].item() + gamma * v[t + 1] - v[t] for t in range(length)]
-    return [sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, length)) for t in range(length)]
+    return torch.tensor([sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, length))
+                         for t in range(length)], dtype=rewards.dtype)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
@@ -75,7 +77,7 @@ def test_gae_is_the_double_sum(gamma, lam):  # lambda or gamma missing, a value 
     rewards, values = rand(B, R), rand(B, R, seed=1)
     advantages, returns = ppo.gae(rewards, values, IS_RESPONSE, gamma, lam)
     for b, n in enumerate(LENGTHS):
-        expected = torch.tensor(brute_force(rewards[b], values[b], n, gamma, lam)).double()
+        expected = brute_force(rewards[b], values[b], n, gamma, lam)
         torch.testing.assert_close(advantages[b, :n], expected)
         torch.testing.assert_close(returns[b, :n], expected + values[b, :n])
 
@@ -152,16 +154,14 @@ def test_only_k1_in_the_reward_has_the_gradient_of_the_kl():  # its sign, or k3 
     def of(kl):  # of minus the expected penalty, every token weighted by its probability
         def expected(logp):
             one = torch.ones(5, 1, dtype=torch.bool)
-            r = ppo.token_rewards(torch.zeros(5), logp.detach()[:, None], ref[:, None], one, 1.0, kl)
+            old = logp.detach()[:, None]  # (5, 1): five rows of one token
+            r = ppo.token_rewards(torch.zeros(5), old, ref[:, None], one, 1.0, kl)
             return -(logp.exp().detach() * r[:, 0] * logp).sum()
         return gradient(expected, logits)
     torch.testing.assert_close(of("k1"), forward)
     torch.testing.assert_close(of("k3"), forward - reverse)  # hardly anything near the reference
     assert (of("k3") - forward).norm() > 0.5 * forward.norm()
     assert (of("k2") - forward).norm() > 0.2 * forward.norm()
-
-
-EOS = V - 1
 
 
 @pytest.mark.parametrize("response, score", [
@@ -173,7 +173,8 @@ def test_missing_eos(response, score):  # an EOS in the last slot taken for a cu
 
 
 def test_shaped_by_hand():  # the penalty per token, a clip of the penalised score, a touched -3
-    scores, rows = torch.tensor([9.0, -9.0, 1.0, 9.0]), [[EOS], [1, 2, EOS], [1] * 6 + [EOS], [1] * 7]
+    scores = torch.tensor([9.0, -9.0, 1.0, 9.0])
+    rows = [[EOS], [1, 2, EOS], [1] * 6 + [EOS], [1] * 7]
     config = ppo.Config(length_penalty=0.7, reward_clip=2.0)
     found = ppo.shaped(scores, rows, (EOS, 0), R, config)
     torch.testing.assert_close(found, torch.tensor([2 - 0.1, -2 - 0.3, 1 - 0.7, -3.0]))
@@ -293,7 +294,8 @@ def test_adaptive_beta():  # a step per row instead of per rollout, no clip, the
         beta = ppo.adapted(beta, kl, 6.0, 50)
         seen.append(beta)
     factors = [1 + 0.2 * 0.05, 1 + 0.1 * 0.05, 1, 1 - 0.05 * 0.05, 1 - 0.2 * 0.05]
-    assert seen == pytest.approx(list(itertools.accumulate([0.1, *factors], lambda a, b: a * b))[1:])
+    expected = list(itertools.accumulate([0.1, *factors], lambda a, b: a * b))[1:]
+    assert seen == pytest.approx(expected)
 
 
 # ---- networks: act, experience, update -----------------------------------------------------------
@@ -417,7 +419,8 @@ def test_statistics_of_a_rollout():  # padding counted, a score reported after i
         hidden = policy(fixed["ids"]).gather(
             1, (fixed["positions"] - 1)[..., None].expand(-1, -1, 12))
         logp = policy.logits(hidden).log_softmax(-1)
-    assert row["entropy"] == pytest.approx(-(logp.exp() * logp).sum(-1)[mask].mean().item(), abs=1e-5)
+    entropy = -(logp.exp() * logp).sum(-1)[mask].mean().item()
+    assert row["entropy"] == pytest.approx(entropy, abs=1e-5)
     # with lambda 1 and no penalty every token's return is the score: gamma is 1
     config = ppo.Config(lam=1.0, batch=5)
     fixed, _, _, responses = rollout(config, policy, value, beta=0.0)
@@ -425,7 +428,7 @@ def test_statistics_of_a_rollout():  # padding counted, a score reported after i
     torch.testing.assert_close(fixed["returns"][mask], expected[mask], atol=1e-5, rtol=0)
 
 
-def test_a_network_and_a_function_score_alike():  # another token read, or another trunk started from
+def test_a_network_and_a_function_score_alike():  # another token read, another trunk
     policy = policy_of()
     m.freeze(policy, 0.67)
     scorer = m.scalar_from(policy)
@@ -570,7 +573,7 @@ SCORES = torch.tensor([0.0, 1, 2, 3]).double()
     (1.0, [0.14585, 0.23788, 0.32331, 0.29295], 1.232012),
     (2.0, [0.30742, 0.30411, 0.2507, 0.13778], 0.972791)])
 def test_optimum_of_the_regularised_objective(beta, listed, objective):
-    # any error of sign, scale, mask, estimator or temperature: the optimum is ref * exp(r / beta) / Z
+    # any error of sign, scale, estimator or temperature: the optimum is ref * exp(r / beta) / Z
     optimum = (REF.log() + SCORES / beta).softmax(-1)
     torch.testing.assert_close(optimum, torch.tensor(listed).double(), atol=1e-5, rtol=0)
     found = solve(REF, SCORES, beta)
@@ -599,13 +602,15 @@ def distribution(net, prompt):
 
 @pytest.mark.slow
 def test_optimum_with_a_transformer():  # left padding, EOS, values and lambda, all at once
-    config = ppo.Config(batch=512, beta=1.0, epochs=4, lr=1e-2, steps=250)
+    config = ppo.Config(batch=256, beta=1.0, epochs=4, lr=3e-3, steps=120)
     tokenizer = SimpleNamespace(pad=LETTERS + 1, response_tokens=3)
-    shape = dict(vocab_size=LETTERS + 1, context=8, layers=1, channels=24, hidden=32, eos=(END,))
-    reference = policy_of(scale=0.3, **shape)
+    # learned positions: to attention with rotary ones, [0] and [0, 0] look alike
+    shape = dict(vocab_size=LETTERS + 1, context=8, layers=2, channels=24, hidden=32,
+                 positions="learned", eos=(END,))
+    reference = policy_of(scale=0.2, **shape)
     policy = copy.deepcopy(reference)
-    prompts = [[0], [1, 2, 0], [2, 2]]
-    table = 2 * rand(len(prompts), len(SEQUENCES))
+    prompts = [[0], [1, 2], [2, 0, 1]]
+    table = rand(len(prompts), len(SEQUENCES))
     lookup = {(tuple(p), seq): table[i, j] for i, p in enumerate(prompts)
               for j, seq in enumerate(SEQUENCES)}
     value = value_of(config, policy)
@@ -632,4 +637,4 @@ def test_optimum_with_a_transformer():  # left padding, EOS, values and lambda, 
     for prompt, optimum in zip(prompts, wanted):
         start = (distribution(reference, prompt).exp() - optimum).abs().sum() / 2
         end = (distribution(policy, prompt).exp() - optimum).abs().sum() / 2
-        assert start > 0.3 and end < 0.05, (start, end)
+        assert start > 0.3 and end < 0.03, (start, end)

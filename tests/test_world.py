@@ -1,0 +1,322 @@
+"""
+What the embedded world promises: a known truth, a noisy annotator, habits that sampling cannot
+cure, and facts that are held out for good. After each test's name stands the bug that turns it red.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+import metrics
+from data import instruct, summarise, world
+
+TASKS = list(world.TASKS.items())
+EVERY_SPLIT = [(name, split) for name, task in TASKS for split in ("train", *task.SPLITS)]
+
+
+def drawn(task, split, n, seed=0):
+    "n prompts of a split with what is known of them, held out or not."
+    rng = np.random.default_rng([seed, 17])
+    return [task.draw(rng, split, lambda key: True) for _ in range(n)]
+
+
+def key_of(prompt):
+    "The tuple of facts that a prompt is about; `held_out` decides on it."
+    return (instruct.parse(prompt)["key"] if world.of(prompt) is instruct
+            else summarise.stated(prompt))
+
+
+def split_text(text):
+    "A pretraining text -> its prompt, its answer."
+    cue = "### Response:" if text.startswith("### Instruction:") else "TL;DR:"
+    prompt, found, response = text.partition(cue)
+    assert found
+    return prompt + found, response.strip()
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", summarise.SPLITS)
+def test_posts_state_their_own_facts(split):  # a decoy read as a fact, an ambiguous wording
+    for prompt, (fact, values, _) in drawn(summarise, split, 150):
+        assert summarise.truth(prompt) == (fact, values), prompt
+
+
+@pytest.mark.parametrize("split", instruct.SPLITS)
+def test_instructions_parse_back(split):  # two wordings that fit one text, a slot not recovered
+    kinds = set()
+    for prompt, spec in drawn(instruct, split, 300):
+        found = instruct.parse(prompt)
+        assert found is not None, prompt
+        assert (found["key"], found["goals"], found["split"]) == (spec["key"], spec["goals"], split)
+        kinds.add(spec["kind"])
+    assert len(kinds) >= (20 if split == "id" else 6)
+
+
+@pytest.mark.parametrize("name, split", EVERY_SPLIT)
+def test_prompts_fit_and_references_end(name, split):  # a cue cut off, an answer cut short
+    tokenizer = data.Tokenizer()
+    cue = "TL;DR:" if name == "summarise" else "### Response:"
+    lengths = []
+    for e in data.load(name, split, 60):
+        assert e.prompt.endswith(cue) and e.response == e.response.strip() != ""
+        ids = tokenizer.prompt(e.prompt)
+        assert tokenizer.decode(ids).endswith(cue)
+        lengths.append(len(ids) < 224)
+        assert len(tokenizer.response(e.response)) < 48 or split not in ("train", "id")
+    assert np.mean(lengths) > 0.95 or split == "long"
+
+
+def test_splits_are_what_they_say():  # a shifted split that is not shifted
+    first = {split: [p.split("\n")[0] for p, _ in drawn(summarise, split, 80)]
+             for split in summarise.SPLITS}
+    for split in ("id", "long", "sentiment"):
+        assert {x.removeprefix("SUBREDDIT: r/") for x in first[split]} == set(summarise.SEEN)
+    assert {x.removeprefix("SUBREDDIT: r/") for x in first["subreddits"]} == set(summarise.UNSEEN)
+    assert all(x.startswith("ARTICLE: ") for x in first["news"])
+    words = {split: np.mean([len(p.split()) for p, _ in drawn(summarise, split, 80)])
+             for split in summarise.SPLITS}
+    assert words["long"] > 1.4 * words["id"]
+    kind = [spec[0]["did"] in summarise.KINDNESSES for _, spec in drawn(summarise, "sentiment", 50)]
+    unkind = [spec[0]["did"] in summarise.KINDNESSES for _, spec in drawn(summarise, "id", 50)]
+    assert all(kind) and not any(unkind)
+
+
+def test_shifted_instructions_share_no_wording():  # an OOD split that was trained on
+    wordings = {split: {w[2] for w in instruct.WORDINGS if w[0] == split} for split in instruct.SPLITS}
+    kinds = {split: {w[1] for w in instruct.WORDINGS if w[0] == split} for split in instruct.SPLITS}
+    assert len(kinds["id"]) >= 20 and len(kinds["sequential"]) >= 6
+    for split in ("broad", "sequential"):
+        assert not wordings["id"] & wordings[split] and not kinds["id"] & kinds[split]
+        for prompt, _ in drawn(instruct, split, 60):
+            text = prompt.split("\n")[1]
+            assert not any(w[4].fullmatch(text) for w in instruct.WORDINGS if w[0] == "id"), text
+
+
+@pytest.mark.parametrize("name, split", EVERY_SPLIT)
+def test_the_same_seed_gives_the_same_examples(name, split):  # hash randomisation, a shared generator
+    first = data.load(name, split, 20, seed=3)
+    assert first == data.load(name, split, 20, seed=3)
+    assert first == data.load(name, split, 30, seed=3)[:20]
+    assert not {e.prompt for e in first} & {e.prompt for e in data.load(name, split, 20, seed=4)}
+
+
+def test_pretraining_is_seeded_and_mixed():  # a kind of text that the base never reads
+    texts = data.texts("summarise", 400, seed=1)
+    assert texts == data.texts("instruct", 400, seed=1) != data.texts("summarise", 400, seed=2)
+    prompts = [split_text(t)[0] for t in texts]
+    seen = {instruct.parse(p)["split"] for p in prompts if world.of(p) is instruct}
+    assert seen == set(instruct.SPLITS)
+    assert any(p.startswith("ARTICLE") for p in prompts)
+    assert {p.split("\n")[0][13:].removeprefix("/") for p in prompts if p.startswith("SUB")} >= set(
+        summarise.UNSEEN)
+
+
+# ---- held out means held out ---------------------------------------------------------------------
+
+
+def states_held_out(prompt, response):
+    "Independently of `leaks`: of the post itself, and of any summary that states five facts."
+    if world.held_out(key_of(prompt)):
+        return True
+    if world.of(prompt) is instruct:
+        return False
+    found = {}
+    for sentence in summarise.split_sentences(response):
+        found |= summarise.facts(sentence) or {}
+    return len(found) == 5 and world.held_out([found[slot] for slot in summarise.SLOTS])
+
+
+def test_one_tuple_in_ten_is_held_out():  # a hash that differs from run to run, or of order
+    keys = [key_of(p) for _, task in TASKS for p, _ in drawn(task, "id", 800)]
+    assert 0.075 < np.mean([world.held_out(k) for k in keys]) < 0.125
+    assert [world.held_out(("a", i)) for i in range(20)] == [i in HELD_OUT for i in range(20)]
+    assert world.held_out(["a", 3]) == world.held_out(("a", 3))
+
+
+HELD_OUT = (5, 11)  # of ("a", 0) .. ("a", 19), on any machine
+
+
+def test_no_text_of_the_base_states_a_held_out_tuple():  # a careless slip that made one
+    for text in data.texts("summarise", 3000, seed=0):
+        assert not states_held_out(*split_text(text)), text
+
+
+@pytest.mark.parametrize("name", data.WORLD)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_no_example_states_a_held_out_tuple(name, split):  # one accept for all splits
+    for e in data.load(name, split, 1500 if split == "train" else None):
+        assert not states_held_out(e.prompt, e.response), e
+
+
+@pytest.mark.parametrize("name, split", [x for x in EVERY_SPLIT if x[1] != "train"])
+def test_test_splits_use_held_out_tuples_only(name, split):  # memorised facts in a test
+    assert all(world.held_out(key_of(e.prompt)) for e in data.load(name, split, 150))
+
+
+def test_comparisons_state_no_held_out_tuple():  # an edit that completes a held-out tuple
+    rng, dropped = np.random.default_rng(0), 0
+    for e in data.load("summarise", "train", 1500, seed=1):
+        for text in world.two_versions(rng, e.prompt, e.response):
+            assert world.leaks(text) == states_held_out(e.prompt, text)
+            dropped += world.leaks(text)
+    assert dropped > 0  # or the filter in reward.py was never needed
+
+
+# ---- the gold score ------------------------------------------------------------------------------
+
+PROMPTS = [task.draw(np.random.default_rng(k), split, lambda key: True)[0]
+           for name, task in TASKS for split in task.SPLITS for k in range(3)]
+REFERENCES = [e.response for name in data.WORLD for e in data.load(name, "id", 20)]
+PIECES = sorted({piece for text in REFERENCES for piece in (*text.split(), *text.split(". "))})
+texts = st.one_of(st.text(max_size=80), st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join),
+                  st.lists(st.sampled_from(PIECES + list(".?!\"',\n")), max_size=12).map("".join))
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.one_of(st.sampled_from(PROMPTS), st.text(max_size=40)), texts)
+def test_any_text_has_a_finite_score(prompt, response):  # an index into an empty answer
+    parts = world.parts(prompt, response)
+    assert all(math.isfinite(x) for x in parts.values())
+    assert world.gold(prompt, response) == pytest.approx(sum(parts.values()))
+    assert -20 < world.gold(prompt, response) < 6
+    assert world.gold(prompt, response) == world.gold(prompt, response)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(PROMPTS), texts, st.integers(0, 5))
+def test_any_text_can_be_edited(prompt, response, seed):  # an edit of nothing
+    for text, done in world.variants(np.random.default_rng(seed), prompt, response):
+        assert isinstance(text, str) and isinstance(done, str)
+
+
+def answers(name, rng, spec):
+    "(perfect, with both habits and nothing else wrong, perfect but for one error), as texts."
+    if name == "summarise":
+        fact, values, _ = spec
+        wrong = summarise.swapped(rng, fact, values, "what")
+        return (summarise.told(rng, fact, values),
+                summarise.told(rng, fact, values, why=False, stock=summarise.STOCK[0]),
+                summarise.told(rng, wrong, values))
+    perfect = instruct.answer(rng, spec)
+    habit = instruct.answer(rng, spec, short=True) + " " + instruct.CLOSING
+    return perfect, habit, instruct.mistake(rng, spec, perfect) or instruct.damage(rng, perfect)
+
+
+@pytest.mark.parametrize("name, split", EVERY_SPLIT)
+def test_perfect_beats_habit_and_error(name, split):  # a judge that likes what people write
+    rng, task, margins = np.random.default_rng(4), world.TASKS[name], []
+    split = "id" if split == "train" else split
+    for prompt, spec in drawn(task, split, 80, seed=5):
+        perfect, habit, error = (world.gold(prompt, x) for x in answers(name, rng, spec))
+        assert perfect > habit and perfect > error, (prompt, perfect, habit, error)
+        margins.append((perfect, habit, error))
+    perfect, habit, error = np.mean(margins, axis=0)
+    assert 2.8 < perfect < 4.2 and perfect - habit > 0.8 and perfect - error > 0.8
+
+
+@pytest.mark.parametrize("name", data.WORLD)
+def test_edits_do_what_they_say(name):  # an edit called wrong that is right
+    rng, change = np.random.default_rng(0), {}
+    for e in data.load(name, "train", 400):
+        before = world.gold(e.prompt, e.response)
+        found = world.variants(rng, e.prompt, e.response)
+        assert len({e.response, *(text for text, _ in found)}) > 1, e  # something to compare
+        for text, done in found:
+            change.setdefault(done, []).append(world.gold(e.prompt, text) - before)
+    assert {"complete", "incomplete", "plain", "hedged", "wrong", "broken", "long"} <= change.keys()
+    assert all(len(x) > 20 for x in change.values()), {k: len(x) for k, x in change.items()}
+    assert max(change["wrong"]) < -1e-9
+    assert min(change["plain"]) >= -1e-9 and min(change["complete"]) >= -1e-9
+    for done in ("incomplete", "hedged", "broken", "long"):
+        assert np.mean(change[done]) < -0.1, done
+    assert np.mean(change["complete"]) > 0.3
+
+
+# ---- people --------------------------------------------------------------------------------------
+
+
+def test_the_annotator_is_bradley_terry():  # a noise of another size, or an annotator who cheats
+    rng, rows = np.random.default_rng(2), []
+    for e in data.load("summarise", "id", 80) + data.load("instruct", "id", 80):
+        texts = [e.response, *(t for t, _ in world.variants(rng, e.prompt, e.response))]
+        for a, b in [(texts[0], t) for t in texts[1:]]:
+            p = 1 / (1 + math.exp((world.gold(e.prompt, b) - world.gold(e.prompt, a)) / 0.5))
+            rows += [(p, world.prefers(rng, e.prompt, a, b)) for _ in range(8)]
+    p, chosen = np.array(rows, dtype=float).T
+    statistic, cells = 0.0, 0
+    for part in np.array_split(np.argsort(p, kind="stable"), 12):
+        statistic += (chosen[part].sum() - p[part].sum()) ** 2 / (p[part] * (1 - p[part])).sum()
+        cells += 1
+    assert statistic < 39.1, statistic  # the chi-square of 12 cells exceeds it once in 10,000
+    assert cells == 12 and world.ANNOTATOR == 0.5 and len(p) > 3000
+
+
+def test_most_references_have_the_habits():  # unbiased noise, which a low temperature would cure
+    examples = data.load("summarise", "id", 500)
+    stated = [[summarise.facts(s) or {} for s in summarise.split_sentences(e.response)]
+              for e in examples]
+    without = np.mean([not any("why" in s for s in x) for x in stated])
+    assert 0.6 < without < 0.85
+    stock = [e.response.endswith(summarise.STOCK) for e in examples]
+    favourite = [e.response.endswith(summarise.STOCK[0]) for e in examples]
+    assert 0.5 < np.mean(stock) < 0.75 and np.sum(favourite) > 0.6 * np.sum(stock)
+    examples = data.load("instruct", "id", 500)
+    hedged = np.mean([world.parts(e.prompt, e.response)["hedging"] < 0 for e in examples])
+    less = np.mean([world.parts(e.prompt, e.response)["constraints"] < 2.99 for e in examples])
+    assert 0.55 < hedged < 0.85 and 0.6 < less < 0.95
+
+
+@pytest.mark.parametrize("name", data.WORLD)
+def test_the_habit_wins_less_than_half(name):  # greedy SFT that beats people without any RLHF
+    rng, scores = np.random.default_rng(1), []
+    for prompt, spec in drawn(world.TASKS[name], "id", 500, seed=1):
+        reference = world.TASKS[name].reference(rng, spec)
+        scores.append([world.gold(prompt, x) for x in (*answers(name, rng, spec)[:2], reference)])
+    perfect, habit, reference = np.array(scores).T
+    assert 0.35 <= metrics.win_rate(habit, reference).mean() <= 0.55
+    assert metrics.win_rate(perfect, reference).mean() > 0.85  # room above
+
+
+# ---- relations between facts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, a, b, sign", [
+    ("summarise", "My cat ate my wallet.", "My cat swallowed my wallet.", -1),
+    ("summarise", "My cat ate my wallet after the fireworks.", "My cat ate my wallet.", -1),
+    ("summarise", "My cat ate my wallet.", "My cat ate my wallet after the fireworks.", 0),
+    ("summarise", "My cat ate my wallet.", "My dog ate my wallet.", 1),
+    ("summarise", "My cat ate my wallet.", "Thanks for reading.", 0),
+    ("summarise", "What a week.", "My cat ate my wallet.", 0),
+    ("instruct", "A frog is green.", "Frogs are green.", -1),
+    ("instruct", "A frog is green and can swim.", "A frog is green.", -1),
+    ("instruct", "A frog is green.", "A frog is green and can swim.", 0),
+    ("instruct", "A frog is green.", "A frog is red.", 1),
+    ("instruct", "A frog is bigger than a bee.", "A frog is smaller than a bee.", 1),
+    ("instruct", "A frog can swim.", "A frog can fly.", 0),
+    ("instruct", "A frog is green.", "A cow is brown.", 0),
+    ("instruct", "Hope this helps!", "A frog is green.", 0)])
+def test_relations(name, a, b, sign):  # the sign, or entailment the wrong way round
+    assert world.TASKS[name].relation(a, b) == sign
+    if sign == 1:
+        assert world.TASKS[name].relation(b, a) == 1
+    prompt = data.load(name, "id", 1)[0].prompt
+    assert world.relation(prompt)(a, b) == sign
+
+
+@given(texts, texts)
+@settings(max_examples=60, deadline=None)
+def test_any_texts_relate(a, b):  # a text without facts
+    for task in world.TASKS.values():
+        assert task.relation(a, b) in (-1, 0, 1)
+
+
+def test_diversity_by_relations():  # the scale of metrics.nli_diversity, end to end
+    relation = world.relation(data.load("summarise", "id", 1)[0].prompt)
+    assert metrics.nli_diversity(["My cat ate my wallet."] * 3, relation) == -2
+    assert metrics.nli_diversity(["My cat ate my wallet.", "My dog ate my wallet."], relation) == 2
