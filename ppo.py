@@ -313,18 +313,18 @@ def train(config, reward_fn=None):
                                  tokenizer.fingerprint)
         reward_fn = reward_model  # as a network, it can start from the frozen trunk
     value = value_network(config, policy, reward_model).to(device)
-    for other in filter(None, (reference, reward_model)):
-        other.requires_grad_(False)
     m.freeze(policy, config.freeze)
     if config.freeze:  # every network then has the same bottom: check that, and hold it once
         for other in (reference, reward_model, value):
             if isinstance(other, (m.Transformer, m.ScalarModel)):
                 m.freeze(other, config.freeze)
                 m.share_trunk(policy, other)
+    for fixed_network in filter(None, (reference, reward_model)):
+        fixed_network.requires_grad_(False)
     optimizer = m.adamw(nn.ModuleList([policy, value]), config.lr, betas=(0.9, 0.999), eps=1e-5)
-    # the prompts' order depends on the seed alone, so that a resumed run agrees
-    prompts = [tokenizer.prompt(e.prompt) for e in data.load(config.data, "train")]
+    # prompts of like length share an iteration, in an order that depends on the seed alone
     texts = [e.prompt for e in data.load(config.data, "train")]
+    prompts = [tokenizer.prompt(text) for text in texts]
     sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
     beta, start = config.beta, 0
     if config.resume:
@@ -340,8 +340,8 @@ def train(config, reward_fn=None):
                       show=("proxy", "gold", "kl", "length", "entropy", "value_loss",
                             "clip_fraction"))
     stop = metrics.stop_signal()
-    batches = itertools.islice(data.epochs([0] * len(prompts), config.batch, config.seed), start,
-                               config.steps)
+    order = data.epochs([len(p) for p in prompts], config.batch, config.seed)
+    batches = itertools.islice(order, start, config.steps)
     began = time.time()
 
     for step, index in enumerate(tqdm(batches, "ppo", config.steps - start, unit="iteration"),
