@@ -94,10 +94,12 @@ def prefers(rng, prompt, a, b):
 
 
 def two_versions(rng, prompt, response):
-    "A reference beside an edit of it, or two edits beside each other, in random order."
-    texts = [response, *(text for text, _ in of(prompt).variants(rng, prompt, response))]
-    first, second = rng.choice(len(texts), size=2, replace=False)
-    return texts[0 if rng.random() < 0.5 else first], texts[second]
+    """A reference beside an edit of it: every other time one with a fact changed, because to know
+    a true answer from a false one is what takes most comparisons to learn."""
+    edits = variants(rng, prompt, response)
+    wrong = [text for text, done in edits if done == "wrong"]
+    others = [text for text, _ in edits] or [response]
+    return response, str(rng.choice(wrong if wrong and rng.random() < 0.5 else others))
 
 
 def variants(rng, prompt, response):
