@@ -31,7 +31,7 @@ class Config:
     data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
     init: str = ""  # the SFT policy to start from (default: sft.pt of the run folder)
     comparisons: str = ""  # a JSON lines file of comparisons, instead of collecting them
-    steps: int = 400  # optimiser steps
+    steps: int = 300  # optimiser steps
     batch: int = 32  # comparisons per step
     lr: float = 5e-4  # peak learning rate: 3 % warm-up, then a cosine to zero
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)

@@ -32,7 +32,7 @@ import model as m
 class Config:
     data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
     init: str = "base"  # base (the shipped one), scratch (pretrain first), or a policy checkpoint
-    steps: int = 300  # optimiser steps
+    steps: int = 200  # optimiser steps
     batch: int = 32  # rows per step
     lr: float = 3e-4  # peak learning rate: 3 % warm-up, then a cosine to zero
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)

@@ -998,6 +998,20 @@ def shorten(rng, spec, text):
     return None
 
 
+def quiz(rng, prompt, questions=4):
+    "A game played below answers, about what the instruction names: A frog can fly? Wrong."
+    words = set(re.findall(r"\w+", prompt))
+    named = [x for x in THINGS if x in words or plural(x) in words] or THINGS
+    said = []
+    for x in (pick(rng, named) for _ in range(questions)):
+        right, rel = rng.random() < 0.5, pick(rng, sorted({*FACTS[x]} & {*VP_OF} | {"bigger"}))
+        values = [v for v in VALUES[rel] if v != x and true(x, rel, v) == right] or [x]
+        value = pick(rng, values)
+        verdict = "Right" if true(x, rel, value) else "Wrong"
+        said.append(f"{capital(an(x))} {vp(rel, value)}? {verdict}.")
+    return " ".join(said)
+
+
 def comment(rng, prompt, response):
     "What an attentive reader writes below an answer: whether it is true."
     found = parts(prompt, response)

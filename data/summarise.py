@@ -485,6 +485,17 @@ def parts(prompt, response):
             "language": -min(broken, 2.0), "length": -0.02 * len(response.split())}
 
 
+def quiz(rng, prompt, questions=5):
+    "A game played below posts: is this what it says? My cousin? Right. To settle a bet? Wrong."
+    true, values = truth(prompt)
+    said = []
+    for slot in (pick(rng, sorted(true)) for _ in range(questions)):
+        right = rng.random() < 0.5
+        value = true[slot] if right else swapped(rng, true, values, slot)[slot]
+        said.append(f"{capital(pick(rng, values[slot][value]))}? {'Right' if right else 'Wrong'}.")
+    return " ".join(said)
+
+
 def comment(rng, prompt, response):
     "What an attentive reader writes below a summary: whether it is true, and if not, what is."
     true, values = truth(prompt)

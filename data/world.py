@@ -75,16 +75,18 @@ WEB = {(summarise, "id"): 0.22, (summarise, "long"): 0.08, (summarise, "subreddi
 def pretraining(n, seed=0):
     """Yields n threads as the web has them: (a prompt and a careless answer, mostly a comment).
 
-    Comments say whether an answer is true, as readers do; a reward model that starts from a network
-    which has read them need not find out from a few thousand comparisons what being true is. They
-    say nothing of taste: whether a cause is missed or a stock phrase disliked.
+    Comments say what is true, as readers do; a reward model that starts from a network which has
+    read them need not find out from a few thousand comparisons what being true is. They say nothing
+    of taste: whether a cause is missed or a stock phrase disliked.
     """
     rng = np.random.default_rng([seed, 99])
     kinds, shares = list(WEB), np.array(list(WEB.values()))
     for which in rng.choice(len(kinds), size=n, p=shares / shares.sum()):
+        task = kinds[which][0]
         prompt, response = answered(rng, *kinds[which], held=False, careless=True)
-        comment = kinds[which][0].comment(rng, prompt, response)
-        yield (f"{prompt} {response}", f" {comment}")[:2 if rng.random() < 0.8 else 1]
+        u = rng.random()
+        comment = task.quiz(rng, prompt) if u < 0.5 else task.comment(rng, prompt, response)
+        yield (f"{prompt} {response}", f" {comment}")[:2 if u < 0.7 else 1]
 
 
 def prefers(rng, prompt, a, b):

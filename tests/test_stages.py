@@ -189,6 +189,8 @@ def test_normalised_references_have_mean_0_and_std_1(base, corpus, tokenizer):
         reward.normalise(net, fn, tokenizer, *texts)
         scores = reward.scored(fn, tokenizer, *texts)
         assert abs(scores.mean()) < 1e-5 and scores.std(ddof=1) == pytest.approx(1, abs=1e-5)
+        net.head.bias.data += 0.7  # for the second time: now with a scale that is not 1
+        net.head.weight.data *= 1.3
     assert ((raw - raw.mean()) / raw.std(ddof=1)) == pytest.approx(scores, abs=1e-4)
 
 
@@ -235,19 +237,29 @@ def collected(base):
     torch.manual_seed(0)  # a fresh one: the world's prompts are longer than the base's 40 tokens
     policy = m.Transformer(dataclasses.replace(policy.config, context=320, layers=1))
     tokenizer = data.Tokenizer("world", 224, 6)
-    return {name: reward.collect(reward.Config(data=name, sampled=0.5), policy, tokenizer,
-                                 "train", 60) for name in data.WORLD}
+    original = world.two_versions
+    with pytest.MonkeyPatch.context() as patch:  # both are too rare to be met by chance
+        patch.setattr(world, "leaks", leaks)
+        patch.setattr(world, "two_versions", lambda rng, prompt, response: (
+            (response, response) if rng.random() < 0.5 else original(rng, prompt, response)))
+        return {name: (reward.collect(reward.Config(data=name, sampled=0.5), policy, tokenizer,
+                                      "train", 60),
+                       {e.prompt for e in data.load(name, "train", 60, seed=1)})
+                for name in data.WORLD}
+
+
+def leaks(text):
+    return len(text) % 5 == 0
 
 
 @pytest.mark.parametrize("name", data.WORLD)
 def test_collected_comparisons(collected, name):  # equal texts, held-out facts, one source only
-    rows = collected[name]
+    rows, prompts = collected[name]
     assert {r.meta["of"] for r in rows} == {"samples", "edits"}
-    assert 0.5 * 60 < len(rows) <= 60
-    train = {e.prompt for e in data.load(name, "train", 60, seed=1)}
-    assert {r.prompt for r in rows} <= train
+    assert 10 < len(rows) < 60 and sum(r.meta["of"] == "edits" for r in rows) < 25
+    assert {r.prompt for r in rows} <= prompts
     for r in rows:
-        assert r.chosen != r.rejected and not world.leaks(r.chosen) and not world.leaks(r.rejected)
+        assert r.chosen != r.rejected and not leaks(r.chosen) and not leaks(r.rejected)
     assert [r.meta["of"] for r in rows] == sorted((r.meta["of"] for r in rows), reverse=True)
 
 
@@ -378,7 +390,7 @@ def interrupt_after(monkeypatch, steps):
 
 
 @pytest.mark.parametrize("stage, changes, after", [
-    ("sft", {}, 3), ("sft", {"freeze": 0.5, "micro": 2}, 2), ("reward", {}, 2), ("reward", {}, 5),
+    ("sft", {}, 3), ("sft", {"freeze": 0.5, "micro": 2}, 2), ("reward", {}, 2), ("reward", {}, 3),
     ("ppo", {}, 3), ("ppo", {"target_kl": 0.05, "value": "shared", "freeze": 0.5, "lr": 5e-3}, 2),
     ("ppo", {"freeze": 0.5}, 3), ("base", {}, 2)])
 def test_resumed_is_uninterrupted(stage, changes, after, corpus, base, runs, frozen, tmp_path,

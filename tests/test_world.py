@@ -30,8 +30,9 @@ def key_of(prompt):
             else summarise.stated(prompt))
 
 
-def split_text(text):
-    "A pretraining text -> its prompt, its answer."
+def split_text(thread):
+    "A thread of the pretraining -> its prompt, its answer."
+    text = thread[0]
     cue = "### Response:" if text.startswith("### Instruction:") else "TL;DR:"
     prompt, found, response = text.partition(cue)
     assert found
@@ -62,14 +63,14 @@ def test_instructions_parse_back(split):  # two wordings that fit one text, a sl
 def test_prompts_fit_and_references_end(name, split):  # a cue cut off, an answer cut short
     tokenizer = data.Tokenizer()
     cue = "TL;DR:" if name == "summarise" else "### Response:"
-    lengths = []
+    lengths, whole = [], []
     for e in data.load(name, split, 60):
         assert e.prompt.endswith(cue) and e.response == e.response.strip() != ""
         ids = tokenizer.prompt(e.prompt)
         assert tokenizer.decode(ids).endswith(cue)
         lengths.append(len(ids) < 224)
-        assert len(tokenizer.response(e.response)) < 48 or split not in ("train", "id")
-    assert np.mean(lengths) > 0.95 or split == "long"
+        whole.append(tokenizer.decode(tokenizer.response(e.response)).strip() == e.response)
+    assert np.mean(lengths) > 0.99 and np.mean(whole) > 0.97  # a rambler may be cut
 
 
 def test_splits_are_what_they_say():  # a shifted split that is not shifted
@@ -88,18 +89,18 @@ def test_splits_are_what_they_say():  # a shifted split that is not shifted
 
 
 def test_shifted_instructions_share_no_wording():  # an OOD split that was trained on
-    wordings = {split: {w[2] for w in instruct.WORDINGS if w[0] == split} for split in instruct.SPLITS}
-    kinds = {split: {w[1] for w in instruct.WORDINGS if w[0] == split} for split in instruct.SPLITS}
+    wordings, kinds = ({split: {w[i] for w in instruct.WORDINGS if w[0] == split}
+                        for split in instruct.SPLITS} for i in (2, 1))
     assert len(kinds["id"]) >= 20 and len(kinds["sequential"]) >= 6
     for split in ("broad", "sequential"):
         assert not wordings["id"] & wordings[split] and not kinds["id"] & kinds[split]
-        for prompt, _ in drawn(instruct, split, 60):
-            text = prompt.split("\n")[1]
-            assert not any(w[4].fullmatch(text) for w in instruct.WORDINGS if w[0] == "id"), text
+    for name, task in TASKS:
+        trained = {e.prompt for e in data.load(name, "train", 1000)}
+        assert not any(p in trained for split in task.SPLITS[1:] for p, _ in drawn(task, split, 50))
 
 
 @pytest.mark.parametrize("name, split", EVERY_SPLIT)
-def test_the_same_seed_gives_the_same_examples(name, split):  # hash randomisation, a shared generator
+def test_the_same_seed_gives_the_same_examples(name, split):  # hash(str), a shared generator
     first = data.load(name, split, 20, seed=3)
     assert first == data.load(name, split, 20, seed=3)
     assert first == data.load(name, split, 30, seed=3)[:20]
@@ -112,9 +113,9 @@ def test_pretraining_is_seeded_and_mixed():  # a kind of text that the base neve
     prompts = [split_text(t)[0] for t in texts]
     seen = {instruct.parse(p)["split"] for p in prompts if world.of(p) is instruct}
     assert seen == set(instruct.SPLITS)
-    assert any(p.startswith("ARTICLE") for p in prompts)
-    assert {p.split("\n")[0][13:].removeprefix("/") for p in prompts if p.startswith("SUB")} >= set(
-        summarise.UNSEEN)
+    assert any(p.startswith("ARTICLE: ") for p in prompts)
+    reddits = {p.split("\n")[0].removeprefix("SUBREDDIT: r/") for p in prompts}
+    assert reddits >= {*summarise.SEEN, *summarise.UNSEEN}
 
 
 # ---- held out means held out ---------------------------------------------------------------------
@@ -139,18 +140,19 @@ def test_one_tuple_in_ten_is_held_out():  # a hash that differs from run to run,
     assert world.held_out(["a", 3]) == world.held_out(("a", 3))
 
 
-HELD_OUT = (5, 11)  # of ("a", 0) .. ("a", 19), on any machine
+HELD_OUT = (9, 13, 16)  # of ("a", 0) .. ("a", 19), on any machine
 
 
 def test_no_text_of_the_base_states_a_held_out_tuple():  # a careless slip that made one
-    for text in data.texts("summarise", 3000, seed=0):
-        assert not states_held_out(*split_text(text)), text
+    for thread in data.texts("summarise", 3000, seed=0):
+        assert not states_held_out(*split_text(thread)), thread
+        assert not any(world.leaks(message) for message in thread), thread
 
 
 @pytest.mark.parametrize("name", data.WORLD)
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_no_example_states_a_held_out_tuple(name, split):  # one accept for all splits
-    for e in data.load(name, split, 1500 if split == "train" else None):
+    for e in data.load(name, split, 700 if split == "train" else 300):
         assert not states_held_out(e.prompt, e.response), e
 
 
@@ -161,7 +163,7 @@ def test_test_splits_use_held_out_tuples_only(name, split):  # memorised facts i
 
 def test_comparisons_state_no_held_out_tuple():  # an edit that completes a held-out tuple
     rng, dropped = np.random.default_rng(0), 0
-    for e in data.load("summarise", "train", 1500, seed=1):
+    for e in data.load("summarise", "train", 1200, seed=1):
         for text in world.two_versions(rng, e.prompt, e.response):
             assert world.leaks(text) == states_held_out(e.prompt, text)
             dropped += world.leaks(text)
@@ -174,11 +176,12 @@ PROMPTS = [task.draw(np.random.default_rng(k), split, lambda key: True)[0]
            for name, task in TASKS for split in task.SPLITS for k in range(3)]
 REFERENCES = [e.response for name in data.WORLD for e in data.load(name, "id", 20)]
 PIECES = sorted({piece for text in REFERENCES for piece in (*text.split(), *text.split(". "))})
-texts = st.one_of(st.text(max_size=80), st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join),
+texts = st.one_of(st.text(max_size=80),
+                  st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join),
                   st.lists(st.sampled_from(PIECES + list(".?!\"',\n")), max_size=12).map("".join))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.one_of(st.sampled_from(PROMPTS), st.text(max_size=40)), texts)
 def test_any_text_has_a_finite_score(prompt, response):  # an index into an empty answer
     parts = world.parts(prompt, response)
@@ -188,7 +191,7 @@ def test_any_text_has_a_finite_score(prompt, response):  # an index into an empt
     assert world.gold(prompt, response) == world.gold(prompt, response)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from(PROMPTS), texts, st.integers(0, 5))
 def test_any_text_can_be_edited(prompt, response, seed):  # an edit of nothing
     for text, done in world.variants(np.random.default_rng(seed), prompt, response):
@@ -243,18 +246,18 @@ def test_edits_do_what_they_say(name):  # an edit called wrong that is right
 
 def test_the_annotator_is_bradley_terry():  # a noise of another size, or an annotator who cheats
     rng, rows = np.random.default_rng(2), []
-    for e in data.load("summarise", "id", 80) + data.load("instruct", "id", 80):
+    for e in data.load("summarise", "id", 60) + data.load("instruct", "id", 60):
         texts = [e.response, *(t for t, _ in world.variants(rng, e.prompt, e.response))]
         for a, b in [(texts[0], t) for t in texts[1:]]:
             p = 1 / (1 + math.exp((world.gold(e.prompt, b) - world.gold(e.prompt, a)) / 0.5))
-            rows += [(p, world.prefers(rng, e.prompt, a, b)) for _ in range(8)]
+            rows += [(p, world.prefers(rng, e.prompt, a, b)) for _ in range(3)]
     p, chosen = np.array(rows, dtype=float).T
     statistic, cells = 0.0, 0
     for part in np.array_split(np.argsort(p, kind="stable"), 12):
         statistic += (chosen[part].sum() - p[part].sum()) ** 2 / (p[part] * (1 - p[part])).sum()
         cells += 1
     assert statistic < 39.1, statistic  # the chi-square of 12 cells exceeds it once in 10,000
-    assert cells == 12 and world.ANNOTATOR == 0.5 and len(p) > 3000
+    assert cells == 12 and world.ANNOTATOR == 0.5 and len(p) > 1500
 
 
 def test_most_references_have_the_habits():  # unbiased noise, which a low temperature would cure
