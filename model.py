@@ -473,6 +473,8 @@ def device(name):
     "auto, cpu or cuda -> the name torch wants."
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not name.startswith("cuda"):
+        raise ValueError(f"--device {name} is none that this runs on: give auto, cpu or cuda.")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here; leave the flag out.")
     return name

@@ -141,8 +141,13 @@ def train(config):
     folder = data.run_folder(config.data, config.seed, config.out)
     path = folder / f"{config.stage}.pt"
     if config.stage == "sft" and config.init == "scratch":
-        base = replace(config, stage="base", init="base", steps=config.base_steps, lr=BASE_LR)
-        config.init = str(folder / "base.pt") if config.resume else str(train(base))
+        base, made = replace(config, stage="base", steps=config.base_steps, lr=BASE_LR), False
+        if config.resume and (folder / "base.pt").exists():
+            _, record = m.load(folder / "base.pt", "policy", unfinished=True)
+            made = record["meta"]["finished"]
+        if not made:
+            train(base)
+        config = replace(config, init=str(folder / "base.pt"), resume=made and config.resume)
 
     policy, tokenizer, parent = start_from(config, device)
     if config.prompt_tokens + config.response_tokens > policy.config.context:

@@ -337,7 +337,7 @@ def facts(sentence):
     return None
 
 
-WHY_IN_TEXT, WISH_IN_TEXT = (re.compile(rf"\b{pattern}(?=[.,?!])", re.I) for pattern in (WHY, WISH))
+WHY_IN_TEXT, WISH_IN_TEXT = (re.compile(rf"\b{pattern}\b", re.I) for pattern in (WHY, WISH))
 
 
 def truth(prompt):

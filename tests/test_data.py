@@ -314,7 +314,7 @@ def test_folder_of_splits(tmp_path):
     assert some == data.load(tmp_path, "train", 5, 3) != data.load(tmp_path, "train", 5, 4)
     assert data.load(tmp_path, "train", n=99) == found
     raw = data.texts(tmp_path)
-    assert sorted(raw) == sorted(["raw"] + [f"p{i} r{i}" for i in range(30)])
+    assert sorted(raw) == sorted([("raw",)] + [(f"p{i} r{i}",) for i in range(30)])
     assert data.texts(tmp_path, 4, seed=1) == data.texts(tmp_path, seed=1)[:4]
     with pytest.raises(ValueError, match="no split 'test': choose from odd, train$"):
         data.load(tmp_path, "test")
