@@ -43,8 +43,8 @@ class Config:
     out: str = "out"  # the folder of run folders
     device: str = "auto"  # auto, cpu or cuda
 
-    prompt_tokens: int = 224  # longer prompts lose the end of their post, never their last line
-    response_tokens: int = 48  # longer responses are cut, then ended
+    prompt_tokens: int = 0  # longer prompts lose their post's end (0: as --init; a new base: 224)
+    response_tokens: int = 0  # longer responses are cut, then ended (0: as --init; a new base: 48)
     micro: int = 0  # rows per forward pass, for memory (0: the whole batch)
     eval_size: int = 256  # validation examples for the loss
     every: int = 50  # steps between evaluations, saves and logged lines
@@ -56,9 +56,9 @@ class Config:
 
     def __post_init__(self):
         metrics.within(self, 1, float("inf"), "steps", "batch", "eval_size", "every", "base_steps",
-                       "layers", "channels", "heads", "context", "prompt_tokens")
-        metrics.within(self, 2, float("inf"), "response_tokens")
-        metrics.within(self, 0, float("inf"), "lr", "micro", "seed")
+                       "layers", "channels", "heads", "context")
+        metrics.within(self, 0, float("inf"), "lr", "micro", "seed", "prompt_tokens",
+                       "response_tokens")
         metrics.within(self, 0, 1, "freeze")
 
 
@@ -121,7 +121,8 @@ def evaluate(policy, rows, pad, device, batch=64):
 def start_from(config, device):
     "The network to train, its tokeniser and its parent's digest: fresh, shipped, or a checkpoint."
     if config.stage == "base":
-        tokenizer = data.Tokenizer(config.tokenizer, config.prompt_tokens, config.response_tokens)
+        tokenizer = data.Tokenizer(config.tokenizer, config.prompt_tokens or 224,
+                                   config.response_tokens or 48)
         shape = m.ModelConfig(vocab_size=tokenizer.vocab_size, context=config.context,
                               layers=config.layers, heads=config.heads, kv_heads=config.heads,
                               channels=config.channels, hidden=config.channels * 11 // 4,
@@ -129,8 +130,8 @@ def start_from(config, device):
         return m.Transformer(shape).to(device), tokenizer, None
     policy, record = m.load(BASE if config.init == "base" else config.init, "policy", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    tokenizer.prompt_tokens = config.prompt_tokens
-    tokenizer.response_tokens = config.response_tokens
+    tokenizer.prompt_tokens = config.prompt_tokens or tokenizer.prompt_tokens
+    tokenizer.response_tokens = config.response_tokens or tokenizer.response_tokens
     return policy, tokenizer, record["digest"]
 
 
@@ -150,9 +151,9 @@ def train(config):
         config = replace(config, init=str(folder / "base.pt"), resume=made and config.resume)
 
     policy, tokenizer, parent = start_from(config, device)
-    if config.prompt_tokens + config.response_tokens > policy.config.context:
-        raise ValueError(f"--prompt-tokens {config.prompt_tokens} and --response-tokens "
-                         f"{config.response_tokens} are more than the {policy.config.context} "
+    if tokenizer.prompt_tokens + tokenizer.response_tokens > policy.config.context:
+        raise ValueError(f"--prompt-tokens {tokenizer.prompt_tokens} and --response-tokens "
+                         f"{tokenizer.response_tokens} are more than the {policy.config.context} "
                          f"tokens that this model can read")
     before = copy.deepcopy(policy)  # for the samples at the end
     start, state = 0, None
