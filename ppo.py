@@ -185,7 +185,10 @@ def custom_reward(path):
     if spec is None:
         raise ValueError(f"--reward {path}: give a reward checkpoint, gold, or a .py file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{path} is not Python: {error}") from error
     if not hasattr(module, "reward_fn"):
         raise ValueError(f"{path} defines no reward_fn(prompt_ids, response_ids) -> (B,) tensor")
     return module.reward_fn
@@ -234,7 +237,7 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
     if isinstance(reward_fn, m.ScalarModel):
         scores = reward.score(reward_fn, ids, positions, is_response, start).cpu()  # (B,)
     else:
-        scores = reward_fn(prompts, responses)  # (B,)
+        scores = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)  # (B,)
     if scores.shape != (len(prompts),) or not torch.isfinite(scores).all():
         raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
                          f"is {scores}")

@@ -156,6 +156,8 @@ def quality(fn, policy, tokenizer, name, split, n, seed=0):
             kept.append((e.prompt, *((a, b) if margin > 0 else (b, a))))
         edits += [(e.prompt, e.response, text) for text, done in
                   data.world.variants(rng, e.prompt, e.response) if done == "wrong"]
+    if not kept or not edits:
+        return None  # too few prompts to say anything
     prompts, better, worse = zip(*kept)
     return {"pairs": len(kept), "gold": accuracy(fn, tokenizer, prompts, better, worse),
             "length": float(metrics.win_rate([len(x.split()) for x in better],
@@ -168,6 +170,9 @@ def quality(fn, policy, tokenizer, name, split, n, seed=0):
 def normalise(model, fn, tokenizer, prompts, responses):
     "Shift and scale the scores so that these responses (references) have mean 0 and std 1."
     scores = torch.tensor(scored(fn, tokenizer, prompts, responses))
+    if len(scores) < 2 or not scores.std() > 0:
+        raise ValueError(f"{len(scores)} reference responses with equal scores give no unit of "
+                         f"reward: give more comparisons")
     model.shift += model.scale * scores.mean()
     model.scale *= scores.std()
 
@@ -203,7 +208,7 @@ def train(config):
     lengths = [len(p) + max(len(c), len(r)) for p, c, r in rows]
     batches = itertools.islice(data.epochs(lengths, config.batch, config.seed), start,
                                config.steps)
-    recent, began = [], time.time()
+    recent, held_out, began = state["recent"] if state else [], None, time.time()
 
     for step, index in enumerate(tqdm(batches, "reward", config.steps - start, unit="step"),
                                  start + 1):
@@ -230,13 +235,14 @@ def train(config):
         recent.append(sums)
 
         # ---- once in a while: evaluate, log, save
-        if step % config.every == 0 or step == config.steps or stop:
-            finished = step == config.steps
+        finished = step == config.steps
+        if step % config.every == 0 or finished:
             held_out = accuracy(fn, tokenizer, *zip(*((r.prompt, r.chosen, r.rejected)
                                                       for r in validation[:config.eval_size])))
             log.log(step, **{k: sum(s[k] for s in recent) / len(recent) for k in sums},
                     validation_accuracy=held_out, lr=group["lr"], seconds=time.time() - began)
             recent = []
+        if step % config.every == 0 or finished or stop:
             if finished:  # the zero and the unit of the score: reference responses
                 references = [data.Example(r.prompt, r.chosen) for r in train_rows[:500]]
                 if config.data in data.WORLD:
@@ -247,7 +253,7 @@ def train(config):
                    {"stage": "reward", "step": step, "finished": finished, "config": asdict(config),
                     "parent": parent["digest"], "seed": config.seed,
                     "metrics": {"validation_accuracy": held_out}},
-                   {"optimizer": optimizer.state_dict()})
+                   {"optimizer": optimizer.state_dict(), "recent": recent})
             if stop and not finished:
                 print(f"stopped after step {step} and saved: the same with --resume goes on")
                 raise KeyboardInterrupt
@@ -268,6 +274,7 @@ def train(config):
     if config.data in data.WORLD:
         found = quality(fn, policy, tokenizer, config.data, "validation", config.eval_size,
                         config.seed)
+    if config.data in data.WORLD and found:
         print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
               "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ "
               "in one fact, {permuted:.3f} under other prompts".format(**found))

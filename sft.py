@@ -172,7 +172,7 @@ def train(config):
     log = metrics.Log(folder, config.stage, start if config.resume else None)
     stop = metrics.stop_signal()
     batches = itertools.islice(stream(config, tokenizer), start, config.steps)
-    losses, seen, began = [], 0, time.time()
+    losses, seen, began = state["losses"] if state else [], 0, time.time()
 
     for step, rows in enumerate(tqdm(batches, config.stage, config.steps - start, unit="step"),
                                 start + 1):
@@ -197,18 +197,19 @@ def train(config):
         seen += tokens
 
         # ---- once in a while: evaluate, log, save
-        if step % config.every == 0 or step == config.steps or stop:
+        finished = step == config.steps
+        if step % config.every == 0 or finished:
             validation_loss = evaluate(policy, validation, tokenizer.pad, device)
             log.log(step, loss=sum(losses) / len(losses), validation_loss=validation_loss,
                     lr=group["lr"], tokens_per_second=seen / (time.time() - began))
             losses = []
-            finished = step == config.steps
+        if step % config.every == 0 or finished or stop:
             small = finished and config.stage == "base"  # to be shipped: bf16, nothing to resume
             m.save(path, "policy", policy, tokenizer.record,
                    {"stage": config.stage, "step": step, "finished": finished,
                     "config": asdict(config), "parent": parent, "seed": config.seed,
                     "metrics": {"validation_loss": validation_loss}},
-                   None if small else {"optimizer": optimizer.state_dict()},
+                   None if small else {"optimizer": optimizer.state_dict(), "losses": losses},
                    torch.bfloat16 if small else None)
             if stop and not finished:
                 print(f"stopped after step {step} and saved: the same with --resume goes on")

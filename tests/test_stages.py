@@ -411,12 +411,7 @@ def test_resumed_is_uninterrupted(stage, changes, after, corpus, base, runs, fro
     assert meta["step"] == after and not meta["finished"]
     resumed = run_stage(stage, corpus, base, chain, tmp_path / "parts", resume=True, **changes)
     assert resumed == path and same(weights(path), weights(whole))
-    rows, expected = logged(path.with_suffix(".jsonl")), logged(whole.with_suffix(".jsonl"))
-    if after % 2 == 0 or stage == "ppo":
-        assert rows == expected
-    else:  # one row more, where it was interrupted
-        assert [row["step"] for row in rows] == sorted({after, *(row["step"] for row in expected)})
-        assert rows[-1] == expected[-1]
+    assert logged(path.with_suffix(".jsonl")) == logged(whole.with_suffix(".jsonl"))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
@@ -631,7 +626,7 @@ def test_the_three_commands(name, tmp_path):  # the order, the defaults and the 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole group")
 def test_ctrl_c(corpus, base, tmp_path):  # no save, no exit code 130, or no word on how to go on
     argv = ["sft.py", "--data", corpus, "--init", base, "--steps", 100_000, "--batch", 5,
-            "--every", 100_000, "--eval-size", 4]
+            "--every", 100_000, "--eval-size", 4, "--prompt-tokens", 24, "--response-tokens", 8]
     process = subprocess.Popen([sys.executable, str(ROOT / "sft.py"), *map(str, argv[1:])],
                                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     log = tmp_path / "out" / corpus.name / "sft.jsonl"
