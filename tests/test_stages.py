@@ -637,5 +637,5 @@ def test_ctrl_c(corpus, base, tmp_path):  # no save, no exit code 130, or no wor
     out, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
     assert b"--resume" in out and b"Traceback" not in error
-    step = metrics.read(log)[-1]["step"]
-    assert torch.load(log.with_suffix(".pt"), weights_only=True)["meta"]["step"] == step > 0
+    meta = torch.load(log.with_suffix(".pt"), weights_only=True)["meta"]
+    assert meta["step"] > 0 and not meta["finished"] and metrics.read(log) == []
