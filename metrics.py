@@ -1,15 +1,21 @@
 """
-The numbers of the study, and its lab notebook.
+metrics.py - the numbers of the study, and its lab notebook.
 
 First the measures: diversity of a set of texts, win rates, KL, intervals. They take texts and
 arrays, know nothing of models, and get their judges, encoders and relations passed in. Then what
 every stage shares: `within` and `cli` (flags from a Config), `Log` and `curve` (what happened).
+
+    python metrics.py OUTPUTS.jsonl      # the text measures of anybody's outputs, one line for each
+                                         # input: {"prompt", "outputs": [...], "reference"}
 """
 
 import argparse
 import ast
+import collections
 import dataclasses
 import difflib
+import functools
+import gzip
 import inspect
 import io
 import itertools
@@ -18,6 +24,7 @@ import math
 import os
 import re
 import signal
+import statistics
 import sys
 import textwrap
 import tokenize
@@ -67,6 +74,19 @@ def distinct(texts, n_max=5):
     return sum(values) / n_max
 
 
+def ngram_cosine(texts, n=3):
+    """
+    1 - mean cosine similarity of n-gram counts over all pairs of texts, in [0, 1]. A text of fewer
+    than n words is like no other. ValueError for fewer than 2 texts.
+    """
+    counts = [collections.Counter(ngrams([text], n)) for text in texts]
+    column = {gram: k for k, gram in enumerate(dict.fromkeys(itertools.chain(*counts)))}
+    vectors = np.zeros((len(texts), max(len(column), 1)))
+    for row, count in zip(vectors, counts):
+        row[[column[gram] for gram in count]] = list(count.values())
+    return embedding_diversity(texts, lambda texts: vectors)
+
+
 def embedding_diversity(texts, embed):
     """
     1 - mean cosine similarity over all pairs of texts, in [0, 2]; the paper's SentBERT measure.
@@ -84,7 +104,7 @@ def embedding_diversity(texts, embed):
     return float(1 - pairs)
 
 
-def nli_diversity(texts, relation, sentences=5, seed=0):
+def nli_diversity(texts, relation, sentences=5, seed=0, released=False):
     """
     Mean contradiction minus entailment over all pairs of texts, in [-2, 2] (Stasaski & Hearst
     2022). Identical one-sentence texts give -2, mutually contradicting ones 2.
@@ -94,21 +114,26 @@ def nli_diversity(texts, relation, sentences=5, seed=0):
     from either side and related in both directions. A text without words relates to nothing: 0.
     ValueError for fewer than 2 texts.
 
-    Differs from the paper's released code, which draws characters instead of sentences, reverses
-    the sign and divides twice; its printed numbers lie in [-2, 2] as here.
+    `released` does as the paper's released code: it draws characters where the paper has sentences,
+    subtracts the mean from 1, which turns the sign around, and divides by `sentences` once more.
+    The numbers that the paper prints lie in [-2, 2], as without it.
     """
     if len(texts) < 2:
         raise ValueError(f"diversity between texts needs at least 2 of them, not {len(texts)}")
     random = np.random.default_rng(seed)
-    split = [[s for s in re.split(r"(?<=[.!?])\s+|\n+", t.strip()) if s] for t in texts]
+    pieces = list if released else lambda t: [
+        s for s in re.split(r"(?<=[.!?])\s+|\n+", t.strip()) if s]
     values = []
-    for a, b in itertools.combinations(split, 2):
+    for a, b in itertools.combinations(map(pieces, texts), 2):
+        if released:
+            a, b = a[:len(b)], b[:len(a)]
         k = min(sentences, len(a), len(b))
         left = random.choice(len(a), k, replace=False) if k else []
         right = random.choice(len(b), k, replace=False) if k else []
         both = [relation(a[i], b[j]) + relation(b[j], a[i]) for i, j in zip(left, right)]
         values.append(sum(both) / k if k else 0.0)
-    return float(np.mean(values))
+    mean = float(np.mean(values))
+    return 1 - mean / sentences if released else mean
 
 
 def per_input(outputs, diversity):
@@ -119,6 +144,34 @@ def per_input(outputs, diversity):
 def across_inputs(outputs, diversity, column=0):
     """Diversity of one output per input, the `column`-th of each -> float (columns replicate)."""
     return diversity([samples[column] for samples in outputs])
+
+
+def pooled(outputs, diversity):
+    """Diversity of all outputs of all inputs together: what "overall" means in the paper's code."""
+    return diversity([text for samples in outputs for text in samples])
+
+
+def rouge(text, reference):
+    """
+    ROUGE-1, -2 and -L, the F1 of each -> dict, in [0, 1]; lower case, no stemming (Lin 2004).
+
+    The overlap of words, of pairs of words, and the longest common subsequence, with a reference.
+    """
+    a, b = (re.findall(r"[a-z0-9]+", t.lower()) for t in (text, reference))
+    found = {}
+    for n in (1, 2):
+        left, right = (collections.Counter(zip(*(words[i:] for i in range(n)))) for words in (a, b))
+        found[f"rouge{n}"] = f1((left & right).total(), left.total(), right.total())
+    row = [0] * (len(b) + 1)  # longest common subsequence of a[:i] and b[:j]
+    for word in a:
+        above, row = row, [0]
+        for j, other in enumerate(b):
+            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
+    return found | {"rougeL": f1(row[-1], len(a), len(b))}
+
+
+def f1(overlap, left, right):
+    return 2 * overlap / (left + right) if overlap else 0.0
 
 
 # --------------------------------------------------------------------------------------------
@@ -165,6 +218,70 @@ def interval(values, level=0.95, resamples=2000, seed=0):
     return float(values.mean()), float(low), float(high), n
 
 
+def t_interval(values, level=0.95):
+    """
+    Mean of (N,) values and its Student t interval -> (mean, low, high, n): for a few seeds, where
+    resampling has nothing to resample. With one value the interval is infinite.
+    """
+    values = np.asarray(values, dtype=np.float64).reshape(-1)
+    n = len(values)
+    if n == 0 or not np.isfinite(values).all():
+        raise ValueError(f"an interval needs finite values, of {n} here not all are")
+    half = math.inf
+    if n > 1:
+        half = t_quantile(0.5 + level / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half), n
+
+
+def t_quantile(p, freedom):
+    "The p-quantile, p > .5, of Student's t: bisection of its integrated density."
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+    scale /= math.sqrt(freedom * math.pi)
+    angle = np.linspace(0, math.pi / 2, 20_001)[:-1]  # x = tan(angle): no infinite tail
+    density = scale * (1 + np.tan(angle) ** 2 / freedom) ** (-(freedom + 1) / 2)
+    density *= 1 + np.tan(angle) ** 2
+    steps = (density[1:] + density[:-1]) / 2 * np.diff(angle)
+    return float(np.tan(np.interp(p - 0.5, np.append(0, np.cumsum(steps)), angle)))
+
+
+def gap(values, shifted, level=0.95, resamples=2000, seed=0):
+    """
+    The generalisation gap: mean in distribution - mean under a shift -> (gap, low, high, n).
+
+    (N,), (M,): the two splits have different prompts, so each is resampled by itself.
+    """
+    a, b = (np.asarray(x, dtype=np.float64).reshape(-1) for x in (values, shifted))
+    if not len(a) or not len(b) or not np.isfinite(a).all() or not np.isfinite(b).all():
+        raise ValueError(f"a gap needs finite values on both sides, of {len(a)} and {len(b)}")
+    random = np.random.default_rng(seed)
+    means = [a[random.integers(len(a), size=len(a))].mean()
+             - b[random.integers(len(b), size=len(b))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(a.mean() - b.mean()), float(low), float(high), len(a) + len(b)
+
+
+def across_interval(outputs, diversity, level=0.95, resamples=60, seed=0):
+    """
+    Diversity across inputs and its interval -> (mean over columns, low, high, inputs).
+
+    Inputs are resampled *without* replacement, half of them at a time: a bootstrap would draw some
+    twice, and duplicates lower a diversity. The spread of estimates from half the inputs, around
+    their own mean, is that of the whole estimate from one draw of inputs to the next. (It is taken
+    from at most 4 columns, for time: a little wide when there are more.)
+    """
+    columns, n = range(min(map(len, outputs))), len(outputs)
+    if n < 4:
+        raise ValueError(f"an interval across inputs needs at least 4 of them, not {n}")
+    random, normal = np.random.default_rng(seed), statistics.NormalDist().inv_cdf(0.5 + level / 2)
+
+    def estimate(chosen, columns):
+        return np.mean([across_inputs(chosen, diversity, column) for column in columns])
+    halves = [estimate([outputs[i] for i in random.permutation(n)[:n // 2]], columns[:4])
+              for _ in range(resamples)]
+    mean, half = estimate(outputs, columns), normal * np.std(halves, ddof=1)
+    return float(mean), float(mean - half), float(mean + half), n
+
+
 def kl_estimates(logp, logp_ref, is_response):
     """
     (B, R) log-probabilities, in nats, of tokens sampled from the first -> k1, k3, each (B,).
@@ -179,6 +296,19 @@ def kl_estimates(logp, logp_ref, is_response):
     ref = np.where(is_response, np.asarray(logp_ref, dtype=np.float64), 0)
     d = new - ref  # (B, R), 0 on padding, where k3 is 0 too
     return d.sum(axis=1), (np.expm1(-d) + d).sum(axis=1)  # expm1: exact also where d is tiny
+
+
+def kl_full(logp, logp_ref, is_response):
+    """
+    (B, R, V) log-probabilities over the whole vocabulary -> (B,) KL of each sampled path, in nats.
+
+    The sum over a path's tokens of the exact KL of the next-token distributions. Its mean over
+    sampled paths is the KL of the two policies, like that of k1, with less variance.
+    """
+    is_response = np.asarray(is_response, dtype=bool)
+    new, ref = (np.where(is_response[..., None], np.asarray(x, dtype=np.float64), 0)
+                for x in (logp, logp_ref))
+    return (np.exp(new) * (new - ref)).sum(axis=-1).sum(axis=-1, where=is_response)
 
 
 # --------------------------------------------------------------------------------------------
@@ -359,9 +489,9 @@ def write(path, rows):
     os.replace(temporary, path)
 
 
-def curve(path_png, rows, panels):
+def curve(path_png, rows, panels, x="step"):
     """
-    Draw rows of a log over their step, as a grid of small plots, to a PNG file.
+    Draw rows of a log over their step (or another field, `x`), as a grid of small plots, to a PNG.
 
     `panels` is a list of (title, [field, ...], label of the y axis with its unit). Rows without a
     field are skipped: some things are measured less often than others.
@@ -376,11 +506,11 @@ def curve(path_png, rows, panels):
     for k, (title, fields, label) in enumerate(panels, 1):
         axis = figure.add_subplot(math.ceil(len(panels) / columns), columns, k)
         for i, name in enumerate(fields):
-            points = [(row["step"], row[name]) for row in rows if name in row]
+            points = [(row[x], row[name]) for row in rows if name in row]
             axis.plot(*np.array(points).reshape(-1, 2).T, dashes[i % 4], lw=1.6, label=name,
                       color=colours[i % 7], marker="o" if len(points) == 1 else None)
         axis.set_title(title, fontsize=11)
-        axis.set_xlabel("step")
+        axis.set_xlabel(x)
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -427,3 +557,142 @@ def side_by_side(path, prompts, answers, gold=None):
     text = "\n".join(lines)
     print("\n" + text + "\n" + "-" * 88)
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------
+# python metrics.py OUTPUTS.jsonl: the text measures of anybody's outputs
+
+
+def sentence_encoder(name):
+    """A model of sentence-transformers as `embed` for `embedding_diversity`; texts are cached, so
+    that each is embedded once however many measures ask."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise ImportError("--encoder needs: pip install sentence-transformers") from None
+    model, cache = SentenceTransformer(name), {}
+
+    def embed(texts):
+        new = list(dict.fromkeys(t for t in texts if t not in cache))
+        if new:
+            cache.update(zip(new, model.encode(new, show_progress_bar=len(new) > 256)))
+        return [cache[t] for t in texts]
+    return embed
+
+
+def nli_relation(name):
+    "A classifier of transformers as `relation` for `nli_diversity`: its likeliest label's score."
+    try:
+        from transformers import pipeline
+    except ImportError:
+        raise ImportError("--nli needs: pip install transformers") from None
+    classify = pipeline("text-classification", model=name, truncation=True)
+
+    @functools.lru_cache(None)
+    def relation(premise, hypothesis):
+        found = classify({"text": premise, "text_pair": hypothesis})
+        found = found[0] if isinstance(found, list) else found
+        sign = {"contradiction": 1, "entailment": -1}.get(found["label"].lower(), 0)
+        return sign * found["score"]
+    return relation
+
+
+def read_outputs(path):
+    """
+    (outputs, references or None) of a file of JSON lines, plain or .gz: {"prompt", "outputs":
+    [text, ...], "reference"}. ValueError names the first bad line: no outputs, another number of
+    them than the line before, something that is not text.
+    """
+    outputs, references = [], []
+    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            at = f"{path}, line {number}"
+            try:
+                row = json.loads(line) if line.strip() else None
+            except ValueError:
+                raise ValueError(f"{at}: not JSON") from None
+            if row is None:
+                continue
+            texts = row.get("outputs") if isinstance(row, dict) else None
+            if not isinstance(texts, list) or not texts:
+                raise ValueError(f'{at}: no "outputs", a list with at least one text')
+            if not all(isinstance(t, str) for t in texts):
+                raise ValueError(f"{at}: an output is not text")
+            if outputs and len(texts) != len(outputs[0]):
+                raise ValueError(f"{at}: {len(texts)} outputs where the lines before have "
+                                 f"{len(outputs[0])}; give every input as many")
+            if not isinstance(row.get("reference", ""), str):
+                raise ValueError(f"{at}: the reference is not text")
+            outputs.append(texts)
+            references.append(row.get("reference"))
+    if not outputs:
+        raise ValueError(f"{path} holds no outputs")
+    return outputs, references if all(r is not None for r in references) else None
+
+
+def measure(outputs, references=None, embed=None, relation=None):
+    """
+    Every text measure of outputs[input][sample] -> {measure: {"mean", "low", "high", "n"}}; `std`
+    beside per-input figures is their spread over inputs. What needs several samples per input,
+    several inputs, references, an encoder or a relation is left out without them.
+    """
+    sets = {"ead": ead, "distinct": distinct}
+    pairs = {"ngram_cosine": ngram_cosine}
+    if embed:
+        pairs["embedding"] = lambda texts: embedding_diversity(texts, embed)
+    if relation:
+        pairs["nli"] = lambda texts: nli_diversity(texts, relation)
+    named = lambda found: dict(zip(("mean", "low", "high", "n"), found))
+    lengths = [np.mean([len(t.split()) for t in texts]) for texts in outputs]
+    found = {"words": named(interval(lengths))}
+    empty = [np.mean([not t.strip() for t in texts]) for texts in outputs]
+    found["empty"] = named(interval(empty))
+    if len(outputs[0]) > 1:
+        for name, diversity in {**sets, **pairs}.items():
+            values = per_input(outputs, diversity)
+            found[f"per_input_{name}"] = named(interval(values)) | {"std": float(values.std())}
+    if len(outputs) > 3:
+        for name, diversity in {**sets, **pairs}.items():
+            if name == "nli":  # a forward pass for each pair of inputs: no interval
+                found[f"across_input_{name}"] = {"mean": across_inputs(outputs, diversity)}
+            else:
+                found[f"across_input_{name}"] = named(across_interval(outputs, diversity))
+    for name, diversity in sets.items():
+        found[f"pooled_{name}"] = {"mean": pooled(outputs, diversity)}
+    if references:
+        scores = [[rouge(t, r) for t in texts] for texts, r in zip(outputs, references)]
+        for name in ("rouge1", "rouge2", "rougeL"):
+            found[name] = named(interval([np.mean([s[name] for s in row]) for row in scores]))
+    return found
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: fail(message + " (try --help)")
+    parser.add_argument("file", help="JSON lines, plain or .gz")
+    parser.add_argument("--encoder", help="sentence-transformers model for embedding diversity, "
+                        "such as the paper's bert-large-nli-stsb-mean-tokens")
+    parser.add_argument("--nli", help="transformers classifier for NLI diversity, such as the "
+                        "paper's roberta-large-mnli")
+    parser.add_argument("--out", help="where to write the figures (default: FILE.metrics.json)")
+    args = parser.parse_args(argv)
+    try:
+        outputs, references = read_outputs(args.file)
+        found = measure(outputs, references, args.encoder and sentence_encoder(args.encoder),
+                        args.nli and nli_relation(args.nli))
+        path = Path(args.out or f"{args.file}.metrics.json")
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    except (ValueError, OSError, ImportError) as error:
+        fail(error)
+    print(f"{len(outputs)} inputs, {len(outputs[0])} outputs each\n\n"
+          f"{'':28}{'mean':>9}{'95 % interval':>20}{'std':>9}")
+    for name, row in found.items():
+        low = f"{row['low']:.4f} to {row['high']:.4f}" if "low" in row else ""
+        std = f"{row['std']:9.4f}" if "std" in row else ""
+        print(f"{name:28}{row['mean']:9.4f}{low:>20}{std}")
+    print(f"\nwrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ STAGES = ("sft", "reward", "ppo", "bon", "rlhf")
 # file: what it may import besides the standard library, and what only inside a function.
 TABLE = {
     "model.py": ("torch", "data.weights"),
-    "metrics.py": ("numpy", "matplotlib tqdm"),
+    "metrics.py": ("numpy", "matplotlib tqdm sentence_transformers transformers"),
     "sft.py": ("torch numpy tqdm model data metrics", ""),
     "reward.py": ("torch numpy tqdm model data metrics", ""),
     "bon.py": ("torch numpy tqdm model data metrics reward", ""),

@@ -5,6 +5,8 @@ import json
 import math
 import random
 import signal
+import sys
+import types
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,6 +96,49 @@ def test_nli_diversity_samples_sentences():
         metrics.nli_diversity(["one"], relation)
 
 
+def test_released_nli_arithmetic():  # the paper's defects, when asked for
+    same = lambda a, b: -1.0
+    assert metrics.nli_diversity(["I quit."] * 3, same, released=True) == pytest.approx(1.4)
+    seen = []
+    metrics.nli_diversity(["abcdefgh", "xy"], lambda a, b: seen.append(a + b) or 0.0, released=True)
+    assert len(seen) == 4 and set("".join(seen)) == set("abxy")  # characters, tails cut
+    contrary = metrics.nli_diversity(["Yes.", "Oh no."], lambda a, b: 1.0, released=True)
+    assert contrary == pytest.approx(0.6)  # more contradiction, less "diversity"
+
+
+def test_ngram_cosine_by_hand():  # texts without n-grams, counts turned into sets
+    assert metrics.ngram_cosine(["a b c", "a b c"]) == pytest.approx(0)
+    assert metrics.ngram_cosine(["a b c", "d e f"]) == pytest.approx(1)
+    assert metrics.ngram_cosine(["a b", "a b"], n=3) == pytest.approx(1)  # too short for any
+    # a:2 b:1 against a:1 c:1 -> 2 / sqrt(5 * 2)
+    assert metrics.ngram_cosine(["a b a", "c a"], n=1) == pytest.approx(1 - 2 / math.sqrt(10))
+
+
+@pytest.mark.parametrize("diversity", [metrics.ead, metrics.distinct, metrics.ngram_cosine])
+def test_diversity_ignores_order_and_sees_duplicates(diversity):  # a measure of something else
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(list("abcdefghijkl"), 9)) for _ in range(12)]
+    shuffled = [texts[i] for i in rng.permutation(12)]
+    assert diversity(texts) == pytest.approx(diversity(shuffled), abs=1e-12)
+    assert diversity(texts[:6] * 2) < diversity(texts) - 0.05
+    assert diversity(texts[:1] * 12) < 0.3 * diversity(texts)
+
+
+def test_pooled_is_neither_of_the_two():  # inputs kept apart, or one output each
+    outputs = [["a b", "a b"], ["a b", "c d"], ["e f", "g h"]]
+    assert metrics.pooled(outputs, lambda texts: float(len(texts))) == 6
+    assert metrics.pooled(outputs, lambda texts: float(len(set(texts)))) == 4
+
+
+def test_rouge_by_hand():  # precision for F1, a substring for a subsequence
+    found = metrics.rouge("The cat sat on the mat.", "the CAT on a mat")
+    # words: the, cat, on, mat of 6 and 5; pairs: "the cat" of 5 and 4; LCS: the cat on mat
+    assert found == pytest.approx({"rouge1": 8 / 11, "rouge2": 2 / 9, "rougeL": 8 / 11})
+    assert metrics.rouge("a b", "b a")["rougeL"] == pytest.approx(0.5)
+    assert set(metrics.rouge("", "a").values()) == {0.0}
+    assert metrics.rouge("a a a", "a")["rouge1"] == pytest.approx(0.5)  # counted once
+
+
 def test_per_input_and_across_inputs_slice_differently():
     outputs = [["a b", "a b"], ["a b", "c d"], ["e f", "g h"]]
     size = lambda texts: float(len(set(texts)))
@@ -146,6 +191,79 @@ def test_interval_matches_the_normal_one_and_repeats():
     for bad in ([], [1, math.nan], [math.inf]):
         with pytest.raises(ValueError, match="finite values"):
             metrics.interval(bad)
+
+
+def test_intervals_of_paired_differences_cover():  # the prompts' own spread left in
+    rng, hits, widths = np.random.default_rng(2), 0, []
+    for i in range(200):
+        prompts = rng.normal(size=120) * 3
+        a, b = (prompts + rng.normal(size=120) + shift for shift in (0.2, 0.0))
+        _, low, high, _ = metrics.interval(a - b, resamples=300, seed=i)
+        hits += low <= 0.2 <= high
+        widths.append(high - low)
+    assert 0.90 <= hits / 200 <= 0.99 and np.mean(widths) < 0.7
+
+
+def test_t_interval():  # the normal quantile for three seeds, ddof forgotten
+    for p, freedom, value in ((0.975, 1, 12.7062), (0.975, 2, 4.30265), (0.975, 9, 2.26216),
+                              (0.95, 4, 2.13185), (0.995, 29, 2.75639)):
+        assert metrics.t_quantile(p, freedom) == pytest.approx(value, rel=1e-4)
+    mean, low, high, n = metrics.t_interval([1.0, 2.0, 3.0])
+    assert (mean, n) == (2, 3) and high - mean == pytest.approx(4.30265 / math.sqrt(3), rel=1e-4)
+    assert metrics.t_interval([0.5])[1:3] == (-math.inf, math.inf)
+    rng = np.random.default_rng(0)
+    hits = [low <= 0 <= high for _, low, high, _ in
+            (metrics.t_interval(rng.normal(size=3)) for _ in range(1000))]
+    assert 0.93 <= np.mean(hits) <= 0.97
+    with pytest.raises(ValueError, match="finite"):
+        metrics.t_interval([])
+
+
+def test_gap_between_splits():  # paired by position, or the sign turned
+    rng, hits = np.random.default_rng(3), 0
+    for i in range(200):
+        a, b = (rng.random(90) < 0.7).astype(float), (rng.random(140) < 0.4).astype(float)
+        mean, low, high, n = metrics.gap(a, b, resamples=300, seed=i)
+        assert mean == pytest.approx(a.mean() - b.mean()) and n == 230
+        hits += low <= 0.3 <= high
+    assert 0.90 <= hits / 200 <= 0.99
+    with pytest.raises(ValueError, match="gap"):
+        metrics.gap([], [1.0])
+
+
+def planted(rng, inputs, samples):
+    "Outputs of a made-up policy: each input has a topic, each output two words of it."
+    topics = rng.integers(0, 40, inputs)
+    return [[f"{t} {rng.integers(0, 6)} {t} {rng.integers(0, 6)}" for _ in range(samples)]
+            for t in topics]
+
+
+def test_across_interval_covers_the_expected_diversity():  # a bootstrap, whose duplicates deflate
+    rng = np.random.default_rng(4)
+    truth = np.mean([metrics.across_inputs(planted(rng, 60, 1), metrics.distinct)
+                     for _ in range(1500)])
+    hits, means = [], []
+    for i in range(120):
+        mean, low, high, n = metrics.across_interval(planted(rng, 60, 4), metrics.distinct, seed=i)
+        hits.append(low <= truth <= high)
+        means.append(mean)
+    assert n == 60 and 0.89 <= np.mean(hits) <= 1.0, np.mean(hits)
+    assert abs(np.mean(means) - truth) < 0.005
+    collapsed = metrics.across_interval([["yes"]] * 60, metrics.distinct)
+    assert collapsed[0] == collapsed[1] == collapsed[2]
+    with pytest.raises(ValueError, match="at least 4"):
+        metrics.across_interval([["a"]] * 3, metrics.distinct)
+
+
+def test_full_vocabulary_kl_is_exact():  # the reverse direction, padding counted
+    rng = np.random.default_rng(5)
+    new, ref = (np.log(rng.dirichlet(np.ones(7), size=(3, 4))) for _ in range(2))
+    mask = np.arange(4) < np.array([[4], [2], [1]])
+    expected = [sum((np.exp(new[b, t]) * (new[b, t] - ref[b, t])).sum() for t in range(k))
+                for b, k in enumerate((4, 2, 1))]
+    dirty = np.where(mask[..., None], new, np.nan)
+    np.testing.assert_allclose(metrics.kl_full(dirty, ref, mask), expected)
+    assert (metrics.kl_full(new, new, mask) == 0).all()
 
 
 def test_kl_estimators_match_exact_kl_on_five_tokens():
@@ -374,3 +492,104 @@ def test_curve_draws_what_there_is(tmp_path):
     metrics.curve(path, rows[:1], panels)
     assert path.read_bytes() != content
     assert json.loads(json.dumps(rows)) == rows  # drawing changes nothing
+
+
+# ---- python metrics.py
+
+
+def outputs_file(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_measures_of_a_file(tmp_path, capsys):  # a measure that never reaches the table or the file
+    rng = np.random.default_rng(0)
+    words = "red hat blue cat sits on the mat and reads".split()
+    rows = [{"prompt": f"p{i}", "reference": " ".join(rng.choice(words, 6)),
+             "outputs": [" ".join(rng.choice(words, 6)) for _ in range(5)]} for i in range(8)]
+    path = outputs_file(tmp_path / "a.jsonl", rows)
+    metrics.main([str(path)])
+    found = json.loads((tmp_path / "a.jsonl.metrics.json").read_text())
+    outputs = [row["outputs"] for row in rows]
+    assert found["per_input_ead"]["mean"] == pytest.approx(
+        metrics.per_input(outputs, metrics.ead).mean())
+    assert found["per_input_ead"]["std"] == pytest.approx(
+        metrics.per_input(outputs, metrics.ead).std())
+    assert found["across_input_ead"]["mean"] == pytest.approx(
+        np.mean([metrics.across_inputs(outputs, metrics.ead, k) for k in range(5)]))
+    assert found["pooled_ead"]["mean"] == metrics.pooled(outputs, metrics.ead)
+    assert found["words"]["mean"] == 6 and found["empty"]["mean"] == 0
+    assert {"rouge1", "rouge2", "rougeL", "per_input_ngram_cosine"} <= found.keys()
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in found) and "8 inputs, 5 outputs each" in printed
+
+
+def test_a_collapsed_policy_is_called_collapsed():  # a diversity that rises with repetition
+    rng = np.random.default_rng(1)
+    free = [[" ".join(rng.choice(list("abcdefghijklmnop"), 8)) for _ in range(16)]
+            for _ in range(12)]
+    stuck = [[row[0]] * 16 for row in free]  # one answer per input
+    mute = [["i cannot help with that at all"] * 16 for _ in free]  # one answer for all
+    free, stuck, mute = map(metrics.measure, (free, stuck, mute))
+    for name in ("ead", "distinct", "ngram_cosine"):
+        key = f"per_input_{name}"
+        assert stuck[key]["high"] < 0.35 * free[key]["low"]
+        key = f"across_input_{name}"
+        assert stuck[key]["mean"] == pytest.approx(free[key]["mean"], abs=0.05)
+        assert mute[key]["high"] < 0.35 * free[key]["low"]
+
+
+def test_encoder_and_nli_are_used_and_cached(monkeypatch):  # every pair encodes both of its texts
+    seen = []
+    embed = lambda texts: seen.extend(texts) or [[len(t), 1.0] for t in texts]
+    outputs = [["a", "bb", "ccc"], ["dd", "e", "f"], ["g", "h", "ii"], ["j", "k", "l"]]
+    found = metrics.measure(outputs, embed=embed, relation=lambda a, b: float(a != b))
+    assert found["per_input_nli"]["mean"] == 2 and found["across_input_nli"]["mean"] == 2
+    assert 0 < found["per_input_embedding"]["mean"] < 1
+
+    class Model:
+        def __init__(self, name):
+            assert name == "some-model"
+
+        def encode(self, texts, show_progress_bar):
+            seen.extend(texts)
+            return [np.array([len(t), 1.0]) for t in texts]
+    package = types.ModuleType("sentence_transformers")
+    package.SentenceTransformer = Model
+    monkeypatch.setitem(sys.modules, "sentence_transformers", package)
+    seen.clear()
+    again = metrics.measure(outputs, embed=metrics.sentence_encoder("some-model"))
+    assert sorted(seen) == sorted(t for row in outputs for t in row)  # each text once
+    assert again["per_input_embedding"] == found["per_input_embedding"]
+
+
+@pytest.mark.parametrize("flag, package", [("--encoder", "sentence-transformers"),
+                                           ("--nli", "transformers")])
+def test_absent_packages_are_named(flag, package, tmp_path, capsys, monkeypatch):  # an ImportError
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    path = outputs_file(tmp_path / "a.jsonl", [{"outputs": ["a", "b"]}])
+    with pytest.raises(SystemExit) as stop:
+        metrics.main([str(path), flag, "x"])
+    assert stop.value.code == 2 and f"pip install {package}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rows, words", [
+    ([], "no outputs"), ([{"prompt": "a"}], "line 1"), ([{"outputs": []}], "line 1"),
+    ([{"outputs": ["a", "b"]}, {"outputs": ["a"]}], "line 2"), ([{"outputs": ["a", 3]}], "text"),
+    ([["a"]], "line 1"), ([{"outputs": ["a"], "reference": 5}], "reference")])
+def test_bad_output_files(rows, words, tmp_path, capsys):  # a traceback, or a number all the same
+    path = outputs_file(tmp_path / "a.jsonl", rows)
+    with pytest.raises(SystemExit) as stop:
+        metrics.main([str(path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_odd_output_files(tmp_path, capsys):  # empty strings, single outputs, one input
+    metrics.main([str(outputs_file(tmp_path / "a.jsonl", [{"outputs": ["", ""]}] * 5))])
+    found = json.loads((tmp_path / "a.jsonl.metrics.json").read_text())
+    assert found["empty"]["mean"] == 1 and found["per_input_ead"]["mean"] == 0
+    metrics.main([str(outputs_file(tmp_path / "b.jsonl", [{"outputs": ["one two"]}]))])
+    found = json.loads((tmp_path / "b.jsonl.metrics.json").read_text())
+    assert found.keys() == {"words", "empty", "pooled_ead", "pooled_distinct"}
