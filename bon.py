@@ -1,0 +1,235 @@
+"""
+bon.py - the best of n: sample n answers, keep the one that the reward model likes best.
+
+    y = argmax_{y_1 .. y_n ~ pi_SFT} r(x, y_i)            Sec. 3, Kirk et al. 2024, arXiv:2310.06452
+    KL(best of n || pi_SFT) <= log n - (n - 1) / n        App. A, Beirami et al. 2024,
+                                                          arXiv:2401.01879
+    python bon.py                        # about two minutes on two CPU cores; a table of what the
+                                         # best of 1, 2, 4, ... is worth, from one pool of samples
+
+Nothing is trained. It is the yardstick for PPO: the same reward model, all the work at test time.
+The table needs one pool of m samples a prompt for every n <= m: each sample's chance to be the best
+of n is known from its rank (`rank_weights`), so every n uses all samples and none is sampled anew.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import data
+import metrics
+import model as m
+import reward
+
+
+@dataclass
+class Config:
+    data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
+    init: str = ""  # the policy to sample from (default: sft.pt of the run folder)
+    reward: str = ""  # the reward checkpoint that chooses (default: reward.pt of the run folder)
+    split: str = "validation"  # which prompts
+    n: int = 16  # the chosen output is the best of n
+    pool: int = 0  # samples per prompt, for the table of every n up to this (0: n)
+    temperature: float = 0.7  # of the samples (the paper's; 1 is what the bound on KL is about)
+    prompts: int = 200  # how many prompts
+    seed: int = 0  # of the samples
+    out: str = "out"  # the folder of run folders
+    device: str = "auto"  # auto, cpu or cuda
+
+    def __post_init__(self):
+        metrics.within(self, 1, float("inf"), "n", "prompts")
+        metrics.within(self, 0, float("inf"), "pool", "seed", "temperature")
+        self.pool = self.pool or self.n
+        if self.pool < self.n:
+            raise ValueError(f"--pool {self.pool} samples have no best of --n {self.n}: give at "
+                             f"least as many")
+
+
+def kl_bound(n):
+    """KL of the best of n from its policy, in nats: exact if no two samples score alike and each
+    answer is rare, else an upper bound. n = 16 gives 1.84."""
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n(scores, n=None):
+    """Where the best of the first n samples of each prompt stands: (P, m) -> (P,); ties: the first.
+
+    ValueError if there are fewer than n, or a score is not a number.
+    """
+    scores = np.asarray(scores, dtype=np.float64)  # (P, m)
+    n = scores.shape[1] if n is None else n
+    if not 1 <= n <= scores.shape[1] or np.isnan(scores).any():
+        raise ValueError(f"the best of {n} needs as many samples a prompt, not {scores.shape[1]}, "
+                         f"and scores that are numbers")
+    return scores[:, :n].argmax(1)
+
+
+def rank_weights(m, n):
+    """Chance of each rank, lowest first, to be the best of n out of m without replacement: (m,).
+
+        w_i = C(i, n - 1) / C(m, n),  i = 0 .. m - 1
+    """
+    if not 1 <= n <= m:
+        raise ValueError(f"a pool of {m} has no best of {n}")
+    return np.array([math.comb(i, n - 1) / math.comb(m, n) for i in range(m)])
+
+
+def pair_weights(m, n):
+    """Chance of ranks i < j to be the bests of two disjoint n out of m: (m, m), upper triangle.
+
+        w_ij = 2 C(i, n - 1) C(j - n, n - 1) / [C(m, n) C(m - n, n)]
+
+    For measures of two outputs, such as the distance between their embeddings.
+    """
+    if not 1 <= 2 * n <= m:
+        raise ValueError(f"two disjoint best of {n} need a pool of at least {2 * n}, not {m}")
+    ways = math.comb(m, n) * math.comb(m - n, n)
+    weights = np.zeros((m, m))
+    for i in range(n - 1, m):
+        for j in range(max(i + 1, 2 * n - 1), m):
+            weights[i, j] = 2 * math.comb(i, n - 1) * math.comb(j - n, n - 1) / ways
+    return weights
+
+
+def groups(scores):
+    "Which samples score alike: (m,) -> (m, G), one column for each distinct score."
+    distinct, group = np.unique(scores, return_inverse=True)
+    return np.eye(len(distinct))[group]
+
+
+def expected_best(scores, values, n):
+    """Unbiased estimate of E[value of the best of n by score], from pools of m >= n.
+
+    (m,), (m,) -> float, or (P, m), (P, m) -> (P,). Samples of equal score share their weight, as if
+    ties were broken by a coin.
+    """
+    scores, values = np.asarray(scores, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if scores.shape != values.shape:
+        raise ValueError(f"{scores.shape} scores cannot rank {values.shape} values")
+    if scores.ndim == 2:
+        return np.array([expected_best(s, v, n) for s, v in zip(scores, values)])
+    order = np.argsort(scores)
+    alike = groups(scores[order])  # (m, G)
+    return float(rank_weights(len(scores), n) @ alike / alike.sum(0) @ alike.T @ values[order])
+
+
+def expected_pair(scores, pairwise, n):
+    """Unbiased estimate of E[pairwise(a, b)], a and b the bests of two disjoint n of one prompt.
+
+    (m,), symmetric (m, m) -> float, m >= 2n. Averaged over prompts: the per-input diversity of the
+    best of n. What is not a mean over pairs, such as EAD, needs `disjoint_bests`.
+    """
+    scores, m = np.asarray(scores, dtype=np.float64), len(scores)
+    order = np.argsort(scores)
+    alike, others = groups(scores[order]), 1 - np.eye(m)  # (m, G), (m, m)
+    weights = pair_weights(m, n)
+    # pairs of like scores share their weight, but no sample is ever paired with itself
+    shared = alike.T @ (weights + weights.T) / 2 @ alike  # (G, G)
+    shared /= np.maximum(alike.T @ others @ alike, 1)
+    weights = alike @ shared @ alike.T * others
+    return float((weights * np.asarray(pairwise, dtype=np.float64)[order][:, order]).sum())
+
+
+def disjoint_bests(scores, n, k, seed=0):
+    """k independent bests of n of one prompt: (m,) with m >= k n -> (k,) places in the pool.
+
+    The pool is dealt at random into k hands of n. For set diversities of k outputs, unbiased.
+    """
+    if len(scores) < k * n:
+        raise ValueError(f"{k} disjoint best of {n} need a pool of {k * n}, not {len(scores)}")
+    hands = np.random.default_rng(seed).permutation(len(scores))[:k * n].reshape(k, n)
+    return hands[np.arange(k), best_of_n(np.asarray(scores)[hands])]
+
+
+def sample_pool(policy, prompts, size, max_new_tokens, temperature, seed, block=32):
+    "`size` samples for each prompt, as ids: a list over prompts of lists."
+    pool = []
+    for i in tqdm(range(0, len(prompts), block), "sample", unit="block"):
+        part = prompts[i:i + block]
+        ids = m.generate(policy, part, max_new_tokens, temperature, size, seed * 1_000_003 + i)
+        pool += [ids[k * size:(k + 1) * size] for k in range(len(part))]
+    return pool
+
+
+@torch.no_grad()
+def loglikelihood(policy, prompts, responses, temperature, pad, batch=128):
+    "log pi(response | prompt) of whole responses, lists of ids each -> (N,); greedy ones have 0."
+    out = np.zeros(len(prompts))
+    if temperature == 0:
+        return out
+    device = policy.embed.weight.device
+    for index in data.batches([len(p) + len(r) for p, r in zip(prompts, responses)], batch):
+        ids, positions, is_response = (t.to(device) for t in data.join(
+            [prompts[i] for i in index], [responses[i] for i in index], pad))
+        logp = m.logprobs(policy, ids, positions, temperature)  # (B, R)
+        out[index] = torch.where(is_response, logp, 0.0).sum(1).cpu()
+    return out
+
+
+def train(config):
+    "Sample, choose, and return the path of the chosen outputs (nothing is trained)."
+    device = m.device(config.device)
+    folder = data.run_folder(config.data, config.seed, config.out)
+    policy, record = m.load(config.init or folder / "sft.pt", "policy", device)
+    tokenizer = data.Tokenizer.of(record["tokenizer"])
+    scorer, _ = m.load(config.reward or folder / "reward.pt", "reward", device,
+                       tokenizer.fingerprint)
+    fn, gold = reward.reward_fn(scorer, tokenizer.pad), data.gold(config.data)
+    examples = data.load(config.data, config.split, config.prompts)
+    prompts = [tokenizer.prompt(e.prompt) for e in examples]
+
+    # ---- the pool: m samples for each of P prompts, their scores, and the cost of the temperature
+    pool = sample_pool(policy, prompts, config.pool, tokenizer.response_tokens, config.temperature,
+                       config.seed)
+    owners = [p for p in prompts for _ in range(config.pool)]
+    ids = [r for samples in pool for r in samples]
+    scores = fn(owners, ids).numpy().reshape(len(pool), -1)  # (P, m)
+    cooled = (loglikelihood(policy, owners, ids, config.temperature, tokenizer.pad)
+              - loglikelihood(policy, owners, ids, 1.0, tokenizer.pad)).reshape(len(pool), -1)
+    texts = [[tokenizer.decode(r).strip() for r in samples] for samples in pool]
+    values = {"proxy": scores}
+    if gold:
+        values["gold"] = np.array([[gold(e.prompt, text) for text in samples]
+                                   for e, samples in zip(examples, texts)])  # (P, m)
+        references = np.array([[gold(e.prompt, e.response)] for e in examples])  # (P, 1)
+        values["win_rate"] = (values["gold"] > references) + (values["gold"] == references) / 2
+
+    # ---- what the best of every n is worth, and the outputs chosen for one n
+    rows = []
+    for n in range(1, config.pool + 1):
+        kl = kl_bound(n) + expected_best(scores, cooled, n).mean()
+        rows.append({"n": n, "kl": float(kl), **{
+            name: float(expected_best(scores, value, n).mean()) for name, value in values.items()}})
+    print("".join(name.rjust(10) for name in rows[0]))
+    for row in rows:
+        if row["n"] & (row["n"] - 1) == 0 or row["n"] == config.n:
+            print(f"{row['n']:10}" + "".join(f"{row[k]:10.3f}" for k in ("kl", *values)))
+    chosen = best_of_n(scores, config.n)  # (P,)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, curve = folder / f"bon{config.n}.jsonl", folder / "bon.jsonl"
+    metrics.write(path, [
+        {"prompt": e.prompt, "outputs": [samples[k]], "reference": e.response,
+         "score": float(row[k])} for e, samples, row, k in zip(examples, texts, scores, chosen)])
+    metrics.write(curve, rows)
+    picture = folder / "bon.png"
+    panels = [("Best of n", [k for k in values if k != "win_rate"], "mean score"),
+              ("KL to SFT, at most", ["kl"], "nats per response")]
+    if gold:
+        panels.append(("Against references", ["win_rate"], "win rate by gold score"))
+    metrics.curve(picture, rows, panels, x="n")
+    metrics.side_by_side(folder / "bon.txt", [e.prompt for e in examples[:4]],
+                         {"first": [samples[0] for samples in texts[:4]],
+                          f"best of {config.n}": [s[k] for s, k in zip(texts[:4], chosen)],
+                          "reference": [e.response for e in examples[:4]]}, gold)
+    first, last = rows[0], rows[config.n - 1]
+    print(f"bon: n 1 -> {config.n}, " + ", ".join(
+        f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in ("kl", *values))
+        + f" (temperature {config.temperature:g})\nwrote {path}, {curve} and {picture}")
+    return path
+
+
+if __name__ == "__main__":
+    metrics.cli(Config, train)
