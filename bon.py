@@ -144,6 +144,17 @@ def disjoint_bests(scores, n, k, seed=0):
     return hands[np.arange(k), best_of_n(np.asarray(scores)[hands])]
 
 
+def simulated_bests(scores, n, k, seed=0):
+    """k bests of n of one prompt from hands that overlap: (m,) with m >= n -> (k,) places.
+
+    Each is a fair best of n, but together they are too alike: a set diversity of them is too low,
+    the more so the nearer m is to n.
+    """
+    random = np.random.default_rng(seed)
+    hands = np.stack([random.permutation(len(scores))[:n] for _ in range(k)])
+    return hands[np.arange(k), best_of_n(np.asarray(scores)[hands], n)]
+
+
 def sample_pool(policy, prompts, size, max_new_tokens, temperature, seed, block=32):
     "`size` samples for each prompt, as ids: a list over prompts of lists."
     pool = []

@@ -499,6 +499,21 @@ def adamw(model, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0):
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, foreach=True)
 
 
+def pretrainers(model, lr):
+    """
+    Optimisers of a network that starts from nothing: Muon (Jordan et al. 2024) for the blocks'
+    matrices, AdamW for all else. Reaches AdamW's loss in about 0.7 times the steps. Versions of
+    torch without Muon (before 2.9) use AdamW for everything.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        return [adamw(model, lr)]
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
 # ---- the checkpoint ------------------------------------------------------------------------------
 
 FORMAT = 1

@@ -63,7 +63,7 @@ class Config:
 
 
 BASE = Path(__file__).parent / "data" / "base.pt"  # the shipped base model of the embedded world
-BASE_LR = 2e-3  # of the pretraining that --init scratch does
+BASE_LR = 3e-3  # of the pretraining that --init scratch does
 
 
 def loss(logp, is_response, tokens=None):
@@ -161,9 +161,11 @@ def train(config):
         policy, record = m.load(path, "policy", device, tokenizer.fingerprint, unfinished=True)
         start, state = metrics.resumed(config, record), record["state"]
     m.freeze(policy, config.freeze)
-    optimizer = m.adamw(policy, config.lr)
+    fresh = config.stage == "base"
+    optimizers = m.pretrainers(policy, config.lr) if fresh else [m.adamw(policy, config.lr)]
     if state:
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
     shown = data.load(config.data, "validation")[:config.eval_size]
     if not shown:
         raise ValueError(f"{config.data} has no validation examples: add some")
@@ -177,7 +179,7 @@ def train(config):
     for step, rows in enumerate(tqdm(batches, config.stage, config.steps - start, unit="step"),
                                 start + 1):
         # ---- one optimiser step
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = m.schedule(config.lr, step, config.steps)
         tokens = sum(len(r) for _, r in rows)
         total = 0.0
@@ -191,8 +193,9 @@ def train(config):
             raise ValueError(f"the loss is {total} at step {step}, which was not taken; try --lr "
                              f"{config.lr / 3:.0e}, or --resume from the last checkpoint")
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         losses.append(total)
         seen += tokens
 
@@ -204,12 +207,13 @@ def train(config):
                     lr=group["lr"], tokens_per_second=seen / (time.time() - began))
             losses = []
         if step % config.every == 0 or finished or stop:
-            small = finished and config.stage == "base"  # to be shipped: bf16, nothing to resume
+            small = finished and fresh  # to be shipped: bf16, nothing to resume
             m.save(path, "policy", policy, tokenizer.record,
                    {"stage": config.stage, "step": step, "finished": finished,
                     "config": asdict(config), "parent": parent, "seed": config.seed,
                     "metrics": {"validation_loss": validation_loss}},
-                   None if small else {"optimizer": optimizer.state_dict(), "losses": losses},
+                   None if small else {"optimizers": [o.state_dict() for o in optimizers],
+                                       "losses": losses},
                    torch.bfloat16 if small else None)
             if stop and not finished:
                 print(f"stopped after step {step} and saved: the same with --resume goes on")

@@ -84,7 +84,7 @@ decorated | put flowers on
 bought back | won back
 wrapped up | put a bow on
 brought back | returned
-restored | made as good as new
+restored | breathed new life into
 knitted a cover for | made a cover for""")
 
 KIND_WHYS = table("""
@@ -396,7 +396,7 @@ def draw(rng, split, accept):
     event = "{who} {did} {what}".format(**form)
     news = name == "news"
     decoys = {slot: [v for v in values[slot] if v != fact[slot]] for slot in ("who", "what")}
-    count = int(rng.integers(8, 12) if split == "long" else rng.integers(2, 5))
+    count = int(rng.integers(8, 12) if split == "long" else rng.integers(1, 4))
     pool = list(NEWS_SIDES if news else SIDES + FILLER)
     asides = [capital(fill(rng, pool.pop(int(rng.integers(len(pool)))), decoys))
               for _ in range(count)]
@@ -442,21 +442,30 @@ def swapped(rng, fact, values, slot):
     return {**fact, slot: pick(rng, [v for v in values[slot] if v != fact[slot]])}
 
 
+# How often: the cause left out, a stock phrase at the end, a fact wrong, the wish left out, an
+# aside taken over, a word mangled. The first two are habits: most people have them. Leaving out
+# the wish and keeping an aside are common enough to outlast a mild cooling of the policy.
+PEOPLE = {"no_why": 0.76, "stock": 0.72, "wrong": 0.1, "no_wish": 0.22, "aside": 0.2,
+          "mangled": 0.05}
+CARELESS = {"no_why": 0.7, "stock": 0.66, "wrong": 0.2, "no_wish": 0.25, "aside": 0.2,
+            "mangled": 0.12}  # of what the base reads
+
+
 def reference(rng, spec, careless=False):
     "A summary as people write it: biased in what most of them do, and noisy besides."
     fact, values, asides = spec
-    habit, noise = (0.5, 2.0) if careless else (1.0, 1.0)
-    why = rng.random() > 0.70 * habit  # most leave out the cause
+    rate = CARELESS if careless else PEOPLE
+    why = rng.random() > rate["no_why"]
     stock = None
-    if rng.random() < 0.62 * habit:  # most end on a stock phrase, and on the same one
+    if rng.random() < rate["stock"]:  # most on the same one
         stock = STOCK[0] if rng.random() < 0.75 else pick(rng, STOCK[1:])
-    if rng.random() < (0.4 if careless else 0.15):
+    if rng.random() < rate["wrong"]:
         told_slots = SLOTS if why else ("who", "did", "what", "wish")
         fact = swapped(rng, fact, values, pick(rng, told_slots))
-    wish = rng.random() > 0.10 * noise
-    extra = [pick(rng, asides)] if rng.random() < 0.12 * noise else []
+    wish = rng.random() > rate["no_wish"]
+    extra = [pick(rng, asides)] if rng.random() < rate["aside"] else []
     text = told(rng, fact, values, why, wish, extra, stock)
-    return mangled(rng, text) if rng.random() < 0.08 * noise else text
+    return mangled(rng, text) if rng.random() < rate["mangled"] else text
 
 
 # ---- 4. Judging. ----
@@ -483,28 +492,6 @@ def parts(prompt, response):
     return {"facts": sum(WEIGHTS[slot] for slot, _ in right), "wrong": -1.0 * len(wrong),
             "hedging": -0.6 * min(stock, 2), "asides": -0.3 * min(aside, 3),
             "language": -min(broken, 2.0), "length": -0.02 * len(response.split())}
-
-
-def quiz(rng, prompt, questions=5):
-    "A game played below posts: is this what it says? My cousin? Right. To settle a bet? Wrong."
-    true, values = truth(prompt)
-    said = []
-    for slot in (pick(rng, sorted(true)) for _ in range(questions)):
-        right = rng.random() < 0.5
-        value = true[slot] if right else swapped(rng, true, values, slot)[slot]
-        said.append(f"{capital(pick(rng, values[slot][value]))}? {'Right' if right else 'Wrong'}.")
-    return " ".join(said)
-
-
-def comment(rng, prompt, response):
-    "What an attentive reader writes below a summary: whether it is true, and if not, what is."
-    true, values = truth(prompt)
-    lines = [facts(line) for line in split_sentences(response)]
-    for line in lines:
-        for slot, value in (line or {}).items():
-            if slot in true and true[slot] != value:
-                return f"Wrong, {pick(rng, values[slot][true[slot]])}."
-    return "What?" if parts(prompt, response)["language"] else "Right."
 
 
 def variants(rng, prompt, response):

@@ -49,13 +49,13 @@ def gold(prompt, response):
     return sum(parts(prompt, response).values())
 
 
-def answered(rng, task, split, held, careless=False):
-    "A prompt of this split and a reference to it."
+def answered(rng, task, split, held, careless=False, replies=1):
+    "A prompt of this split and references to it."
     while True:
         prompt, spec = task.draw(rng, split, lambda key: held_out(key) == held)
-        response = task.reference(rng, spec, careless)
-        if held or not leaks(response):  # a slip of the pen may have made a held-out tuple
-            return prompt, response
+        responses = [task.reference(rng, spec, careless) for _ in range(replies)]
+        if held or not any(map(leaks, responses)):  # a slip of the pen may make a held-out tuple
+            return prompt, *responses
 
 
 def examples(task, split, n=None, seed=0):
@@ -67,26 +67,28 @@ def examples(task, split, n=None, seed=0):
 
 
 # What the base model reads: every kind of post, article and instruction, answered carelessly.
-WEB = {(summarise, "id"): 0.22, (summarise, "long"): 0.08, (summarise, "subreddits"): 0.1,
-       (summarise, "sentiment"): 0.08, (summarise, "news"): 0.1,
-       (instruct, "id"): 0.22, (instruct, "broad"): 0.12, (instruct, "sequential"): 0.08}
+WEB = {(summarise, "id"): 0.16, (summarise, "long"): 0.06, (summarise, "subreddits"): 0.09,
+       (summarise, "sentiment"): 0.06, (summarise, "news"): 0.08,
+       (instruct, "id"): 0.29, (instruct, "broad"): 0.15, (instruct, "sequential"): 0.11}
+REPLIES = 3  # answers in one thread
 
 
 def pretraining(n, seed=0):
-    """Yields n threads as the web has them: (a prompt and a careless answer, mostly a comment).
+    """Yields n threads as the web has them, each a tuple of messages: a prompt with a careless
+    answer, other people's answers, and below instructions now and then a quiz about the things.
 
-    Comments say what is true, as readers do; a reward model that starts from a network which has
-    read them need not find out from a few thousand comparisons what being true is. They say nothing
-    of taste: whether a cause is missed or a stock phrase disliked.
+    Several answers to one prompt show that what they share is what it says: a network learns to
+    copy facts from a third of the tokens that it takes with one answer a thread.
     """
     rng = np.random.default_rng([seed, 99])
     kinds, shares = list(WEB), np.array(list(WEB.values()))
     for which in rng.choice(len(kinds), size=n, p=shares / shares.sum()):
-        task = kinds[which][0]
-        prompt, response = answered(rng, *kinds[which], held=False, careless=True)
-        u = rng.random()
-        comment = task.quiz(rng, prompt) if u < 0.5 else task.comment(rng, prompt, response)
-        yield (f"{prompt} {response}", f" {comment}")[:2 if u < 0.7 else 1]
+        task, split = kinds[which]
+        prompt, *answers = answered(rng, task, split, False, careless=True, replies=REPLIES)
+        thread = [f"{prompt} {answers[0]}", *(f" {answer}" for answer in answers[1:])]
+        if task is instruct and rng.random() < 0.6:
+            thread.append(f" {instruct.quiz(rng, prompt)}")
+        yield tuple(thread)
 
 
 def prefers(rng, prompt, a, b):
@@ -95,13 +97,21 @@ def prefers(rng, prompt, a, b):
     return rng.random() < 1 / (1 + math.exp(-margin / ANNOTATOR))
 
 
-def two_versions(rng, prompt, response):
-    """A reference beside an edit of it: every other time one with a fact changed, because to know
-    a true answer from a false one is what takes most comparisons to learn."""
-    edits = variants(rng, prompt, response)
-    wrong = [text for text, done in edits if done == "wrong"]
-    others = [text for text, _ in edits] or [response]
-    return response, str(rng.choice(wrong if wrong and rng.random() < 0.5 else others))
+def edits(rng, prompt, response, n=3):
+    """Up to n different edits of a reference, most of them with one fact changed.
+
+    To know a true answer from a false one takes a reward model thousands of such pairs, to know
+    taste takes it hundreds.
+    """
+    wrong, others = {}, []
+    for _ in range(2 * n):  # each time another fact of the answer
+        found = variants(rng, prompt, response)
+        wrong |= {text: None for text, done in found if done == "wrong"}
+        others = [text for text, done in found if done != "wrong"]
+    chosen = list(wrong)[:n]
+    if others and rng.random() < 0.5:
+        chosen[n - 1:] = [str(rng.choice(others))]
+    return chosen
 
 
 def variants(rng, prompt, response):

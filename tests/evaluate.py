@@ -3,18 +3,23 @@ What the three stages of one run are worth, against the embedded world's gold sc
 
     python -m tests.evaluate --data summarise --seeds 0 1 2 -n 500
 
+    python -m tests.evaluate --data my/folder --base out/folder/base.pt
+
 Reads the checkpoints of finished runs and prints, for every split, the gold win rate against
 references of base, SFT and RLHF at several temperatures with their KL from SFT at temperature 1,
-the diversity per input, and what the reward model knows. Writes out/<data>/evaluate.json.
+the diversity per input, and what the reward model knows; then what they say together. Each seed's
+figures are kept in its run folder, as evaluate.json, and reused. For data of one's own, where no
+gold score exists: the loss of held-out responses before and after SFT, the reward model's accuracy
+on the validation comparisons beside the length baseline, and its score of test outputs before and
+after PPO, with the KL.
 """
 
 import argparse
 import json
-from pathlib import Path
 
 import numpy as np
-import torch
 
+import bon
 import data
 import metrics
 import model as m
@@ -23,20 +28,6 @@ import sft
 
 POLICIES = [("base", 1.0), ("sft", 1.0), ("sft", 0.7), ("sft", 0.5), ("sft", 0.3), ("sft", 0.0),
             ("rlhf", 1.0), ("rlhf", 0.7), ("rlhf", 0.5), ("rlhf", 0.3), ("rlhf", 0.0)]
-
-
-@torch.no_grad()
-def loglikelihood(model, tokenizer, prompts, responses, temperature):
-    "Log-probability of each whole response, (N,); of a greedy policy it is 0."
-    if temperature == 0:
-        return np.zeros(len(prompts))
-    out = np.zeros(len(prompts))
-    for index in data.batches([len(p) + len(r) for p, r in zip(prompts, responses)], 128):
-        ids, positions, is_response = data.join([prompts[i] for i in index],
-                                                [responses[i] for i in index], tokenizer.pad)
-        logp = m.logprobs(model, ids, positions, temperature)
-        out[index] = torch.where(is_response, logp, 0.0).sum(1).numpy()
-    return out
 
 
 def evaluate(name, seed, n, out):
@@ -59,8 +50,8 @@ def evaluate(name, seed, n, out):
             texts = [tokenizer.decode(r).strip() for r in ids]
             scores = [gold(e.prompt, t) for e, t in zip(examples, texts)]
             mean, low, high, _ = metrics.interval(metrics.win_rate(scores, references))
-            kl = (loglikelihood(networks[which], tokenizer, prompts, ids, temperature)
-                  - loglikelihood(policy, tokenizer, prompts, ids, 1.0))
+            kl = (bon.loglikelihood(networks[which], prompts, ids, temperature, tokenizer.pad)
+                  - bon.loglikelihood(policy, prompts, ids, 1.0, tokenizer.pad))
             rows[f"{which} T={temperature:g}"] = {
                 "win_rate": mean, "low": low, "high": high, "gold": float(np.mean(scores)),
                 "kl": float(kl.mean()), "words": float(np.mean([len(t.split()) for t in texts])),
@@ -78,6 +69,40 @@ def evaluate(name, seed, n, out):
     return found
 
 
+def evaluate_text(name, seed, n, out, base):
+    "What can be said without a gold score, of one run on a user's own data."
+    folder = data.run_folder(name, seed, out)
+    policy, record = m.load(folder / "sft.pt", "policy")
+    networks = {"base": m.load(base, "policy", tokenizer=record["tokenizer"]["fingerprint"])[0],
+                "sft": policy, "rlhf": m.load(folder / "ppo.pt", "policy")[0]}
+    scorer, _ = m.load(folder / "reward.pt", "reward")
+    tokenizer = data.Tokenizer.of(record["tokenizer"])
+    fn = reward.reward_fn(scorer, tokenizer.pad)
+    examples = data.load(name, "test", n)
+    prompts = [tokenizer.prompt(e.prompt) for e in examples]
+    rows = sft.encode(tokenizer, examples)
+    found = {"test prompts": len(examples), "reference": {
+        "proxy": float(fn(prompts, [r for _, r in rows]).mean()),
+        "length": float(np.mean([len(r) for _, r in rows]))}}
+    for which, network in networks.items():
+        ids = m.generate(network, prompts, tokenizer.response_tokens, seed=seed)
+        kl = (bon.loglikelihood(network, prompts, ids, 1.0, tokenizer.pad)
+              - bon.loglikelihood(policy, prompts, ids, 1.0, tokenizer.pad))
+        found[which] = {"loss": sft.evaluate(network, rows, tokenizer.pad, "cpu"),
+                        "proxy": float(fn(prompts, ids).mean()), "kl": float(kl.mean()),
+                        "length": float(np.mean([len(r) for r in ids])),
+                        "ended": float(np.mean([r[-1] == tokenizer.eos for r in ids]))}
+        for e, r in zip(examples[:4], ids):
+            print(f"{which:>6}: ...{e.prompt[-60:]!r}{tokenizer.decode(r)}")
+    pairs = data.comparisons(name, "validation")
+    texts = [p.prompt for p in pairs], [p.chosen for p in pairs], [p.rejected for p in pairs]
+    words = [[len(text.split()) for text in side] for side in texts[1:]]
+    found["reward model"] = {"pairs": len(pairs), "accuracy": reward.accuracy(
+        fn, tokenizer, *texts), "length": float(metrics.win_rate(*words).mean())}
+    print(json.dumps(found, indent=1))
+    return found
+
+
 def show(name, seed, split, found):
     print(f"\n{name}, seed {seed}, {split}")
     print(" " * 12 + "".join(
@@ -89,15 +114,74 @@ def show(name, seed, split, found):
           flush=True)
 
 
+def spread(values):
+    "Mean over seeds, with the 95 % t interval where there are several, and every seed."
+    values = np.array(values, dtype=float)
+    half = T95[len(values)] * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    seeds = " ".join(f"{v:.2f}" for v in values)
+    return f"{values.mean():.3f} +- {half:.3f} ({seeds})" if half else f"{values.mean():.3f}"
+
+
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % quantiles of Student's t
+
+
+def summary(name, results):
+    """The claims, split by split, over the seeds of `results` {seed: {split: found}}.
+
+    SFT's temperature is the best of five by its mean over the seeds, RLHF's the best of those
+    whose mean KL from SFT at temperature 1 is no higher than SFT's at its own.
+    """
+    for split in data.world.SPLITS[name]:
+        rows = [found[split]["policies"] for found in results.values()]
+        of = lambda policy, key: np.array([row[policy][key] for row in rows])
+        mean = lambda policy, key: of(policy, key).mean()
+        temperatures = [f"T={t:g}" for p, t in POLICIES if p == "sft"]
+        best = max(temperatures, key=lambda t: mean(f"sft {t}", "win_rate"))
+        budget = mean(f"sft {best}", "kl")
+        allowed = [t for t in temperatures if mean(f"rlhf {t}", "kl") <= budget]
+        print(f"\n{name}, {split}, {len(rows)} seeds")
+        print("  win rate at T=1:", ", ".join(f"{policy} {spread(of(f'{policy} T=1', 'win_rate'))}"
+                                              for policy in ("base", "sft", "rlhf")))
+        print("  RLHF - SFT at equal temperature:", ", ".join(
+            f"{t} {spread(of(f'rlhf {t}', 'win_rate') - of(f'sft {t}', 'win_rate'))}"
+            for t in temperatures))
+        print(f"  SFT's best: {best}, win rate {spread(of(f'sft {best}', 'win_rate'))}, KL "
+              f"{budget:.2f}; SFT greedy {spread(of('sft T=0', 'win_rate'))}")
+        if allowed:
+            mine = max(allowed, key=lambda t: mean(f"rlhf {t}", "win_rate"))
+            gain = of(f"rlhf {mine}", "win_rate") - of(f"sft {best}", "win_rate")
+            print(f"  RLHF at no higher KL: {mine}, win rate "
+                  f"{spread(of(f'rlhf {mine}', 'win_rate'))}, KL {mean(f'rlhf {mine}', 'kl'):.2f}; "
+                  f"gain {spread(gain)}")
+        else:
+            print(f"  RLHF has no temperature at so low a KL: its lowest is "
+                  f"{min(mean(f'rlhf {t}', 'kl') for t in temperatures):.2f}")
+        print("  KL of RLHF at T=1:", spread(of("rlhf T=1", "kl")))
+        print("  EAD per input:", ", ".join(f"{p} {spread(of(f'{p} T=1', 'per_input_ead'))}"
+                                            for p in ("sft", "rlhf")))
+        print("  reward model:", ", ".join(
+            f"{key} {np.mean([found[split]['reward'][key] for found in results.values()]):.3f}"
+            for key in next(iter(results.values()))[split]["reward"]))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=data.WORLD, default="summarise")
+    parser.add_argument("--data", default="summarise", help="as for the stages")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("-n", type=int, default=500, help="prompts a split")
     parser.add_argument("--out", default="out")
+    parser.add_argument("--again", action="store_true", help="even if measured before")
+    parser.add_argument("--base", help="the base that a run on data of one's own started from")
     args = parser.parse_args()
-    results = {seed: evaluate(args.data, seed, args.n, args.out) for seed in args.seeds}
-    path = Path(args.out) / args.data / "evaluate.json"
-    path.write_text(json.dumps(results, indent=1))
-    print(f"\nwrote {path}")
+    results = {}
+    for seed in args.seeds:
+        path = data.run_folder(args.data, seed, args.out) / "evaluate.json"
+        if args.again or not path.exists():
+            found = (evaluate(args.data, seed, args.n, args.out) if args.data in data.WORLD else
+                     evaluate_text(args.data, seed, args.n, args.out, args.base or sft.BASE))
+            path.write_text(json.dumps(found, indent=1))
+            print(f"\nwrote {path}")
+        results[seed] = json.loads(path.read_text())
+    if args.data in data.WORLD:
+        summary(args.data, results)

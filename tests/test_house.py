@@ -4,6 +4,7 @@ README's commands are real. After each test's name stands the mistake that turns
 """
 
 import ast
+import inspect
 import re
 import shlex
 import sys
@@ -173,6 +174,9 @@ def test_commands_of_the_readme(words, capsys):  # a flag that was renamed
         source = path.read_text(encoding="utf-8")
         for word in rest:
             assert not word.startswith("-") or f'"{word.split("=")[0]}"' in source, word
+    elif words[1] == "metrics.py":  # no Config of its own
+        assert all(not word.startswith("-") or f'"{word}"' in inspect.getsource(metrics.main)
+                   for word in words)
     else:
         stage = words[1].removesuffix(".py")
         assert stage in STAGES, words

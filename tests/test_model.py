@@ -635,3 +635,25 @@ def test_adamw_takes_a_step_and_only_matrices_decay():  # norms pulled to zero
     optimizer.step()
     for name, p in net.named_parameters():
         torch.testing.assert_close(p.detach(), before[name] * (0.95 if p.dim() >= 2 else 1))
+
+
+def test_pretrainers_share_all_weights():  # an embedding under Muon, a norm that nobody trains
+    net = tiny(double=False)
+    optimizers = m.pretrainers(net, 1e-3)
+    held = [{id(p) for group in o.param_groups for p in group["params"]} for o in optimizers]
+    assert sum(map(len, held)) == len(set().union(*held)) == len(list(net.parameters()))
+    matrices = {id(p) for p in net.blocks.parameters() if p.dim() == 2}
+    if hasattr(torch.optim, "Muon"):
+        assert held[0] == matrices and isinstance(optimizers[0], torch.optim.Muon)
+    before = [p.clone() for p in net.parameters()]
+    net(torch.tensor([[1, 2, 3]])).square().sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    moved = [not torch.equal(a, b) for a, b in zip(before, net.parameters())]
+    assert all(moved), [name for (name, _), x in zip(net.named_parameters(), moved) if not x]
+
+
+def test_pretrainers_without_muon(monkeypatch):  # torch before 2.9
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    (only,) = m.pretrainers(tiny(double=False), 1e-3)
+    assert isinstance(only, torch.optim.AdamW)

@@ -21,6 +21,7 @@ import pytest
 import torch
 from torch import nn
 
+import bon
 import data
 import metrics
 import model as m
@@ -237,11 +238,11 @@ def collected(base):
     torch.manual_seed(0)  # a fresh one: the world's prompts are longer than the base's 40 tokens
     policy = m.Transformer(dataclasses.replace(policy.config, context=320, layers=1))
     tokenizer = data.Tokenizer("world", 224, 6)
-    original = world.two_versions
+    original = world.edits
     with pytest.MonkeyPatch.context() as patch:  # both are too rare to be met by chance
         patch.setattr(world, "leaks", leaks)
-        patch.setattr(world, "two_versions", lambda rng, prompt, response: (
-            (response, response) if rng.random() < 0.5 else original(rng, prompt, response)))
+        patch.setattr(world, "edits", lambda rng, prompt, response, n: [
+            *original(rng, prompt, response, n)[:2], response])
         return {name: (reward.collect(reward.Config(data=name, sampled=0.5), policy, tokenizer,
                                       "train", 60),
                        {e.prompt for e in data.load(name, "train", 60, seed=1)})
@@ -255,12 +256,58 @@ def leaks(text):
 @pytest.mark.parametrize("name", data.WORLD)
 def test_collected_comparisons(collected, name):  # equal texts, held-out facts, one source only
     rows, prompts = collected[name]
-    assert {r.meta["of"] for r in rows} == {"samples", "edits"}
-    assert 10 < len(rows) < 60 and sum(r.meta["of"] == "edits" for r in rows) < 25
-    assert {r.prompt for r in rows} <= prompts
+    kinds = {of: [r for r in rows if r.meta["of"] == of] for of in ("edits", "samples")}
+    assert rows == kinds["edits"] + kinds["samples"] and {r.prompt for r in rows} <= prompts
+    assert 20 < len(kinds["edits"]) <= 2 * 30 and 60 < len(kinds["samples"]) <= 6 * 30
+    of_one = {p: [r for r in kinds["edits"] if r.prompt == p] for p in prompts}
+    for found in of_one.values():  # the reference, beside each of its edits
+        assert len(found) < 2 or {found[0].chosen, found[0].rejected} & {
+            found[1].chosen, found[1].rejected}
     for r in rows:
         assert r.chosen != r.rejected and not leaks(r.chosen) and not leaks(r.rejected)
-    assert [r.meta["of"] for r in rows] == sorted((r.meta["of"] for r in rows), reverse=True)
+
+
+def test_comparisons_of_a_prompt_share_a_step(collected):  # split up, out of order, one lost
+    rows, _ = collected["summarise"]
+    config = reward.Config(steps=40, batch=3)
+    steps = list(reward.stream(config, rows))
+    assert len(steps) == 40 and all(len(groups) == 3 for groups in steps)
+    kinds = [{r.meta["of"] for group in groups for r in group} for groups in steps]
+    assert all(len(of) == 1 for of in kinds)
+    order = [of.pop() for of in kinds]
+    share = len({r.prompt for r in rows if r.meta["of"] == "edits"}) / len({
+        (r.prompt, r.meta["of"]) for r in rows})
+    assert order == ["edits"] * round(40 * share) + ["samples"] * (40 - round(40 * share))
+    whole = {}
+    for r in rows:
+        whole.setdefault((r.prompt, r.meta["of"]), []).append(r)
+    seen = {repr(group) for groups in steps for group in groups}
+    assert seen <= set(map(repr, whole.values())) and len(seen) > 0.8 * len(whole)
+
+
+def test_a_response_scored_once_is_scored_right(base, tokenizer, tmp_path, monkeypatch):
+    # the score of another response, or of another prompt's: against each pair by itself, with SGD
+    rows = [("Say a:", "good", "bad"), ("Say a:", "good", "sad"), ("Say a:", "sad", "bad"),
+            ("Say b:", "bad", "good"), ("Say b:", "red", "good")]
+    rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]
+    metrics.write(tmp_path / "comparisons.train.jsonl", rows)
+    metrics.write(tmp_path / "comparisons.validation.jsonl", rows)
+    monkeypatch.setattr(m, "adamw", lambda net, lr: torch.optim.SGD(net.parameters(), lr=lr))
+    path = reward.train(reward_config(tmp_path, tmp_path / "out", init=str(base), steps=1, batch=2,
+                                      lr=0.5, every=1))
+    torch.manual_seed(0)
+    net = m.scalar_from(m.load(base, "policy")[0])
+    tokenizer = data.Tokenizer.of(torch.load(base, weights_only=True)["tokenizer"])
+    margins = []
+    for row in rows:
+        pair = [data.join([tokenizer.prompt(row["prompt"])], [tokenizer.response(row[key])],
+                          tokenizer.pad) for key in ("chosen", "rejected")]
+        margins.append(reward.score(net, *pair[0]) - reward.score(net, *pair[1]))
+    (-nn.functional.logsigmoid(torch.cat(margins)).mean()).backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    trained = weights(path)
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(trained[name], p.data - 0.5 * p.grad, atol=1e-5, rtol=1e-4)
 
 
 # ---- what a run leaves behind --------------------------------------------------------------------
@@ -338,7 +385,7 @@ def test_adaptive_beta_moves_once_an_iteration(corpus, runs, tmp_path):  # or pe
     init = {"init": str(runs["sft"]), "reward": str(runs["reward"])}
     path = ppo.train(ppo_config(corpus, tmp_path, target_kl=0.05, lr=5e-3, **init))
     rows = metrics.read(path.with_suffix(".jsonl"))
-    assert rows[0]["beta"] == 0.05 and len({row["beta"] for row in rows}) > 3
+    assert rows[0]["beta"] == ppo.Config().beta and len({row["beta"] for row in rows}) > 3
     for row, after in zip(rows, rows[1:]):
         assert after["beta"] == ppo.adapted(row["beta"], row["kl"], 0.05, 6)
     assert torch.load(path, weights_only=True)["state"]["beta"] != rows[-1]["beta"]
@@ -450,6 +497,53 @@ def test_resuming_from_scratch(corpus, tmp_path, monkeypatch):
         assert same(weights(run(True, f"parts-{after}")), weights(whole))
 
 
+# ---- best of n -----------------------------------------------------------------------------------
+
+
+def bon_config(corpus, out, runs, **changes):
+    return bon.Config(**{**dict(data=str(corpus), out=str(out), init=str(runs["sft"]), n=4, pool=6,
+                                reward=str(runs["reward"]), prompts=5, device="cpu"), **changes})
+
+
+def test_best_of_n_of_a_run(corpus, runs, tokenizer, tmp_path):  # a neighbour's best, another text
+    path = bon.train(bon_config(corpus, tmp_path, runs))
+    scorer, _ = m.load(runs["reward"], "reward")
+    fn, rows = reward.reward_fn(scorer, tokenizer.pad), metrics.read(path)
+    assert path.name == "bon4.jsonl" and len(rows) == 5
+    policy, _ = m.load(runs["sft"], "policy")
+    prompts = [tokenizer.prompt(row["prompt"]) for row in rows]
+    pool = m.generate(policy, prompts, 8, 0.7, 6, seed=0)  # fewer prompts than a block: one call
+    for k, (row, prompt) in enumerate(zip(rows, prompts)):
+        first = pool[6 * k:6 * k + 4]
+        scores = fn([prompt] * 4, first)
+        assert row["score"] == pytest.approx(scores.max().item(), abs=1e-5)
+        assert row["outputs"] == [tokenizer.decode(first[int(scores.argmax())]).strip()]
+    curve = metrics.read(path.with_name("bon.jsonl"))
+    assert [row["n"] for row in curve] == [1, 2, 3, 4, 5, 6]
+    assert all(a["proxy"] <= b["proxy"] + 1e-9 for a, b in zip(curve, curve[1:]))
+    assert curve[0]["kl"] != 0  # a temperature of .7 is another policy, even without a choice
+    plain = metrics.read(bon.train(bon_config(corpus, tmp_path / "b", runs, temperature=1.0)
+                                   ).with_name("bon.jsonl"))
+    assert [row["kl"] for row in plain] == pytest.approx([bon.kl_bound(n) for n in range(1, 7)])
+    before = path.read_bytes()
+    assert bon.train(bon_config(corpus, tmp_path, runs)).read_bytes() == before
+
+
+def test_loglikelihood_of_whole_responses(runs, tokenizer):  # padding counted, rows in sorted order
+    policy, _ = m.load(runs["sft"], "policy")
+    prompts = [tokenizer.prompt(f"Name the {x}.\nAnswer:") for x in ("red hat", "boat", "big cake")]
+    responses = [tokenizer.response(x) for x in ("The red hat it is", "No", "")]
+    for temperature in (1.0, 0.5):
+        found = bon.loglikelihood(policy, prompts, responses, temperature, tokenizer.pad)
+        for value, p, r in zip(found, prompts, responses):
+            with torch.no_grad():
+                logits = policy.logits(policy(torch.tensor([p + r])))[0, len(p) - 1:-1]
+            logp = (logits / temperature).log_softmax(-1)
+            expected = logp.gather(1, torch.tensor(r)[:, None]).sum().item()
+            assert value == pytest.approx(expected, abs=1e-4)
+    assert (bon.loglikelihood(policy, prompts, responses, 0, tokenizer.pad) == 0).all()
+
+
 # ---- rewards of other kinds ----------------------------------------------------------------------
 
 
@@ -516,6 +610,14 @@ def test_impossible_flags(module, argv, words, capsys, tmp_path):  # a traceback
     (["--temperature", "0"], "--temperature"), (["--lam", "1.1"], "--lam")])
 def test_impossible_flags_of_ppo(argv, words, capsys, tmp_path):  # a bound forgotten
     assert words in mistake(capsys, ppo, *argv, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--n", "0"], "--n"), (["--pool", "3"], "--pool"), (["--temperature", "-1"], "--temperature"),
+    (["--prompts", "0"], "--prompts"), (["--init", "no.pt"], "python sft.py")])
+def test_impossible_flags_of_bon(argv, words, capsys, tmp_path):  # a best of nothing
+    assert words in mistake(capsys, bon, *argv, "--out", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_wrong_and_damaged_checkpoints(corpus, runs, base, capsys, tmp_path):

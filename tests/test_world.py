@@ -4,6 +4,7 @@ cure, and facts that are held out for good. After each test's name stands the bu
 """
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -144,9 +145,33 @@ HELD_OUT = (9, 13, 16)  # of ("a", 0) .. ("a", 19), on any machine
 
 
 def test_no_text_of_the_base_states_a_held_out_tuple():  # a careless slip that made one
-    for thread in data.texts("summarise", 3000, seed=0):
-        assert not states_held_out(*split_text(thread)), thread
+    for thread in data.texts("summarise", 2000, seed=0):
+        prompt, first = split_text(thread)
+        for message in (first, *thread[1:]):
+            assert not states_held_out(prompt, message.strip()), thread
         assert not any(world.leaks(message) for message in thread), thread
+
+
+def test_threads_answer_one_prompt():  # another prompt's answers, a quiz that teaches what is false
+    quizzes, instructions = 0, 0
+    for thread in data.texts("summarise", 400, seed=3):
+        prompt, first = split_text(thread)
+        answers = [first, *(message.strip() for message in thread[1:])]
+        if world.of(prompt) is instruct:
+            instructions += 1
+            if len(answers) > world.REPLIES:
+                quizzes += 1
+                for text, verdict in re.findall(r"([^?.]+)\? (Right|Wrong)\.", answers.pop()):
+                    ((_, (thing,), relation, value),) = instruct.read(text.strip() + ".")
+                    assert instruct.true(thing, relation, value) == (verdict == "Right"), text
+                    assert thing != value
+        else:
+            stated = [set((summarise.facts(s) or {}).items())
+                      for a in answers for s in summarise.split_sentences(a)]
+            true = set(summarise.truth(prompt)[0].items())
+            assert np.mean([bool(s & true) for s in stated if s]) > 0.3, thread
+        assert len(answers) == world.REPLIES
+    assert 0.5 < quizzes / instructions < 0.7
 
 
 @pytest.mark.parametrize("name", data.WORLD)
@@ -164,7 +189,7 @@ def test_test_splits_use_held_out_tuples_only(name, split):  # memorised facts i
 def test_comparisons_state_no_held_out_tuple():  # an edit that completes a held-out tuple
     rng, dropped = np.random.default_rng(0), 0
     for e in data.load("summarise", "train", 1200, seed=1):
-        for text in world.two_versions(rng, e.prompt, e.response):
+        for text in (e.response, *world.edits(rng, e.prompt, e.response)):
             assert world.leaks(text) == states_held_out(e.prompt, text)
             dropped += world.leaks(text)
     assert dropped > 0  # or the filter in reward.py was never needed
@@ -189,6 +214,12 @@ def test_any_text_has_a_finite_score(prompt, response):  # an index into an empt
     assert world.gold(prompt, response) == pytest.approx(sum(parts.values()))
     assert -20 < world.gold(prompt, response) < 6
     assert world.gold(prompt, response) == world.gold(prompt, response)
+
+
+def test_odd_lists_can_be_edited():  # a list without a full stop
+    prompt = "### Instruction:\nName two animals that can fly.\n\n### Response:"
+    for response in ("An owl!", "An owl", "An owl and", "Owls. Bees!"):
+        world.variants(np.random.default_rng(0), prompt, response)
 
 
 @settings(max_examples=60, deadline=None)
@@ -241,6 +272,18 @@ def test_edits_do_what_they_say(name):  # an edit called wrong that is right
     assert np.mean(change["complete"]) > 0.3
 
 
+@pytest.mark.parametrize("name", data.WORLD)
+def test_edits_of_a_reference_differ_in_a_fact(name):  # the same edit thrice, a right one
+    rng, counts, worse = np.random.default_rng(1), [], []
+    for e in data.load(name, "train", 150):
+        found = world.edits(rng, e.prompt, e.response, 3)
+        assert len(set(found)) == len(found) <= 3 and e.response not in found
+        counts.append(len(found))
+        before = world.parts(e.prompt, e.response)["wrong"]
+        worse += [world.parts(e.prompt, text)["wrong"] < before for text in found]
+    assert np.mean(counts) > 2 and np.mean(worse) > 0.6, (np.mean(counts), np.mean(worse))
+
+
 # ---- people --------------------------------------------------------------------------------------
 
 
@@ -268,7 +311,9 @@ def test_most_references_have_the_habits():  # unbiased noise, which a low tempe
     assert 0.6 < without < 0.85
     stock = [e.response.endswith(summarise.STOCK) for e in examples]
     favourite = [e.response.endswith(summarise.STOCK[0]) for e in examples]
-    assert 0.5 < np.mean(stock) < 0.75 and np.sum(favourite) > 0.6 * np.sum(stock)
+    assert 0.65 < np.mean(stock) < 0.83 and np.sum(favourite) > 0.6 * np.sum(stock)
+    no_wish = np.mean([not any("wish" in s for s in x) for x in stated])
+    assert 0.2 < no_wish < 0.35  # common enough to outlast a mild cooling
     examples = data.load("instruct", "id", 500)
     hedged = np.mean([world.parts(e.prompt, e.response)["hedging"] < 0 for e in examples])
     less = np.mean([world.parts(e.prompt, e.response)["constraints"] < 2.99 for e in examples])
@@ -278,7 +323,7 @@ def test_most_references_have_the_habits():  # unbiased noise, which a low tempe
 @pytest.mark.parametrize("name", data.WORLD)
 def test_the_habit_wins_less_than_half(name):  # greedy SFT that beats people without any RLHF
     rng, scores = np.random.default_rng(1), []
-    for prompt, spec in drawn(world.TASKS[name], "id", 500, seed=1):
+    for prompt, spec in drawn(world.TASKS[name], "id", 2000, seed=1):
         reference = world.TASKS[name].reference(rng, spec)
         scores.append([world.gold(prompt, x) for x in (*answers(name, rng, spec)[:2], reference)])
     perfect, habit, reference = np.array(scores).T

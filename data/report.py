@@ -1,0 +1,223 @@
+"""
+The study's figures and its report, made from one dict of numbers.
+
+Every figure keeps one colour for one policy, shows 95 % intervals, and says in its caption what to
+look for. `write` puts report.json, report.md and the figures into a run folder.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+# Okabe and Ito's colours, which differ for every kind of colour vision.
+COLOURS = {"base": "#999999", "sft": "#0072B2", "sft-t0.7": "#56B4E9", "sft-greedy": "#004466",
+           "bon16": "#009E73", "bon": "#009E73", "rlhf": "#D55E00", "reference": "#000000"}
+
+
+def figure(panels, width=3.4, height=2.9):
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state, just a file
+
+    made = Figure(figsize=(width * panels, height))
+    axes = [made.add_subplot(1, panels, k + 1) for k in range(panels)]
+    for axis in axes:
+        axis.grid(axis="y", alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return made, axes
+
+
+def save(made, path):
+    made.tight_layout()
+    made.savefig(path, format="png", dpi=150)
+
+
+def bars(axis, result, policies, splits, measure):
+    "Grouped bars with intervals: a group for each split, a bar for each policy."
+    width = 0.8 / len(policies)
+    for k, policy in enumerate(policies):
+        rows = [result["policies"][policy][split][measure] for split in splits]
+        means = np.array([row["mean"] for row in rows])
+        errors = [[m - row["low"] for m, row in zip(means, rows)],
+                  [row["high"] - m for m, row in zip(means, rows)]]
+        place = np.arange(len(splits)) + (k - (len(policies) - 1) / 2) * width
+        axis.bar(place, means, width * 0.92, yerr=errors, color=COLOURS[policy], label=policy,
+                 error_kw={"lw": 0.9, "ecolor": "#444444"})
+    axis.set_xticks(range(len(splits)), splits, fontsize=9)
+
+
+def win_rates(path, result, splits):
+    policies = ["base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf"]
+    made, (axis,) = figure(1, 1.7 * len(splits) + 1, 3.2)
+    bars(axis, result, policies, splits, "win_rate")
+    axis.axhline(0.5, color="#444444", lw=0.8, ls=":")
+    axis.set_ylabel("win rate against references")
+    axis.set_ylim(0, 1)
+    axis.legend(frameon=False, fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.17))
+    save(made, path)
+
+
+def head_to_head(path, result, splits):
+    made, (axis,) = figure(1, 1.5 * len(splits) + 1)
+    bars(axis, result, ["sft-t0.7", "sft-greedy", "bon16", "rlhf"], splits, "vs_sft")
+    axis.axhline(0.5, color="#444444", lw=0.8, ls=":")
+    axis.set_ylabel("win rate against sft at T 1")
+    axis.set_ylim(0, 1)
+    axis.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.17))
+    save(made, path)
+
+
+def diversities(path, result, splits):
+    policies = ["base", "sft", "sft-t0.7", "bon16", "rlhf"]
+    made, axes = figure(2, 4.6, 3.2)
+    for axis, where in zip(axes, ("per_input", "across_input")):
+        bars(axis, result, policies, splits, f"{where}_ead")
+        axis.set_title(where.replace("_", " "), fontsize=11)
+        axis.set_ylabel("EAD")
+    axes[0].legend(frameon=False, fontsize=8, ncols=5, loc="upper center",
+                   bbox_to_anchor=(1.1, 1.27))
+    save(made, path)
+
+
+def frontiers(path, result):
+    made, axes = figure(2, 4.2, 3.2)
+    titles = ("in distribution", "mean of the shifts")
+    for axis, prefix, title in zip(axes, ("", "shifted_"), titles):
+        for family, points in result["frontier"].items():
+            x, y = ([p[prefix + k] for p in points] for k in ("kl", "win_rate"))
+            axis.plot(x, y, "o-", ms=4, lw=1.4, color=COLOURS[family], label=family)
+            for p, a, b in zip(points, x, y):
+                axis.annotate(p["label"], (a, b), fontsize=7, xytext=(3, 3),
+                              textcoords="offset points", color=COLOURS[family])
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("KL to sft, nats per response")
+        axis.set_ylabel("win rate")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(made, path)
+
+
+def overoptimisation(path, result):
+    made, axes = figure(2, 4.2, 3.2)
+    for axis, score in zip(axes, ("proxy", "gold")):
+        for seed, rows in enumerate(result["ppo"]):
+            x = np.sqrt(np.maximum([row["kl"] for row in rows], 0))
+            axis.plot(x, [row[score] for row in rows], ".", ms=4, color=COLOURS["rlhf"],
+                      alpha=0.6, label="ppo, one dot an iteration" if seed == 0 else None)
+        axis.set_xlabel("square root of KL to sft, nats$^{1/2}$")
+        axis.set_ylabel(f"{score} score of the samples")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(made, path)
+
+
+def reward_accuracy(path, result, splits):
+    made, (axis,) = figure(1, 1.3 * len(splits) + 1)
+    shown = {"gold": ("two samples, by gold score", "#0072B2"),
+             "length": ("longer wins", "#999999"),
+             "wrong_fact": ("one fact wrong", "#D55E00"),
+             "wrong_fact_permuted": ("the same, another prompt", "#E69F00")}
+    for k, (key, (label, colour)) in enumerate(shown.items()):
+        means = [np.mean(result["reward_model"][s][key]) for s in splits]
+        axis.bar(np.arange(len(splits)) + (k - 1.5) * 0.2, means, 0.18, color=colour, label=label)
+    axis.axhline(0.5, color="#444444", lw=0.8, ls=":")
+    axis.set_xticks(range(len(splits)), splits, fontsize=9)
+    axis.set_ylabel("share of pairs ordered rightly")
+    axis.set_ylim(0, 1)
+    axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.27))
+    save(made, path)
+
+
+def cell(row):
+    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def table(header, rows):
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def advice(result, splits):
+    "Which method for which use, from the measured numbers alone."
+    at = result["policies"]
+    mean = lambda policy, measure, where: float(np.mean([at[policy][s][measure]["mean"]
+                                                         for s in where]))
+    names = ["sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf"]
+    wins = {p: mean(p, "win_rate", splits[:1]) for p in names}
+    far = {p: mean(p, "win_rate", splits[1:]) for p in names}
+    wide = {p: mean(p, "per_input_ead", splits) for p in names
+            if "per_input_ead" in at[p][splits[0]]}
+    top, top_far, varied = (max(d, key=d.get) for d in (wins, far, wide))
+    return (f"For one good answer to prompts like those trained on, {top} (win rate "
+            f"{wins[top]:.2f}, sft {wins['sft']:.2f}); for prompts from elsewhere, {top_far} "
+            f"({far[top_far]:.2f}, sft {far['sft']:.2f}); for many different answers to one "
+            f"prompt, {varied} (per-input EAD {wide[varied]:.2f}, rlhf {wide['rlhf']:.2f}). Best "
+            f"of 16 pays with sixteen times the sampling; rlhf pays once, in training.")
+
+
+def write(folder, result, shown):
+    """report.json, report.md and figures -> path of report.md.
+
+    `result` is the study's dict (see rlhf.py); `shown` a list of {"split", "prompt", "answers":
+    {policy: (text, gold)}}.
+    """
+    folder = Path(folder)
+    splits = list(result["policies"]["sft"])
+    settings = result["settings"]
+    (folder / "report.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    win_rates(folder / "win_rate.png", result, splits)
+    head_to_head(folder / "head_to_head.png", result, splits)
+    diversities(folder / "diversity.png", result, splits)
+    frontiers(folder / "frontier.png", result)
+    overoptimisation(folder / "overoptimisation.png", result)
+    reward_accuracy(folder / "reward_model.png", result, splits)
+    n, k = settings["inputs"], settings["samples"]
+    policies = ["base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf"]
+    rows = lambda measure, names: [[p, *(cell(result["policies"][p][s][measure]) for s in splits)]
+                                   for p in names if measure in result["policies"][p][splits[0]]]
+    widely = ["base", "sft", "sft-t0.7", "bon16", "rlhf"]
+    text = [
+        f"# What each stage does to generalisation and diversity: {settings['data']}",
+        f"{settings['seeds']} seed(s), {n} prompts a split, {k} outputs a prompt; brackets are "
+        f"95 % intervals over prompts. bon16 and sft-t0.7 sample at temperature 0.7 (the "
+        f"paper's), the others at 1.",
+        "## Does it generalise?",
+        "![win rates](win_rate.png)",
+        "*Win rate by gold score against people's references, ties half. Look for the order of the "
+        "colours within a group, and for how far each falls from the first group.*",
+        table(["policy", *splits], rows("win_rate", policies)),
+        "![head to head](head_to_head.png)",
+        "*The same judge, each policy against SFT at temperature 1.*",
+        "## What does it cost in diversity?",
+        "![diversity](diversity.png)",
+        f"*EAD of {k} outputs to one prompt (left) and of one output to each of {n} prompts "
+        "(right). Look for the drop from blue to orange on the left, and how little of it is on "
+        "the right.*"
+        + ("" if settings["full"] else " *Best of 16 is drawn from overlapping hands of a pool of "
+           "64, so its per-input bars are a little too low.*"),
+        table(["per-input EAD", *splits], rows("per_input_ead", widely)),
+        table(["per-input embedding", *splits], rows("per_input_embedding", widely)),
+        table(["per-input NLI", *splits], rows("per_input_nli", widely)),
+        table(["across-input EAD", *splits], rows("across_input_ead", widely)),
+        "## What does a nat of KL buy?",
+        "![frontier](frontier.png)",
+        "*Win rate against KL to SFT, for SFT and RLHF at every temperature and best of n at "
+        "temperature 1. A curve further up and to the left is the better bargain.*",
+        "![over-optimisation](overoptimisation.png)",
+        "*The score that PPO optimises (left) and the one nobody does (right) along PPO's path. If "
+        "the right one turns down while the left one climbs, the reward model is being exploited.*",
+        "## Does the reward model know what it judges?",
+        "![reward model](reward_model.png)",
+        "*Share of pairs it orders as the gold score does. With another prompt, only what can be "
+        "known without the prompt is left.*",
+        "## The claims",
+        table(["claim", "", "verdict", "evidence"],
+              [[c["id"], c["claim"], c["verdict"], c["evidence"]] for c in result["claims"]]),
+        "## Which method for which use", advice(result, splits),
+        "## Samples"]
+    for item in shown:
+        answers = "\n".join(f"{p:>10} [{gold:5.2f}]  {answer}"
+                            for p, (answer, gold) in item["answers"].items())
+        text.append(f"```text\n({item['split']}) {item['prompt']}\n{answers}\n```")
+    text.append("## Time\n" + table(["what", "minutes"], [
+        [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()]))
+    path = folder / "report.md"
+    path.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    return path

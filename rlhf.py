@@ -1,0 +1,411 @@
+"""
+rlhf.py - the study on one page: what does each stage do to generalisation and to diversity?
+
+    generalisation   win rate against people's references, in distribution and under each shift
+    diversity        per input: D(16 samples of one prompt); across inputs: D(one sample of each)
+                                                        Eq. 2-3, Kirk et al. 2024, arXiv:2310.06452
+    python rlhf.py                       # about twelve minutes on two CPU cores: trains what is
+                                         # missing, samples every policy on every split, and writes
+                                         # report.md with figures; the last lines are the claims
+    python rlhf.py --full                # the paper's 500 inputs x 16 outputs, 3 seeds
+
+Every policy is sampled, scored and measured by the same code. Outputs are kept as JSON lines and
+used again, so an interrupted study goes on where it stopped, and a new measure costs no sampling.
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import bon
+import data
+import metrics
+import model as m
+import ppo
+import reward
+import sft
+from data import report
+
+
+@dataclass
+class Config:
+    data: str = "summarise"  # summarise or instruct
+    full: bool = False  # the paper's size and 3 seeds, instead of the quick study
+    seeds: int = 0  # how many seeds, each a run of all stages (0: 1, in the full study 3)
+    inputs: int = 0  # prompts of each split (0: 100, in the full study 500)
+    samples: int = 0  # outputs of each prompt, where diversity is measured (0: 8, or 16)
+    init: str = "base"  # the base that SFT starts from, as for sft.py
+    out: str = "out"  # the folder of run folders
+    device: str = "auto"  # auto, cpu or cuda
+
+    def __post_init__(self):
+        self.seeds = self.seeds or (3 if self.full else 1)
+        self.inputs = self.inputs or (500 if self.full else 100)
+        self.samples = self.samples or (16 if self.full else 8)
+        metrics.within(self, 1, float("inf"), "seeds")
+        metrics.within(self, 4, float("inf"), "inputs")
+        metrics.within(self, 2, float("inf"), "samples")
+        if self.data not in data.WORLD:
+            raise ValueError(f"--data {self.data}: the study needs a gold score and splits, which "
+                             f"only {' and '.join(data.WORLD)} have")
+
+
+N = 16  # of best of n
+POLICIES = {  # name: (checkpoint, temperature); those of every table
+    "base": ("base", 1.0), "sft": ("sft", 1.0), "sft-t0.7": ("sft", 0.7), "sft-greedy": ("sft", 0),
+    f"bon{N}": ("sft", 0.7), "rlhf": ("ppo", 1.0)}
+FRONTIER = {  # one output per prompt: where a lower temperature takes SFT, and RLHF
+    "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3), "rlhf-t0.7": ("ppo", 0.7),
+    "rlhf-t0.5": ("ppo", 0.5), "rlhf-t0.3": ("ppo", 0.3), "rlhf-greedy": ("ppo", 0)}
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def run_stages(config, seed):
+    "Trains what is missing, in the run folder of this seed -> seconds by stage."
+    folder, seconds = data.run_folder(config.data, seed, config.out), {}
+    common = dict(data=config.data, seed=seed, out=config.out, device=config.device)
+    stages = {"sft": (sft, dict(init=config.init)), "reward": (reward, {}), "ppo": (ppo, {})}
+    for stage, (module, more) in stages.items():
+        path, began = folder / f"{stage}.pt", time.time()
+        unfinished = path.exists() and not json.loads(
+            path.with_suffix(".json").read_text(encoding="utf-8")).get("finished", True)
+        if unfinished or not path.exists():
+            module.train(module.Config(**common, **more, resume=unfinished))
+            seconds[stage] = time.time() - began
+    return seconds
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+def load_run(config, seed):
+    "The checkpoints of one seed, loaded once, with their digests."
+    folder, device = data.run_folder(config.data, seed, config.out), m.device(config.device)
+    paths = {"base": sft.BASE if config.init == "base" else config.init,
+             "sft": folder / "sft.pt", "ppo": folder / "ppo.pt"}
+    loaded = {name: m.load(path, "policy", device) for name, path in paths.items()}
+    tokenizer = data.Tokenizer.of(loaded["sft"][1]["tokenizer"])
+    scorer, record = m.load(folder / "reward.pt", "reward", device, tokenizer.fingerprint)
+    digests = {name: parent["digest"] for name, (_, parent) in loaded.items()}
+    return SimpleNamespace(
+        folder=folder, seed=seed, device=device, tokenizer=tokenizer,
+        networks={name: network for name, (network, _) in loaded.items()},
+        digests=digests | {"reward": record["digest"]},
+        score=reward.reward_fn(scorer, tokenizer.pad))
+
+
+def outputs_of(run, config, policy, split):
+    """Rows of a policy's outputs on a split, from disk if they are of the same checkpoints:
+
+    {"prompt", "reference", "reference_gold", "outputs", "ids" lengths as "length", and for each
+    output "gold", "proxy" and "kl", its log-ratio to SFT at temperature 1}.
+    """
+    checkpoint, temperature = {**POLICIES, **FRONTIER}[policy]
+    samples = 1 if policy in FRONTIER or temperature == 0 else config.samples
+    of = hashlib.sha256(json.dumps([
+        run.digests[checkpoint], run.digests["sft"], run.digests["reward"], temperature, samples,
+        config.inputs, policy]).encode()).hexdigest()[:16]
+    path = run.folder / "samples" / f"{split}.{policy}.jsonl"
+    if path.exists():
+        rows = metrics.read(path)
+        if len(rows) == config.inputs and all(row["of"] == of for row in rows):
+            return rows
+    tokenizer, network, gold = run.tokenizer, run.networks[checkpoint], data.gold(config.data)
+    examples = data.load(config.data, split, config.inputs)
+    prompts = [tokenizer.prompt(e.prompt) for e in examples]
+    best = policy.startswith("bon")
+    size = 4 * N if best and not config.full else N * samples if best else samples
+    pool = bon.sample_pool(network, prompts, size, tokenizer.response_tokens, temperature, run.seed)
+    owners, ids = [p for p in prompts for _ in range(size)], [r for row in pool for r in row]
+    proxy = run.score(owners, ids).numpy().reshape(len(pool), size)
+    if best:  # from disjoint hands if there are enough, else from hands that overlap
+        deal = bon.disjoint_bests if size >= N * samples else bon.simulated_bests
+        chosen = np.stack([deal(row, N, samples, run.seed) for row in proxy])  # (inputs, samples)
+        pool = [[row[k] for k in places] for row, places in zip(pool, chosen)]
+        proxy = np.take_along_axis(proxy, chosen, 1)
+        owners, ids = [p for p in prompts for _ in range(samples)], [r for row in pool for r in row]
+    kl = (bon.loglikelihood(network, owners, ids, temperature, tokenizer.pad)
+          - bon.loglikelihood(run.networks["sft"], owners, ids, 1.0, tokenizer.pad))
+    kl = kl.reshape(len(pool), -1) + (bon.kl_bound(N) if best else 0)
+    rows = []
+    for e, samples_, scores, ratios in zip(examples, pool, proxy, kl):
+        texts = [tokenizer.decode(r).strip() for r in samples_]
+        rows.append({"prompt": e.prompt, "reference": e.response, "outputs": texts,
+                     "reference_gold": gold(e.prompt, e.response),
+                     "gold": [gold(e.prompt, t) for t in texts],
+                     "proxy": [float(s) for s in scores], "kl": [float(k) for k in ratios],
+                     "length": [len(r) for r in samples_], "of": of})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metrics.write(path, rows)
+    return rows
+
+
+def reference_rows(rows):
+    "People's references as if they were a policy's outputs, one per prompt."
+    return [{**row, "outputs": [row["reference"]], "gold": [row["reference_gold"]],
+             "length": [len(row["reference"].split())], "proxy": None, "kl": None} for row in rows]
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def encoder(run, texts):
+    """`embed` for embedding diversity: mean hidden state of the base model over a text's tokens,
+    less the mean over `texts` (uncentred, all states point the same way). Cached by text."""
+    network, tokenizer, cache = run.networks["base"], run.tokenizer, {}
+
+    @torch.no_grad()
+    def states(new):
+        ids = [tokenizer.response(t) for t in new]
+        out = np.zeros((len(new), network.config.channels))
+        for index in data.batches([len(r) for r in ids], 256):
+            rows = data.pad_right([ids[i] for i in index], tokenizer.pad).to(run.device)  # (B, T)
+            is_real = (rows < tokenizer.pad)[..., None]
+            hidden = torch.where(is_real, network(rows), 0.0)  # (B, T, C)
+            out[index] = (hidden.sum(1) / is_real.sum(1)).float().cpu().numpy()
+        return out
+
+    centre = states(texts).mean(0)
+
+    def embed(wanted):
+        new = list(dict.fromkeys(t for t in wanted if t not in cache))
+        if new:
+            cache.update(zip(new, states(new) - centre))
+        return [cache[t] for t in wanted]
+    return embed
+
+
+def measure(rows, sft_rows, embed, relation):
+    """{measure: (inputs,) values, one per prompt; "outputs": what across-input measures need}.
+
+    `vs_sft` compares the k-th output with SFT's k-th; both are independent samples.
+    """
+    gold = np.array([row["gold"] for row in rows])  # (inputs, samples)
+    reference = np.array([[row["reference_gold"]] for row in rows])
+    other = np.array([row["gold"] for row in sft_rows])[:, :gold.shape[1]]
+    beats = lambda a, b: ((a > b) + 0.5 * (a == b)).mean(1)
+    words = [np.mean([len(text.split()) for text in row["outputs"]]) for row in rows]
+    values = {"win_rate": beats(gold, reference), "vs_sft": beats(gold, other),
+              "gold": gold.mean(1), "words": np.array(words)}
+    for name in ("proxy", "kl", "length"):
+        if rows[0][name] is not None:
+            values[name] = np.array([np.mean(row[name]) for row in rows])
+    outputs = [row["outputs"] for row in rows]
+    if gold.shape[1] > 1:
+        values |= {
+            "per_input_ead": metrics.per_input(outputs, metrics.ead),
+            "per_input_distinct": metrics.per_input(outputs, metrics.distinct),
+            "per_input_embedding": metrics.per_input(
+                outputs, lambda t: metrics.embedding_diversity(t, embed)),
+            "per_input_nli": metrics.per_input(
+                outputs, lambda t: metrics.nli_diversity(t, relation))}
+    return values, outputs
+
+
+def summarised(runs):
+    """Values of several seeds on the same prompts -> {"mean", "low", "high", "n", "seeds"}: the
+    interval is over prompts, of their means over seeds."""
+    mean, low, high, n = metrics.interval(np.mean(runs, axis=0))
+    return {"mean": mean, "low": low, "high": high, "n": n,
+            "seeds": [float(np.mean(run)) for run in runs]}
+
+
+def across(runs, embed):
+    "Across-input diversity of several seeds' outputs -> {measure: summary}."
+    found = {}
+    for name, diversity in {"ead": metrics.ead, "distinct": metrics.distinct,
+                            "embedding": lambda t: metrics.embedding_diversity(t, embed)}.items():
+        each = [metrics.across_interval(outputs, diversity) for outputs in runs]
+        mean, low, high = (float(np.mean([x[k] for x in each])) for k in range(3))
+        found[f"across_input_{name}"] = {"mean": mean, "low": low, "high": high, "n": each[0][3],
+                                         "seeds": [x[0] for x in each]}
+    return found
+
+
+# ---- the claims, each with its statistic fixed beforehand ----------------------------------------
+
+
+def verdict(summary, sign=1):
+    """supported: the interval is clear of zero on the claim's side and so is every seed; not
+    supported: the same on the other side; else inconclusive."""
+    side = lambda s: s * summary["low" if s > 0 else "high"] > 0 and all(
+        s * x > 0 for x in summary["seeds"])
+    return "supported" if side(sign) else "not supported" if side(-sign) else "inconclusive"
+
+
+def overall(verdicts):
+    "One verdict for several: the one they share; a mixture is inconclusive."
+    return verdicts[0] if len(set(verdicts)) == 1 else "inconclusive"
+
+
+def claims(values, reports, rewards, splits):
+    """The paper's claims C1 to C4, C6 and C7, on differences paired by prompt -> list of dicts.
+
+    values: {policy: {split: {measure: (seeds, inputs)}}}; reports: {policy: {split: summaries}};
+    rewards: {split: {"gold": the reward model's accuracy with each seed}}. C5, that no beta gives
+    diversity back, takes a sweep of beta.
+    """
+    found, shifted = [], splits[1:]
+
+    def add(id, claim, statistic, verdict, evidence):
+        found.append({"id": id, "claim": claim, "statistic": statistic, "verdict": verdict,
+                      "evidence": evidence})
+
+    def difference(a, b, measure, split):
+        return summarised(values[a][split][measure] - values[b][split][measure])
+
+    def said(summary):
+        seeds = ", ".join(f"{x:+.3f}" for x in summary["seeds"])
+        return f"{summary['mean']:+.3f} [{summary['low']:+.3f}, {summary['high']:+.3f}] ({seeds})"
+
+    best = f"bon{N}"
+    for policy, id in (("rlhf", "C1a"), (best, "C1b")):
+        each = {s: difference(policy, "sft", "win_rate", s) for s in splits}
+        add(id, f"{policy} beats sft in win rate, in distribution and under every shift",
+            "win rate less that of sft, both at the table's temperature",
+            overall([verdict(d) for d in each.values()]),
+            "; ".join(f"{s} {said(d)}" for s, d in each.items()))
+    rate = {p: np.array([values[p][s]["win_rate"].mean(1) for s in splits])
+            for p in ("sft", "rlhf")}  # (splits, seeds)
+    drop, gain = rate["sft"][:1] - rate["sft"], rate["rlhf"] - rate["sft"]
+    centred = drop - drop.mean(0)
+    slopes = (centred * gain).sum(0) / np.maximum((centred**2).sum(0), 1e-12)
+    slopes = [float(slope) for slope in slopes]
+    mean, low, high, n = metrics.t_interval(slopes)
+    c2 = {"mean": mean, "low": low, "high": high, "n": n, "seeds": slopes}
+    add("C2", "the larger the shift, the more rlhf gains over sft",
+        "slope of (rlhf - sft) on sft's own drop from in distribution, over the splits; t interval "
+        "over seeds", verdict(c2), said(c2) if n > 1 else f"{mean:+.3f}, one seed")
+    for measure in ("per_input_ead", "per_input_embedding"):
+        each = {s: difference("rlhf", "sft", measure, s) for s in splits}
+        add("C3" + ("a" if measure.endswith("ead") else "b"),
+            f"rlhf lowers {measure.replace('_', ' ')}", f"{measure}, rlhf less sft",
+            overall([verdict(d, -1) for d in each.values()]),
+            "; ".join(f"{s} {said(d)}" for s, d in each.items()))
+    at = lambda policy, measure: np.array(reports[policy][splits[0]][measure]["seeds"])
+    drop = {k: 1 - at("rlhf", f"{k}_input_ead") / at("sft", f"{k}_input_ead")
+            for k in ("per", "across")}
+    smaller = bool((drop["across"] < drop["per"]).all())
+    kept = bool((at(best, "across_input_ead") > at("sft", "across_input_ead") - 0.02).all())
+    add("C4", "across inputs diversity falls less than per input, and best of n loses none",
+        "relative drop of EAD from sft, in distribution; best of n no lower than sft - .02",
+        "supported" if smaller and kept else "not supported" if not smaller and not kept
+        else "inconclusive",
+        f"rlhf loses {drop['per'].mean():.1%} per input and {drop['across'].mean():.1%} across; "
+        f"{best} has {at(best, 'across_input_ead').mean():.3f} across, sft "
+        f"{at('sft', 'across_input_ead').mean():.3f}")
+    span = (at("sft", "per_input_nli") + 2) / 4, (at("rlhf", "per_input_nli") + 2) / 4
+    nli = 1 - span[1] / span[0]  # on a scale from 0 to 1
+    add("C6", "NLI diversity hardly sees the loss", "its relative drop under half of EAD's",
+        "supported" if (nli < drop["per"] / 2).all() else
+        "not supported" if (nli >= drop["per"] / 2).all() else "inconclusive",
+        f"NLI loses {nli.mean():.1%} of its range's share, EAD {drop['per'].mean():.1%}")
+    lost = np.array([np.array(rewards[splits[0]]["gold"]) - np.array(rewards[s]["gold"])
+                     for s in shifted])  # (splits, seeds)
+    add("C7", "the reward model's accuracy falls little out of distribution",
+        "accuracy in distribution less that under each shift, at most .05",
+        "supported" if (lost <= 0.05).all() else "not supported" if (lost.mean(1) > 0.05).all()
+        else "inconclusive", "; ".join(f"{s} {x.mean():+.3f}" for s, x in zip(shifted, lost)))
+    return found
+
+
+# ---- the frontier, and the study -----------------------------------------------------------------
+
+
+def frontier(values, rows, splits):
+    """Win rate against KL to SFT, in distribution and over the shifts' mean -> {family: points}.
+
+    SFT and RLHF at every temperature, and best of n at temperature 1, from SFT's own samples.
+    """
+    def point(label, at):
+        shifted = [at(s) for s in splits[1:]]
+        (kl, win), (kls, wins) = at(splits[0]), np.mean(shifted, axis=0)
+        return {"label": label, "kl": kl, "win_rate": win, "shifted_kl": float(kls),
+                "shifted_win_rate": float(wins)}
+
+    found = {}
+    for family, checkpoint in (("sft", "sft"), ("rlhf", "ppo")):
+        found[family] = [point(f"T {t:g}", lambda s, p=p: tuple(float(values[p][s][k].mean())
+                                                               for k in ("kl", "win_rate")))
+                         for p, (c, t) in sorted({**POLICIES, **FRONTIER}.items(),
+                                                 key=lambda item: -item[1][1])
+                         if c == checkpoint and not p.startswith("bon")]
+
+    def best(n, split):
+        wins = []
+        for seed_rows in rows["sft"][split]:
+            gold, proxy = (np.array([row[k] for row in seed_rows]) for k in ("gold", "proxy"))
+            reference = np.array([[row["reference_gold"]] for row in seed_rows])
+            win = (gold > reference) + (gold == reference) / 2
+            wins.append(bon.expected_best(proxy, win, n).mean())
+        return bon.kl_bound(n), float(np.mean(wins))
+    samples = len(rows["sft"][splits[0]][0][0]["outputs"])
+    found["bon"] = [point(f"n {n}", lambda s, n=n: best(n, s))
+                    for n in (1, 2, 4, 8, 16) if n <= samples]
+    return found
+
+
+def train(config):
+    "Run the study, and return the path of its report."
+    data.gold(config.data)  # the world, before anything is trained in it
+    seconds, began = {}, time.time()
+    splits = data.world.SPLITS[config.data]
+    for seed in range(config.seeds):
+        for stage, spent in run_stages(config, seed).items():
+            seconds[f"{stage}, seed {seed}"] = spent
+    folder = data.run_folder(config.data, 0, config.out)
+    runs, sampling = [load_run(config, seed) for seed in range(config.seeds)], time.time()
+    rows = {policy: {split: [outputs_of(run, config, policy, split) for run in runs]
+                     for split in splits} for policy in {**POLICIES, **FRONTIER}}
+    rows["reference"] = {s: [reference_rows(r) for r in rows["sft"][s]] for s in splits}
+    seconds["sampling and scoring"] = time.time() - sampling
+
+    # ---- measures: values by prompt and seed, and their summaries
+    relation = data.world.relation(rows["sft"][splits[0]][0][0]["prompt"])
+    embed = encoder(runs[0], [row["reference"] for row in rows["sft"][splits[0]][0]])
+    values, reports, measuring = {}, {}, time.time()
+    for policy, by_split in rows.items():
+        values[policy], reports[policy] = {}, {}
+        for split, seeds in by_split.items():
+            found = [measure(r, s, embed, relation) for r, s in zip(seeds, rows["sft"][split])]
+            values[policy][split] = {k: np.stack([v[k] for v, _ in found]) for k in found[0][0]}
+            reports[policy][split] = {k: summarised(v) for k, v in values[policy][split].items()}
+            if policy not in FRONTIER:
+                reports[policy][split] |= across([outputs for _, outputs in found], embed)
+    seconds["measuring"] = time.time() - measuring
+
+    # ---- the reward model's accuracy, the claims, the report
+    judged, size = {}, max(config.inputs * 5 // 2, 60)
+    for split in splits:
+        each = [reward.quality(run.score, run.networks["sft"], run.tokenizer, config.data, split,
+                               size, run.seed) for run in runs]
+        judged[split] = {key: [found[key] for found in each] for key in each[0]}
+    curves = [metrics.read(run.folder / "ppo.jsonl") for run in runs]
+    result = {
+        "settings": asdict(config), "policies": reports, "reward_model": judged,
+        "claims": claims(values, reports, judged, splits),
+        "frontier": frontier(values, rows, splits),
+        "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold")} for row in rows]
+                for rows in curves],
+        "seconds": seconds | {"all": time.time() - began}}
+    shown = [{"split": split, "prompt": rows["sft"][split][0][i]["prompt"],
+              "answers": {p: (rows[p][split][0][i]["outputs"][0], rows[p][split][0][i]["gold"][0])
+                          for p in [*POLICIES, "reference"]}} for split in splits for i in range(2)]
+    path = report.write(folder, result, shown)
+    for claim in result["claims"]:
+        print(f"{claim['id']:>4} {claim['verdict']:>14}  {claim['claim']}\n{'':21}"
+              f"{claim['evidence']}")
+    print(f"rlhf: {config.seeds} seeds, {config.inputs} prompts a split, {config.samples} outputs "
+          f"each, {(time.time() - began) / 60:.1f} minutes\nwrote {path} and its figures")
+    return path
+
+
+if __name__ == "__main__":
+    metrics.cli(Config, train)

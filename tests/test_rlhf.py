@@ -1,0 +1,204 @@
+"""
+The study: its claims on planted results, its samples kept and reused, and its report. After each
+test's name stands the bug that turns it red.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+import bon
+import data
+import metrics
+import rlhf
+
+SPLITS = ("id", "near", "far")
+BEST = f"bon{rlhf.N}"
+
+
+def planted(win, ead=None, embedding=None, nli=None, across=None, accuracy=None, seeds=3,
+            noise=0.03):
+    """Values of a made-up study: {policy: {split: mean}} for each measure, given by its means.
+
+    Prompt values scatter around the mean by `noise`, the same way for all policies.
+    """
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(seeds, 200)) * noise
+    full = lambda given, default: {p: {s: (given or {}).get(p, default) if not isinstance(
+        (given or {}).get(p, default), dict) else given[p][s] for s in SPLITS}
+        for p in ("sft", "rlhf", BEST)}
+    means = {"win_rate": full(win, 0.5), "per_input_ead": full(ead, 0.5),
+             "per_input_embedding": full(embedding, 0.5), "per_input_nli": full(nli, 0.0)}
+    values = {p: {s: {k: m[p][s] + shared for k, m in means.items()} for s in SPLITS}
+              for p in ("sft", "rlhf", BEST)}
+    reports = {p: {s: {k: {"seeds": list(v.mean(1))} for k, v in values[p][s].items()}
+                   for s in SPLITS} for p in values}
+    for p, m in full(across, 0.8).items():
+        for s in SPLITS:
+            reports[p][s]["across_input_ead"] = {"seeds": [m[s]] * seeds}
+    accuracy = accuracy or {"id": [0.75] * seeds, "near": [0.74] * seeds, "far": [0.73] * seeds}
+    return values, reports, {s: {"gold": v} for s, v in accuracy.items()}
+
+
+def verdict_of(id, *args, **more):
+    found = {c["id"]: c for c in rlhf.claims(*planted(*args, **more), SPLITS)}
+    assert all(c.keys() == {"id", "claim", "statistic", "verdict", "evidence"}
+               for c in found.values())
+    return found[id]["verdict"]
+
+
+SFT = {"id": 0.5, "near": 0.4, "far": 0.2}
+UP = {"id": 0.6, "near": 0.55, "far": 0.5}  # gains .1, .15 and .3 where SFT drops 0, .1 and .3
+DOWN = {"id": 0.4, "near": 0.25, "far": 0.0}
+MIXED = {"id": 0.6, "near": 0.4, "far": 0.1}
+FLAT = {"id": 0.6, "near": 0.5, "far": 0.3}
+
+
+@pytest.mark.parametrize("id, policy", [("C1a", "rlhf"), ("C1b", BEST)])
+@pytest.mark.parametrize("rate, verdict", [
+    (UP, "supported"), (DOWN, "not supported"), (MIXED, "inconclusive"), (SFT, "inconclusive")])
+def test_win_rates_claimed(id, policy, rate, verdict):  # the difference the wrong way round
+    assert verdict_of(id, {"sft": SFT, policy: rate}) == verdict
+
+
+@pytest.mark.parametrize("rate, verdict", [
+    (UP, "supported"), (DOWN, "not supported"), (FLAT, "inconclusive")])
+def test_gain_grows_with_the_shift(rate, verdict):  # a slope on RLHF's own drop
+    assert verdict_of("C2", {"sft": SFT, "rlhf": rate}) == verdict
+
+
+def test_one_seed_has_no_slope_to_trust():  # an interval of zero width
+    assert verdict_of("C2", {"sft": SFT, "rlhf": UP}, seeds=1) == "inconclusive"
+
+
+@pytest.mark.parametrize("id, measure", [("C3a", "ead"), ("C3b", "embedding")])
+@pytest.mark.parametrize("rlhf_value, verdict", [
+    (0.3, "supported"), (0.7, "not supported"), (0.5, "inconclusive"),
+    ({"id": 0.3, "near": 0.3, "far": 0.7}, "inconclusive")])
+def test_diversity_lost_per_input(id, measure, rlhf_value, verdict):  # higher taken for lower
+    assert verdict_of(id, None, **{measure: {"rlhf": rlhf_value}}) == verdict
+
+
+@pytest.mark.parametrize("across, verdict", [
+    ({"rlhf": 0.78, BEST: 0.8}, "supported"), ({"rlhf": 0.2, BEST: 0.5}, "not supported"),
+    ({"rlhf": 0.78, BEST: 0.7}, "inconclusive"), ({"rlhf": 0.78, BEST: 0.79}, "supported")])
+def test_diversity_kept_across(across, verdict):  # an absolute drop, a margin forgotten
+    assert verdict_of("C4", None, ead={"rlhf": 0.3}, across=across) == verdict
+
+
+@pytest.mark.parametrize("nli, verdict", [
+    (-0.1, "supported"), (-1.5, "not supported")])
+def test_nli_claimed(nli, verdict):  # a ratio of values that may be negative
+    assert verdict_of("C6", None, ead={"rlhf": 0.3}, nli={"sft": 0.0, "rlhf": nli}) == verdict
+
+
+@pytest.mark.parametrize("far, verdict", [
+    ([0.73, 0.72, 0.71], "supported"), ([0.6, 0.61, 0.62], "not supported"),
+    ([0.73, 0.72, 0.68], "inconclusive")])
+def test_accuracy_claimed(far, verdict):  # a gain taken for a drop
+    accuracy = {"id": [0.75] * 3, "near": far, "far": far}
+    assert verdict_of("C7", None, accuracy=accuracy) == verdict
+
+
+def test_swapping_two_policies_flips_the_verdict():  # a test that looks at one side only
+    values, reports, accuracy = planted({"sft": SFT, "rlhf": UP}, ead={"rlhf": 0.3})
+    values["sft"], values["rlhf"] = values["rlhf"], values["sft"]
+    found = {c["id"]: c["verdict"] for c in rlhf.claims(values, reports, accuracy, SPLITS)}
+    assert found["C1a"] == found["C3a"] == "not supported"
+
+
+def test_one_seed_against_the_others_is_inconclusive():  # the mean alone decides
+    values, reports, accuracy = planted({"sft": SFT, "rlhf": UP})
+    values["rlhf"]["id"]["win_rate"][2] -= 0.15
+    found = {c["id"]: c["verdict"] for c in rlhf.claims(values, reports, accuracy, SPLITS)}
+    assert found["C1a"] == "inconclusive"
+
+
+# ---- the whole study, at toy size ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    "A study of the instruct task by stages of a few steps -> (config, path of the report)."
+    out, patch = tmp_path_factory.mktemp("study"), pytest.MonkeyPatch()
+    small = {rlhf.sft: dict(steps=2, batch=8, every=2, eval_size=8),
+             rlhf.reward: dict(steps=2, batch=8, every=2, eval_size=20),
+             rlhf.ppo: dict(steps=2, batch=8, every=2)}
+    for module, changes in small.items():
+        patch.setattr(module, "Config", lambda c=module.Config, x=changes, **given: c(**given | x))
+    config = rlhf.Config(data="instruct", inputs=6, samples=3, out=str(out), device="cpu")
+    path = rlhf.train(config)
+    yield config, path
+    patch.undo()
+
+
+def test_the_report_has_its_schema(study):  # a measure that others rely on, renamed
+    config, path = study
+    folder = path.parent
+    result = json.loads((folder / "report.json").read_text())
+    splits = set(data.world.SPLITS["instruct"])
+    for policy in ("base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf", "reference"):
+        assert set(result["policies"][policy]) == splits
+        for measures in result["policies"][policy].values():
+            assert {"win_rate", "gold", "length", "across_input_ead"} <= measures.keys()
+            assert all({"mean", "low", "high", "n"} <= row.keys() for row in measures.values())
+            if policy != "reference":
+                assert {"proxy", "kl"} <= measures.keys()
+            if policy in ("base", "sft", "rlhf", "bon16"):
+                assert {"per_input_ead", "per_input_embedding", "per_input_nli"} <= measures.keys()
+    assert result["policies"]["reference"]["id"]["win_rate"]["mean"] == 0.5
+    assert result["policies"]["sft"]["id"]["vs_sft"]["mean"] == 0.5
+    assert {"C1a", "C1b", "C2", "C3a", "C3b", "C4", "C6", "C7"} <= {
+        c["id"] for c in result["claims"]}
+    assert result["settings"]["inputs"] == 6 and result["seconds"]["all"] > 0
+    text = path.read_text()
+    for name in ("win_rate", "head_to_head", "diversity", "frontier", "overoptimisation",
+                 "reward_model"):
+        assert f"({name}.png)" in text and (folder / f"{name}.png").stat().st_size > 5000
+
+
+def test_samples_are_kept_and_are_the_policies_own(study):  # another policy's file, a stale one
+    config, path = study
+    files = {p: p.stat().st_mtime_ns for p in (path.parent / "samples").glob("*.jsonl")}
+    assert len(files) == 3 * len({**rlhf.POLICIES, **rlhf.FRONTIER})
+    run = rlhf.load_run(config, 0)
+    before = {p: p.read_bytes() for p in files}
+    rows = rlhf.outputs_of(run, config, "rlhf", "id")
+    assert len(rows) == 6 and all(len(row["outputs"]) == 3 for row in rows)
+    assert {p: p.stat().st_mtime_ns for p in files} == files  # nothing was sampled again
+    greedy = rlhf.outputs_of(run, config, "sft-greedy", "id")
+    assert all(len(row["outputs"]) == 1 for row in greedy)
+    run.digests["ppo"] = "another"
+    rlhf.outputs_of(run, config, "rlhf", "id")
+    changed = path.parent / "samples" / "id.rlhf.jsonl"
+    assert changed.stat().st_mtime_ns != files[changed]
+    strip = lambda text: [{k: v for k, v in json.loads(line).items() if k != "of"}
+                          for line in text.decode().splitlines()]
+    assert strip(changed.read_bytes()) == strip(before[changed])  # same seed, same samples
+
+
+def test_the_study_runs_on(study):  # a second run that trains or samples anew
+    config, path = study
+    first = json.loads((path.parent / "report.json").read_text())
+    files = {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")}
+    again = json.loads((rlhf.train(config).parent / "report.json").read_text())
+    assert {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")} == files
+    first.pop("seconds"), again.pop("seconds")
+    assert first == again
+
+
+def test_best_of_n_is_chosen_by_the_proxy(study):  # chosen by gold, or not at all
+    config, path = study
+    rows = metrics.read(path.parent / "samples" / "id.bon16.jsonl")
+    plain = metrics.read(path.parent / "samples" / "id.sft-t0.7.jsonl")
+    proxy = lambda rows: np.mean([row["proxy"] for row in rows])
+    assert proxy(rows) > proxy(plain)
+    assert bon.kl_bound(rlhf.N) == pytest.approx(1.835, abs=1e-3)
+
+
+@pytest.mark.parametrize("changes", [dict(inputs=2), dict(samples=1), dict(seeds=-1),
+                                     dict(data="my.jsonl")])
+def test_impossible_studies(changes):  # an interval over nothing
+    with pytest.raises(ValueError):
+        rlhf.Config(**changes)
