@@ -26,8 +26,8 @@ def figure(panels, width=3.4, height=2.9):
     return made, axes
 
 
-def save(made, path):
-    made.tight_layout()
+def save(made, path, top=1.0):
+    made.tight_layout(rect=(0, 0, 1, top))
     made.savefig(path, format="png", dpi=150)
 
 
@@ -68,14 +68,14 @@ def head_to_head(path, result, splits):
 
 def diversities(path, result, splits):
     policies = ["base", "sft", "sft-t0.7", "bon16", "rlhf"]
-    made, axes = figure(2, 4.6, 3.2)
+    made, axes = figure(2, 0.9 * len(splits) + 1, 3.2)
     for axis, where in zip(axes, ("per_input", "across_input")):
         bars(axis, result, policies, splits, f"{where}_ead")
         axis.set_title(where.replace("_", " "), fontsize=11)
         axis.set_ylabel("EAD")
-    axes[0].legend(frameon=False, fontsize=8, ncols=5, loc="upper center",
-                   bbox_to_anchor=(1.1, 1.27))
-    save(made, path)
+    made.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=5,
+                loc="upper center")
+    save(made, path, top=0.93)
 
 
 def frontiers(path, result):
