@@ -233,7 +233,7 @@ def train(config):
     metrics.curve(picture, rows, panels, x="n")
     metrics.side_by_side(folder / "bon.txt", [e.prompt for e in examples[:4]],
                          {"first": [samples[0] for samples in texts[:4]],
-                          f"best of {config.n}": [s[k] for s, k in zip(texts[:4], chosen)],
+                          "best": [s[k] for s, k in zip(texts[:4], chosen)],
                           "reference": [e.response for e in examples[:4]]}, gold)
     first, last = rows[0], rows[config.n - 1]
     print(f"bon: n 1 -> {config.n}, " + ", ".join(

@@ -79,6 +79,7 @@ def test_the_best_of_one_is_the_policy():  # selection by score where there is n
     scores, values = rng.random((5, 8)), rng.random((5, 8))
     np.testing.assert_allclose(bon.expected_best(scores, values, 1), values.mean(1))
     assert (bon.best_of_n(scores, 1) == 0).all() and bon.kl_bound(1) == 0
+    assert [bon.kl_bound(n) for n in (4, 16)] == pytest.approx([0.63629, 1.83509], abs=1e-5)
     distance = rng.random((8, 8))
     distance = distance + distance.T
     off = distance[~np.eye(8, dtype=bool)].mean()

@@ -242,11 +242,13 @@ def test_across_interval_covers_the_expected_diversity():  # a bootstrap, whose 
     rng = np.random.default_rng(4)
     truth = np.mean([metrics.across_inputs(planted(rng, 60, 1), metrics.distinct)
                      for _ in range(1500)])
-    hits, means = [], []
+    hits, means, halves = [], [], []
     for i in range(120):
         mean, low, high, n = metrics.across_interval(planted(rng, 60, 4), metrics.distinct, seed=i)
         hits.append(low <= truth <= high)
         means.append(mean)
+        halves.append(high - mean)
+    assert 0.8 < np.mean(halves) / (1.96 * np.std(means)) < 1.25
     assert n == 60 and 0.89 <= np.mean(hits) <= 1.0, np.mean(hits)
     assert abs(np.mean(means) - truth) < 0.005
     collapsed = metrics.across_interval([["yes"]] * 60, metrics.distinct)

@@ -53,6 +53,7 @@ UP = {"id": 0.6, "near": 0.55, "far": 0.5}  # gains .1, .15 and .3 where SFT dro
 DOWN = {"id": 0.4, "near": 0.25, "far": 0.0}
 MIXED = {"id": 0.6, "near": 0.4, "far": 0.1}
 FLAT = {"id": 0.6, "near": 0.5, "far": 0.3}
+LEVEL = {"id": 0.6, "near": 0.6, "far": 0.6}  # no drop of its own
 
 
 @pytest.mark.parametrize("id, policy", [("C1a", "rlhf"), ("C1b", BEST)])
@@ -63,7 +64,7 @@ def test_win_rates_claimed(id, policy, rate, verdict):  # the difference the wro
 
 
 @pytest.mark.parametrize("rate, verdict", [
-    (UP, "supported"), (DOWN, "not supported"), (FLAT, "inconclusive")])
+    (UP, "supported"), (LEVEL, "supported"), (DOWN, "not supported"), (FLAT, "inconclusive")])
 def test_gain_grows_with_the_shift(rate, verdict):  # a slope on RLHF's own drop
     assert verdict_of("C2", {"sft": SFT, "rlhf": rate}) == verdict
 
