@@ -19,7 +19,6 @@ import os
 import sys
 from collections import Counter, defaultdict
 
-import regex  # tiktoken depends on it; the standard `re` has no \p{L}
 from tqdm import tqdm
 
 # GPT-2's rule for what may become one token (a word with the space before it, a run of digits,
@@ -40,6 +39,10 @@ def train(texts, vocab_size, progress=False):
     """
     if vocab_size < 257:
         raise ValueError(f"--vocab {vocab_size} is impossible: 256 bytes and EOS make at least 257")
+    try:  # tiktoken brings it along; the standard `re` has no \p{L}
+        import regex
+    except ImportError:
+        raise ImportError("to train a tokeniser: pip install regex") from None
     frequency = Counter()  # merges never cross words, so each distinct word is looked at once
     for text in texts:
         frequency.update(match[0] for match in regex.finditer(PATTERN, text))
@@ -163,7 +166,7 @@ if __name__ == "__main__":
         texts = [text for path in args.files for text in read(path)]
         ranks = train(texts, args.vocab, progress=True)
         save(args.out, ranks)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

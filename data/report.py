@@ -45,24 +45,13 @@ def bars(axis, result, policies, splits, measure):
     axis.set_xticks(range(len(splits)), splits, fontsize=9)
 
 
-def win_rates(path, result, splits):
-    policies = ["base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf"]
+def win_rates(path, result, splits, policies, measure, rival):
     made, (axis,) = figure(1, 1.7 * len(splits) + 1, 3.2)
-    bars(axis, result, policies, splits, "win_rate")
+    bars(axis, result, policies, splits, measure)
     axis.axhline(0.5, color="#444444", lw=0.8, ls=":")
-    axis.set_ylabel("win rate against references")
+    axis.set_ylabel(f"win rate against {rival}")
     axis.set_ylim(0, 1)
     axis.legend(frameon=False, fontsize=8, ncols=6, loc="upper center", bbox_to_anchor=(0.5, 1.17))
-    save(made, path)
-
-
-def head_to_head(path, result, splits):
-    made, (axis,) = figure(1, 1.5 * len(splits) + 1)
-    bars(axis, result, ["sft-t0.7", "sft-greedy", "bon16", "rlhf"], splits, "vs_sft")
-    axis.axhline(0.5, color="#444444", lw=0.8, ls=":")
-    axis.set_ylabel("win rate against sft at T 1")
-    axis.set_ylim(0, 1)
-    axis.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.17))
     save(made, path)
 
 
@@ -162,14 +151,14 @@ def write(folder, result, shown):
     splits = list(result["policies"]["sft"])
     settings = result["settings"]
     (folder / "report.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    win_rates(folder / "win_rate.png", result, splits)
-    head_to_head(folder / "head_to_head.png", result, splits)
+    policies = ["base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf"]
+    win_rates(folder / "win_rate.png", result, splits, policies, "win_rate", "references")
+    win_rates(folder / "head_to_head.png", result, splits, policies[2:], "vs_sft", "sft at T 1")
     diversities(folder / "diversity.png", result, splits)
     frontiers(folder / "frontier.png", result)
     overoptimisation(folder / "overoptimisation.png", result)
     reward_accuracy(folder / "reward_model.png", result, splits)
     n, k = settings["inputs"], settings["samples"]
-    policies = ["base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf"]
     rows = lambda measure, names: [[p, *(cell(result["policies"][p][s][measure]) for s in splits)]
                                    for p in names if measure in result["policies"][p][splits[0]]]
     widely = ["base", "sft", "sft-t0.7", "bon16", "rlhf"]

@@ -25,6 +25,7 @@ import metrics
 import model as m
 import reward
 import sft
+from data import world
 
 POLICIES = [("base", 1.0), ("sft", 1.0), ("sft", 0.7), ("sft", 0.5), ("sft", 0.3), ("sft", 0.0),
             ("rlhf", 1.0), ("rlhf", 0.7), ("rlhf", 0.5), ("rlhf", 0.3), ("rlhf", 0.0)]
@@ -39,7 +40,7 @@ def evaluate(name, seed, n, out):
     tokenizer, gold = data.Tokenizer.of(record["tokenizer"]), data.gold(name)
     fn = reward.reward_fn(scorer, tokenizer.pad)
     networks, found = {"base": base, "sft": policy, "rlhf": rlhf}, {}
-    for split in data.world.SPLITS[name]:
+    for split in world.SPLITS[name]:
         examples = data.load(name, split, n)
         prompts = [tokenizer.prompt(e.prompt) for e in examples]
         references = [gold(e.prompt, e.response) for e in examples]
@@ -116,13 +117,9 @@ def show(name, seed, split, found):
 
 def spread(values):
     "Mean over seeds, with the 95 % t interval where there are several, and every seed."
-    values = np.array(values, dtype=float)
-    half = T95[len(values)] * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    mean, _, high, n = metrics.t_interval(values)
     seeds = " ".join(f"{v:.2f}" for v in values)
-    return f"{values.mean():.3f} +- {half:.3f} ({seeds})" if half else f"{values.mean():.3f}"
-
-
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % quantiles of Student's t
+    return f"{mean:.3f} +- {high - mean:.3f} ({seeds})" if n > 1 else f"{mean:.3f}"
 
 
 def summary(name, results):
@@ -131,7 +128,7 @@ def summary(name, results):
     SFT's temperature is the best of five by its mean over the seeds, RLHF's the best of those
     whose mean KL from SFT at temperature 1 is no higher than SFT's at its own.
     """
-    for split in data.world.SPLITS[name]:
+    for split in world.SPLITS[name]:
         rows = [found[split]["policies"] for found in results.values()]
         of = lambda policy, key: np.array([row[policy][key] for row in rows])
         mean = lambda policy, key: of(policy, key).mean()

@@ -31,13 +31,13 @@ TABLE = {
     "data/world.py": ("numpy data.summarise data.instruct", ""),
     "data/summarise.py": ("", ""),
     "data/instruct.py": ("", ""),
-    "data/bpe.py": ("tiktoken regex tqdm", "data"),  # regex comes with tiktoken
+    "data/bpe.py": ("tiktoken tqdm", "data regex"),
     "data/hub.py": ("data", "datasets"),
     "data/weights.py": ("torch", "safetensors tokenizers data"),
     "data/judge.py": ("data", "openai"),
     "data/report.py": ("numpy", "matplotlib"),
 }
-OPTIONAL = {"safetensors", "tokenizers", "sentence_transformers", "transformers", "openai",
+OPTIONAL = {"regex", "safetensors", "tokenizers", "sentence_transformers", "transformers", "openai",
             "datasets"}
 FOR_TESTS = {"pytest", "hypothesis", "ruff"}
 LOCAL = {path.stem for path in ROOT.glob("*.py")} | {"data", "tests"}
@@ -113,7 +113,6 @@ def test_requirements_name_what_is_imported():  # a package that only the author
     assert core <= {"torch", "numpy", "tiktoken", "datasets", "tqdm", "matplotlib"}
     for path in code_files():
         used = {name.split(".")[0] for name, _ in imports(path)} - LOCAL
-        used -= {"regex"} if "tiktoken" in core else set()  # which depends on it
         assert used <= core | OPTIONAL, used - core - OPTIONAL
 
 

@@ -1,0 +1,27 @@
+"""What `python -m tests.evaluate` says of figures that were measured before."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from data import world
+from tests.evaluate import POLICIES
+
+
+def test_the_summary_of_kept_figures(tmp_path):  # nothing loaded, a best temperature by KL
+    win = {("sft", 1.0): 0.4, ("sft", 0.7): 0.5, ("rlhf", 1.0): 0.6, ("rlhf", 0.7): 0.9}
+    kl = {("sft", 0.7): 1.0, ("rlhf", 1.0): 0.9, ("rlhf", 0.7): 1.1}
+    rows = {f"{p} T={t:g}": {"win_rate": win.get((p, t), 0.3), "kl": kl.get((p, t), 2.0),
+                             "per_input_ead": 0.5} for p, t in POLICIES}
+    found = {s: {"policies": rows, "reward": {"gold": 0.7}} for s in world.SPLITS["instruct"]}
+    for folder in (tmp_path / "instruct", tmp_path / "instruct" / "seed-1"):
+        folder.mkdir(parents=True)
+        (folder / "evaluate.json").write_text(json.dumps(found))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.evaluate", "--data", "instruct", "--seeds", "0", "1",
+         "--out", str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("instruct, ") == len(found)
+    assert "SFT's best: T=0.7, win rate 0.500 +- 0.000 (0.50 0.50), KL 1.00" in done.stdout
+    assert "at no higher KL: T=1, win rate 0.600" in done.stdout and "gain 0.100" in done.stdout
