@@ -172,11 +172,19 @@ def loglikelihood(policy, prompts, responses, temperature, pad, batch=128):
     if temperature == 0:
         return out
     device = policy.embed.weight.device
-    for index in data.batches([len(p) + len(r) for p, r in zip(prompts, responses)], batch):
-        ids, positions, is_response = (t.to(device) for t in data.join(
-            [prompts[i] for i in index], [responses[i] for i in index], pad))
-        logp = m.logprobs(policy, ids, positions, temperature)  # (B, R)
-        out[index] = torch.where(is_response, logp, 0.0).sum(1).cpu()
+    for places, ids, segment, _ in data.shared_rows(prompts, responses, pad, batch):
+        ids, segment = ids.to(device), segment.to(device)  # (B, T)
+        hidden, prompt = policy(ids, segment=segment), (segment == 0).sum(1, keepdim=True)
+        begin = int(prompt.min())  # of the first response: nothing before it is asked for
+        positions = torch.arange(begin, ids.shape[1], device=device).expand(len(ids), -1)  # (B, R)
+        # a response's first token is predicted where the prompt ends, also behind other responses
+        is_first = (segment[:, 1:] != segment[:, :-1])[:, begin - 1:]
+        before = torch.where(is_first, prompt, positions) - 1
+        logp = m.logprobs(policy, ids, positions, temperature, hidden=hidden, before=before)
+        number = segment[:, begin:].clamp(min=0)  # of the response, 0 for all else: (B, R)
+        sums = logp.new_zeros(len(ids), int(number.max()) + 1).scatter_add_(1, number, logp)
+        count, column = number.amax(1, keepdim=True), torch.arange(sums.shape[1], device=device)
+        out[places] = sums[(column > 0) & (column <= count)].cpu()
     return out
 
 

@@ -179,22 +179,28 @@ class Transformer(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def layout(self, ids, is_real):
+    def layout(self, ids, is_real, segment=None):
         """
         Where every token stands (T,) or (B, T), and which keys it may see (None: all before it).
-        Left-padded rows count positions from their first real token; a padding token sees itself,
-        because a softmax over no keys at all is NaN, and NaN * 0 is NaN further down.
+        A token counts its position, and sees what is before it, in its own segment and in segment
+        0, the prompt, which the others all follow. Segment -1 is padding: left-padded rows count
+        from their first real token. A padding token sees itself, because a softmax over no keys at
+        all is NaN, and NaN * 0 is NaN further down.
         """
-        T, context = ids.shape[1], self.config.context
+        T, context, positions, is_visible = ids.shape[1], self.config.context, None, None
+        if is_real is not None:
+            segment = is_real.long() - 1  # (B, T)
+        if segment is not None:
+            causal = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
+            own = causal & (segment[:, :, None] == segment[:, None, :])  # (B, T, T)
+            is_visible = (own | causal & (segment == 0)[:, None])[:, None]  # (B, 1, T, T)
+            prompt = (segment == 0).sum(1, keepdim=True)  # (B, 1)
+            positions = (own.sum(-1) - 1 + prompt * (segment > 0)) * (segment >= 0)  # (B, T)
+            T = int(positions.max()) + 1
         if T > context:
             raise ValueError(f"a row of {T} ids does not fit the model's context of {context}; "
                              f"cut the prompt or take a model with a longer context.")
-        if is_real is None:
-            return torch.arange(T, device=ids.device), None
-        causal = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
-        itself = torch.eye(T, dtype=torch.bool, device=ids.device)
-        is_visible = causal & is_real[:, None, None, :] | itself  # (B, 1, T, T)
-        return (is_real.long().cumsum(1) - 1).clamp(min=0), is_visible
+        return torch.arange(T, device=ids.device) if positions is None else positions, is_visible
 
     def embeddings(self, ids, positions):
         x = self.embed(ids.where(ids < self.config.vocab_size, 0))  # PAD is fed as 0: (B, T, C)
@@ -203,13 +209,14 @@ class Transformer(nn.Module):
     def rotation(self, positions):
         return None if self.position is not None else self.table[:, positions].unsqueeze(-2)
 
-    def forward(self, ids, is_real=None, start=None):
+    def forward(self, ids, is_real=None, start=None, segment=None):
         """
         Final hidden states (B, T, C). `is_real` None: rows are right-padded, and causal attention
         keeps real tokens from ever seeing the padding. `is_real` (B, T): rows are left-padded.
+        `segment` (B, T): each row is a prompt and several responses to it, as by data.join_groups.
         `start`: what `frozen_output` gave for these rows, so that only the top layers run.
         """
-        positions, is_visible = self.layout(ids, is_real)
+        positions, is_visible = self.layout(ids, is_real, segment)
         x = self.embeddings(ids, positions) if start is None else start
         rotation = self.rotation(positions)
         for block in self.blocks[0 if start is None else self.frozen:]:
@@ -261,8 +268,11 @@ class ScalarModel(nn.Module):
         self.register_buffer("shift", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
 
-    def forward(self, ids, is_real=None, start=None):
-        hidden = at_least_fp32(self.trunk(ids, is_real, start))  # (B, T, C)
+    def forward(self, ids, is_real=None, start=None, segment=None):
+        return self.read(self.trunk(ids, is_real, start, segment))
+
+    def read(self, hidden):
+        hidden = at_least_fp32(hidden)  # (B, T, C)
         with torch.autocast(hidden.device.type, enabled=False):  # eight bits are not a score
             weight, bias = self.head.weight.to(hidden.dtype), self.head.bias.to(hidden.dtype)
             return (F.linear(hidden, weight, bias).squeeze(-1) - self.shift) / self.scale  # (B, T)
@@ -280,12 +290,13 @@ def scalar_from(policy):
 
 
 def logprobs(model, ids, positions, temperature=1.0, start=None, hidden=None, entropy=False,
-             chunk=4096):
+             before=None, chunk=4096):
     """
     log pi(token at each of `positions` | all before it), (B, T), (B, R) -> (B, R); rows of `ids`
     are right-padded, and positions that fall in the padding give numbers that the caller masks.
     With `entropy` also the exact entropy, in nats, of each of those distributions. `hidden` is what
-    `model(ids)` gave, for a caller who had another use for it.
+    `model(ids)` gave, for a caller who had another use for it; `before` (B, R) says where each
+    token was predicted, if not one position before it.
 
     Logits are the memory: 64 rows x 600 x 50,257 in fp32 are 7.7 GB. So only the R positions reach
     the output matrix, `chunk` rows at a time, and backward computes each chunk's logits again.
@@ -295,7 +306,8 @@ def logprobs(model, ids, positions, temperature=1.0, start=None, hidden=None, en
     positions = positions.clamp(1, ids.shape[1] - 1)
     hidden = model(ids, start=start) if hidden is None else hidden  # (B, T, C)
     # the state that predicts the token at t is the one at t - 1
-    rows = hidden.gather(1, (positions - 1)[..., None].expand(-1, -1, hidden.shape[-1]))
+    before = positions - 1 if before is None else before
+    rows = hidden.gather(1, before[..., None].expand(-1, -1, hidden.shape[-1]))
     tokens = ids.gather(1, positions)  # (B, R)
     tokens = tokens.where(tokens < model.config.vocab_size, 0)
 

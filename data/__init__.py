@@ -13,6 +13,7 @@ let a merge cross the boundary, and the model would be trained on ids it never s
 
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import zlib
@@ -204,6 +205,23 @@ def join(prompts, responses, pad):
     return ids, positions, step < length
 
 
+def join_groups(prompts, groups, pad):
+    """
+    Prompts, each with several responses behind it, so that it is read once for all of them ->
+
+        ids      (B, T)    prompt, response, response, ..., right-padded
+        segment  (B, T)    0 in the prompt, k in its k-th response, -1 in padding
+        last     (N,), (N,)  row and column of the last token of each response, in order
+    """
+    segments = [[0] * len(p) + [k for k, r in enumerate(group, 1) for _ in r]
+                for p, group in zip(prompts, groups, strict=True)]
+    rows = [[*p, *itertools.chain(*group)] for p, group in zip(prompts, groups)]
+    ends = [list(itertools.accumulate(map(len, group), initial=len(p) - 1))[1:]
+            for p, group in zip(prompts, groups)]
+    last = [(b, end) for b, row in enumerate(ends) for end in row]
+    return pad_right(rows, pad), pad_right(segments, -1), torch.tensor(last).unbind(1)
+
+
 def batches(lengths, batch_size, generator=None):
     """
     Lengths of N items -> lists of at most `batch_size` indices that cover each item once.
@@ -225,6 +243,25 @@ def batches(lengths, batch_size, generator=None):
     if generator is not None:
         cut = [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
     return cut
+
+
+def shared_rows(prompts, responses, pad, batch_size=128, together=16):
+    """
+    Yields (places, *join_groups): all responses, as lists of ids, about `batch_size` at a time. Up
+    to `together` that stand next to each other and answer the same prompt share a row; `places`
+    says which they are.
+    """
+    groups = []
+    for i, prompt in enumerate(prompts):
+        if i and prompt == prompts[i - 1] and len(groups[-1]) < together:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    lengths = [len(prompts[g[0]]) + sum(len(responses[i]) for i in g) for g in groups]
+    for index in batches(lengths, max(batch_size // max(map(len, groups), default=1), 1)):
+        part = [groups[k] for k in index]
+        yield [i for g in part for i in g], *join_groups(
+            [prompts[g[0]] for g in part], [[responses[i] for i in g] for g in part], pad)
 
 
 def epochs(lengths, batch_size, seed):

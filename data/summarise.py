@@ -445,7 +445,7 @@ def swapped(rng, fact, values, slot):
 # How often: the cause left out, a stock phrase at the end, a fact wrong, the wish left out, an
 # aside taken over, a word mangled. The first two are habits: most people have them. Leaving out
 # the wish and keeping an aside are common enough to outlast a mild cooling of the policy.
-PEOPLE = {"no_why": 0.76, "stock": 0.72, "wrong": 0.1, "no_wish": 0.22, "aside": 0.2,
+PEOPLE = {"no_why": 0.8, "stock": 0.6, "wrong": 0.08, "no_wish": 0.3, "aside": 0.2,
           "mangled": 0.05}
 CARELESS = {"no_why": 0.7, "stock": 0.66, "wrong": 0.2, "no_wish": 0.25, "aside": 0.2,
             "mangled": 0.12}  # of what the base reads
@@ -492,6 +492,11 @@ def parts(prompt, response):
     return {"facts": sum(WEIGHTS[slot] for slot, _ in right), "wrong": -1.0 * len(wrong),
             "hedging": -0.6 * min(stock, 2), "asides": -0.3 * min(aside, 3),
             "language": -min(broken, 2.0), "length": -0.02 * len(response.split())}
+
+
+def tidied(response):
+    "The sentences of a summary that state facts."
+    return " ".join(line for line in split_sentences(response) if facts(line))
 
 
 def variants(rng, prompt, response):

@@ -98,11 +98,14 @@ def prefers(rng, prompt, a, b):
 
 
 def edits(rng, prompt, response, n=3):
-    """Up to n different edits of a reference, most of them with one fact changed.
+    """Up to n different edits of a reference, [(reference, edit)], most with one fact changed.
 
     To know a true answer from a false one takes a reward model thousands of such pairs, to know
-    taste takes it hundreds.
+    taste takes it hundreds. On summaries, where it has a whole post to check them against, they are
+    edits of the reference's facts alone: its other slips would drown the one that counts.
     """
+    if of(prompt) is summarise:
+        response = summarise.tidied(response) or response
     wrong, others = {}, []
     for _ in range(2 * n):  # each time another fact of the answer
         found = variants(rng, prompt, response)
@@ -111,7 +114,7 @@ def edits(rng, prompt, response, n=3):
     chosen = list(wrong)[:n]
     if others and rng.random() < 0.5:
         chosen[n - 1:] = [str(rng.choice(others))]
-    return chosen
+    return [(response, text) for text in chosen]
 
 
 def variants(rng, prompt, response):

@@ -11,6 +11,7 @@ import random
 import pytest
 import torch
 
+import data
 import model as m
 
 V, PAD = 11, 11
@@ -191,6 +192,26 @@ def test_right_padding_and_company_change_nothing(net):  # a row that sees its p
     for row, length in enumerate(lengths):
         alone = net(ids[row:row + 1, :length])
         torch.testing.assert_close(together[row:row + 1, :length], alone)
+
+
+def test_responses_behind_one_prompt_are_rows_of_their_own(net):  # a response that sees another,
+    # or that counts its positions from it; the row is longer than the context, no response is
+    prompts = [[1, 2, 3, 4, 5, 6], [7, 8]]
+    groups = [[[k, 9, 4] + [2] * (9 - k) for k in range(5)], [[3], [5, 1, 2], [3]]]
+    ids, segment, (row, column) = data.join_groups(prompts, groups, PAD)
+    assert ids.shape[1] > net.config.context and len(row) == len(column) == 8
+    together, n = net(ids, segment=segment), 0
+    for b, (prompt, group) in enumerate(zip(prompts, groups)):
+        for response in group:
+            alone = net(torch.tensor([prompt + response]))[0]
+            last = column[n] + 1
+            assert row[n] == b and ids[b, last - len(response):last].tolist() == response
+            torch.testing.assert_close(together[b, last - len(response):last],
+                                       alone[len(prompt):])
+            n += 1
+    ids, segment, _ = data.join_groups([[1] * 30], [[[2], [3, 4]]], PAD)
+    with pytest.raises(ValueError, match="context"):
+        net(ids, segment=segment)
 
 
 def test_long_left_padding_is_never_nan(net):  # a softmax over no keys at all

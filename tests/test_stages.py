@@ -170,14 +170,35 @@ def test_scores_are_read_at_the_last_response_token(base, tokenizer):  # at padd
         torch.testing.assert_close(reward.score(net, wide, *far), found, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_lm_loss_is_the_sft_loss_of_the_first_responses(tied):  # a later one, a shifted one, the
+    # reward model's own embedding for the policy's output matrix, padding that counts
+    torch.manual_seed(0)
+    config = m.ModelConfig(vocab_size=11, context=20, layers=2, heads=2, kv_heads=2, channels=16,
+                           hidden=8, tied=tied)
+    policy, model = m.Transformer(config).double(), m.ScalarModel(config).double()
+    for p in (*policy.parameters(), *model.parameters()):
+        p.data.normal_(std=0.5)
+    prompts, groups = [[1, 2, 3], [4]], [[[5, 6, 7, 8], [9, 1]], [[2, 3], [6, 6, 6], [1, 2]]]
+    ids, segment, _ = data.join_groups(prompts, groups, 11)
+    found = reward.lm_loss(policy, ids, segment, model.trunk(ids, segment=segment))
+    for b, (prompt, group) in enumerate(zip(prompts, groups)):
+        row, positions, is_response = data.join([prompt], [group[0]], 11)
+        logits = policy.logits(model.trunk(row))[0, len(prompt) - 1:-1]
+        expected = nn.functional.cross_entropy(logits, torch.tensor(group[0]))
+        torch.testing.assert_close(found[b], expected)
+
+
 def test_a_reward_function_keeps_the_order_of_its_rows(base, tokenizer):  # sorted by length, lost
     net = scorer_of(base)
-    prompts = [[1, 2, 3][:1 + i % 3] for i in range(7)]
-    responses = [list(range(3, 9 - i % 5)) + [tokenizer.eos] for i in range(7)]
-    fn = reward.reward_fn(net, tokenizer.pad, batch=3)
-    alone = torch.cat([fn([p], [r]) for p, r in zip(prompts, responses)])
-    assert len(set(alone.tolist())) > 3
-    torch.testing.assert_close(fn(prompts, responses), alone, atol=1e-5, rtol=0)
+    prompts = [[1, 2, 3][:1 + i % 3] for i in range(7)] + [[4, 5]] * 5 + [[1]] * 2
+    responses = [list(range(3, 9 - i % 5)) + [tokenizer.eos] for i in range(14)]
+    alone = torch.cat([reward.score(net, *data.join([p], [r], tokenizer.pad))
+                       for p, r in zip(prompts, responses)]).detach()
+    assert len(set(alone.tolist())) > 5
+    for batch, together in ((3, 1), (3, 2), (128, 16)):
+        fn = reward.reward_fn(net, tokenizer.pad, batch, together)
+        torch.testing.assert_close(fn(prompts, responses), alone, atol=1e-5, rtol=0)
 
 
 def test_normalised_references_have_mean_0_and_std_1(base, corpus, tokenizer):
@@ -242,7 +263,7 @@ def collected(base):
     with pytest.MonkeyPatch.context() as patch:  # both are too rare to be met by chance
         patch.setattr(world, "leaks", leaks)
         patch.setattr(world, "edits", lambda rng, prompt, response, n: [
-            *original(rng, prompt, response, n)[:2], response])
+            *original(rng, prompt, response, n)[:2], (response, response)])
         return {name: (reward.collect(reward.Config(data=name, sampled=0.5), policy, tokenizer,
                                       "train", 60),
                        {e.prompt for e in data.load(name, "train", 60, seed=1)})
@@ -529,10 +550,13 @@ def test_best_of_n_of_a_run(corpus, runs, tokenizer, tmp_path):  # a neighbour's
     assert bon.train(bon_config(corpus, tmp_path, runs)).read_bytes() == before
 
 
-def test_loglikelihood_of_whole_responses(runs, tokenizer):  # padding counted, rows in sorted order
+def test_loglikelihood_of_whole_responses(runs, tokenizer):  # padding counted, rows in sorted
+    # order, a response predicted from the end of the one before it
     policy, _ = m.load(runs["sft"], "policy")
-    prompts = [tokenizer.prompt(f"Name the {x}.\nAnswer:") for x in ("red hat", "boat", "big cake")]
-    responses = [tokenizer.response(x) for x in ("The red hat it is", "No", "")]
+    prompts = [tokenizer.prompt(f"Name the {x}.\nAnswer:")
+               for x in ("red hat", "boat", "boat", "boat", "big cake", "big cake")]
+    responses = [tokenizer.response(x) for x in (
+        "The red hat it is", "No", "", "A big boat", "", "The cake is a cake")]
     for temperature in (1.0, 0.5):
         found = bon.loglikelihood(policy, prompts, responses, temperature, tokenizer.pad)
         for value, p, r in zip(found, prompts, responses):

@@ -189,7 +189,7 @@ def test_test_splits_use_held_out_tuples_only(name, split):  # memorised facts i
 def test_comparisons_state_no_held_out_tuple():  # an edit that completes a held-out tuple
     rng, dropped = np.random.default_rng(0), 0
     for e in data.load("summarise", "train", 1200, seed=1):
-        for text in (e.response, *world.edits(rng, e.prompt, e.response)):
+        for text in {text for pair in world.edits(rng, e.prompt, e.response) for text in pair}:
             assert world.leaks(text) == states_held_out(e.prompt, text)
             dropped += world.leaks(text)
     assert dropped > 0  # or the filter in reward.py was never needed
@@ -276,10 +276,13 @@ def test_edits_do_what_they_say(name):  # an edit called wrong that is right
 def test_edits_of_a_reference_differ_in_a_fact(name):  # the same edit thrice, a right one
     rng, counts, worse = np.random.default_rng(1), [], []
     for e in data.load(name, "train", 150):
-        found = world.edits(rng, e.prompt, e.response, 3)
-        assert len(set(found)) == len(found) <= 3 and e.response not in found
+        pairs = world.edits(rng, e.prompt, e.response, 3)
+        kept, found = pairs[0][0] if pairs else e.response, [b for _, b in pairs]
+        assert {a for a, _ in pairs} <= {kept}
+        assert len(set(found)) == len(found) <= 3 and kept not in found
+        assert kept == e.response or world.gold(e.prompt, kept) > world.gold(e.prompt, e.response)
         counts.append(len(found))
-        before = world.parts(e.prompt, e.response)["wrong"]
+        before = world.parts(e.prompt, kept)["wrong"]
         worse += [world.parts(e.prompt, text)["wrong"] < before for text in found]
     assert np.mean(counts) > 2 and np.mean(worse) > 0.6, (np.mean(counts), np.mean(worse))
 
@@ -308,12 +311,13 @@ def test_most_references_have_the_habits():  # unbiased noise, which a low tempe
     stated = [[summarise.facts(s) or {} for s in summarise.split_sentences(e.response)]
               for e in examples]
     without = np.mean([not any("why" in s for s in x) for x in stated])
-    assert 0.6 < without < 0.85
+    assert 0.7 < without < 0.9
     stock = [e.response.endswith(summarise.STOCK) for e in examples]
     favourite = [e.response.endswith(summarise.STOCK[0]) for e in examples]
-    assert 0.65 < np.mean(stock) < 0.83 and np.sum(favourite) > 0.6 * np.sum(stock)
+    assert 0.5 < np.mean(stock) < 0.7  # and one of them is likelier than none, so greedy has it
+    assert 1 - np.mean(stock) < np.mean(favourite)
     no_wish = np.mean([not any("wish" in s for s in x) for x in stated])
-    assert 0.2 < no_wish < 0.35  # common enough to outlast a mild cooling
+    assert 0.22 < no_wish < 0.42  # common enough to outlast a mild cooling
     examples = data.load("instruct", "id", 500)
     hedged = np.mean([world.parts(e.prompt, e.response)["hedging"] < 0 for e in examples])
     less = np.mean([world.parts(e.prompt, e.response)["constraints"] < 2.99 for e in examples])
