@@ -38,7 +38,7 @@ class Config:
     batch: int = 64  # prompts per iteration, one response each
     epochs: int = 2  # passes over an iteration's responses
     lr: float = 2e-4  # peak learning rate, falling linearly to zero
-    beta: float = 0.1  # weight of the KL penalty, in reward standard deviations per nat
+    beta: float = 0.15  # weight of the KL penalty, in reward standard deviations per nat
     temperature: float = 1.0  # of the policy, in sampling and in every log-probability
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the prompts' order and the samples
@@ -55,6 +55,7 @@ class Config:
     length_penalty: float = 0.0  # taken off the score of a response of full length, in proportion
     reward_clip: float = 0.0  # bound on the score's size (0: none)
     every: int = 10  # iterations between saves and samples
+    variant: str = ""  # a folder below the run's, for a run that differs from the main one
 
     def __post_init__(self):
         metrics.within(self, 1, float("inf"), "steps", "batch", "epochs", "minibatches", "every")
@@ -299,11 +300,12 @@ def train(config, reward_fn=None):
     """
     torch.manual_seed(config.seed)
     device = m.device(config.device)
-    folder = data.run_folder(config.data, config.seed, config.out)
+    parents = data.run_folder(config.data, config.seed, config.out)
+    folder = parents / config.variant
     path = folder / "ppo.pt"
     gold = data.gold(config.data)
 
-    reference, parent = m.load(config.init or folder / "sft.pt", "policy", device)
+    reference, parent = m.load(config.init or parents / "sft.pt", "policy", device)
     policy = copy.deepcopy(reference)
     tokenizer = data.Tokenizer.of(parent["tokenizer"])
     reward_model = None
@@ -312,7 +314,7 @@ def train(config, reward_fn=None):
     elif reward_fn is None and config.reward.endswith(".py"):
         reward_fn = custom_reward(config.reward)
     elif reward_fn is None:
-        reward_model, _ = m.load(config.reward or folder / "reward.pt", "reward", device,
+        reward_model, _ = m.load(config.reward or parents / "reward.pt", "reward", device,
                                  tokenizer.fingerprint)
         reward_fn = reward_model  # as a network, it can start from the frozen trunk
     value = value_network(config, policy, reward_model).to(device)

@@ -7,7 +7,7 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
     python rlhf.py                       # about twelve minutes on two CPU cores: trains what is
                                          # missing, samples every policy on every split, and writes
                                          # report.md with figures; the last lines are the claims
-    python rlhf.py --full                # the paper's 500 inputs x 16 outputs, 3 seeds
+    python rlhf.py --full                # the paper's 500 inputs x 16 outputs, 3 seeds, all sweeps
 
 Every policy is sampled, scored and measured by the same code. Outputs are kept as JSON lines and
 used again, so an interrupted study goes on where it stopped, and a new measure costs no sampling.
@@ -16,7 +16,7 @@ used again, so an interrupted study goes on where it stopped, and a new measure 
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,7 +35,8 @@ from data import report
 @dataclass
 class Config:
     data: str = "summarise"  # summarise or instruct
-    full: bool = False  # the paper's size and 3 seeds, instead of the quick study
+    full: bool = False  # the paper's size, 3 seeds and the sweeps, instead of the quick study
+    sweeps: bool = False  # other betas, learning rates, sizes and the controls (always, if full)
     seeds: int = 0  # how many seeds, each a run of all stages (0: 1, in the full study 3)
     inputs: int = 0  # prompts of each split (0: 100, in the full study 500)
     samples: int = 0  # outputs of each prompt, where diversity is measured (0: 8, or 16)
@@ -47,6 +48,7 @@ class Config:
         self.seeds = self.seeds or (3 if self.full else 1)
         self.inputs = self.inputs or (500 if self.full else 100)
         self.samples = self.samples or (16 if self.full else 8)
+        self.sweeps = self.sweeps or self.full
         metrics.within(self, 1, float("inf"), "seeds")
         metrics.within(self, 4, float("inf"), "inputs")
         metrics.within(self, 2, float("inf"), "samples")
@@ -63,55 +65,112 @@ FRONTIER = {  # one output per prompt: where a lower temperature takes SFT, and 
     "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3), "rlhf-t0.7": ("ppo", 0.7),
     "rlhf-t0.5": ("ppo", 0.5), "rlhf-t0.3": ("ppo", 0.3), "rlhf-greedy": ("ppo", 0)}
 
+SWEEP = {  # name: what is different from the main run of ppo.py
+    **{f"{kl}-{beta:g}": dict(kl=kl, beta=beta) for kl in ("k1", "k2")
+       for beta in (0.03, 0.3, 1.0)},
+    "lr-1e-4": dict(lr=1e-4), "lr-4e-4": dict(lr=4e-4),
+    "gold": dict(reward="gold", value="shared"), "beta-10": dict(beta=10.0), "shuffled": {}}
+SIZES = {"64": dict(channels=64, heads=2), "192": dict(channels=192, heads=6)}  # beside 128
+
 
 # ---- training ------------------------------------------------------------------------------------
 
 
-def run_stages(config, seed):
-    "Trains what is missing, in the run folder of this seed -> seconds by stage."
-    folder, seconds = data.run_folder(config.data, seed, config.out), {}
-    common = dict(data=config.data, seed=seed, out=config.out, device=config.device)
-    stages = {"sft": (sft, dict(init=config.init)), "reward": (reward, {}), "ppo": (ppo, {})}
-    for stage, (module, more) in stages.items():
-        path, began = folder / f"{stage}.pt", time.time()
-        unfinished = path.exists() and not json.loads(
-            path.with_suffix(".json").read_text(encoding="utf-8")).get("finished", True)
-        if unfinished or not path.exists():
-            module.train(module.Config(**common, **more, resume=unfinished))
-            seconds[stage] = time.time() - began
-    return seconds
+def run_stage(config, seed, module, variant="", **more):
+    "Trains a stage of this seed unless it is there -> seconds."
+    path, began = data.run_folder(config.data, seed, config.out) / variant, time.time()
+    path /= f"{module.__name__}.pt"
+    unfinished = path.exists() and not json.loads(
+        path.with_suffix(".json").read_text(encoding="utf-8")).get("finished", True)
+    if unfinished or not path.exists():
+        if variant:
+            more["variant"] = variant
+        module.train(module.Config(data=config.data, seed=seed, out=config.out,
+                                   device=config.device, resume=unfinished, **more))
+    return time.time() - began
+
+
+def run_stages(config, seed, **size):
+    "The three stages of one seed -> seconds by stage."
+    return {"sft": run_stage(config, seed, sft, init=config.init, **size),
+            "reward": run_stage(config, seed, reward), "ppo": run_stage(config, seed, ppo)}
+
+
+def shuffled_labels(folder, seed):
+    "A folder of the run's comparisons, each of which prefers the other text half of the time."
+    rng, target = np.random.default_rng(seed), folder / "shuffled"
+    target.mkdir(exist_ok=True)
+    for split in ("train", "validation"):
+        rows = [row for row in metrics.read(folder / "comparisons.jsonl") if row["split"] == split]
+        for row in rows:
+            if rng.random() < 0.5:
+                row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        metrics.write(target / f"comparisons.{split}.jsonl", rows)
+    return target
+
+
+def run_variant(config, seed, name):
+    "PPO once more with one thing changed; for the `shuffled` control, the reward model too."
+    changes = dict(SWEEP[name])
+    if name == "shuffled":
+        folder = data.run_folder(config.data, seed, config.out)
+        if not (folder / name / "reward.pt").exists():
+            shuffled_labels(folder, seed)
+        run_stage(config, seed, reward, name, comparisons=str(folder / name))
+        changes["reward"] = str(folder / name / "reward.pt")
+    return run_stage(config, seed, ppo, name, **changes)
 
 
 # ---- sampling ------------------------------------------------------------------------------------
 
 
 def load_run(config, seed):
-    "The checkpoints of one seed, loaded once, with their digests."
+    """The checkpoints of one seed, loaded once, with their digests. ValueError if they do not go
+    together: another tokeniser, or trained from another sft.pt."""
     folder, device = data.run_folder(config.data, seed, config.out), m.device(config.device)
-    paths = {"base": sft.BASE if config.init == "base" else config.init,
-             "sft": folder / "sft.pt", "ppo": folder / "ppo.pt"}
-    loaded = {name: m.load(path, "policy", device) for name, path in paths.items()}
-    tokenizer = data.Tokenizer.of(loaded["sft"][1]["tokenizer"])
-    scorer, record = m.load(folder / "reward.pt", "reward", device, tokenizer.fingerprint)
-    digests = {name: parent["digest"] for name, (_, parent) in loaded.items()}
+    start, record = m.load(folder / "sft.pt", "policy", device)
+    tokenizer = data.Tokenizer.of(record["tokenizer"])
+    networks, digests = {"sft": start}, {"sft": record["digest"]}
+    base = {"base": sft.BASE, "scratch": folder / "base.pt"}.get(config.init, config.init)
+    paths = {"base": base, "ppo": folder / "ppo.pt", "reward": folder / "reward.pt"}
+    if config.sweeps:
+        paths |= {name: path for name in SWEEP if (path := folder / name / "ppo.pt").exists()}
+    for name, path in paths.items():
+        kind = "reward" if name == "reward" else "policy"
+        networks[name], found = m.load(path, kind, device, tokenizer.fingerprint)
+        if name != "base" and found["meta"]["parent"] != record["digest"]:
+            raise ValueError(f"{path} was not trained from {folder / 'sft.pt'}, but from another "
+                             f"policy: move it away, and it is trained again")
+        digests[name] = found["digest"]
     return SimpleNamespace(
-        folder=folder, seed=seed, device=device, tokenizer=tokenizer,
-        networks={name: network for name, (network, _) in loaded.items()},
-        digests=digests | {"reward": record["digest"]},
-        score=reward.reward_fn(scorer, tokenizer.pad))
+        folder=folder, seed=seed, device=device, tokenizer=tokenizer, networks=networks,
+        digests=digests, judges={"proxy": reward.reward_fn(networks["reward"], tokenizer.pad)})
+
+
+def load_runs(config):
+    """The runs of all seeds. With several, each has a second judge of its answers: the reward model
+    of the next seed, which its policy was not trained against (the paper's proxy check)."""
+    runs = [load_run(config, seed) for seed in range(config.seeds)]
+    if len(runs) > 1:
+        for run, other in zip(runs, runs[1:] + runs[:1]):
+            run.judges["other"] = other.judges["proxy"]
+            run.digests["other"] = other.digests["reward"]
+    return runs
 
 
 def outputs_of(run, config, policy, split):
     """Rows of a policy's outputs on a split, from disk if they are of the same checkpoints:
 
-    {"prompt", "reference", "reference_gold", "outputs", "ids" lengths as "length", and for each
-    output "gold", "proxy" and "kl", its log-ratio to SFT at temperature 1}.
+    {"prompt", "reference", "outputs", and for each output its "length" in tokens, "kl", the
+    log-ratio to SFT at temperature 1, and the scores "gold", "proxy" and, with several seeds,
+    "other"; "reference_gold", "reference_length" and so on of the reference}.
     """
-    checkpoint, temperature = {**POLICIES, **FRONTIER}[policy]
+    checkpoint, temperature = {**POLICIES, **FRONTIER}.get(policy, (policy, 1.0))
     samples = 1 if policy in FRONTIER or temperature == 0 else config.samples
     of = hashlib.sha256(json.dumps([
-        run.digests[checkpoint], run.digests["sft"], run.digests["reward"], temperature, samples,
-        config.inputs, policy]).encode()).hexdigest()[:16]
+        run.digests[checkpoint], run.digests["sft"], run.digests["reward"],
+        run.digests.get("other"), temperature, samples, config.inputs, policy
+    ]).encode()).hexdigest()[:16]
     path = run.folder / "samples" / f"{split}.{policy}.jsonl"
     if path.exists():
         rows = metrics.read(path)
@@ -123,25 +182,29 @@ def outputs_of(run, config, policy, split):
     best = policy.startswith("bon")
     size = 4 * N if best and not config.full else N * samples if best else samples
     pool = bon.sample_pool(network, prompts, size, tokenizer.response_tokens, temperature, run.seed)
-    owners, ids = [p for p in prompts for _ in range(size)], [r for row in pool for r in row]
-    proxy = run.score(owners, ids).numpy().reshape(len(pool), size)
     if best:  # from disjoint hands if there are enough, else from hands that overlap
+        proxy = run.judges["proxy"]([p for p in prompts for _ in range(size)],
+                                    [r for row in pool for r in row]).view(len(pool), size)
         deal = bon.disjoint_bests if size >= N * samples else bon.simulated_bests
-        chosen = np.stack([deal(row, N, samples, run.seed) for row in proxy])  # (inputs, samples)
-        pool = [[row[k] for k in places] for row, places in zip(pool, chosen)]
-        proxy = np.take_along_axis(proxy, chosen, 1)
-        owners, ids = [p for p in prompts for _ in range(samples)], [r for row in pool for r in row]
+        pool = [[row[k] for k in deal(scores, N, samples, run.seed)]
+                for row, scores in zip(pool, proxy.numpy())]
+    owners, ids = [p for p in prompts for _ in range(samples)], [r for row in pool for r in row]
     kl = (bon.loglikelihood(network, owners, ids, temperature, tokenizer.pad)
           - bon.loglikelihood(run.networks["sft"], owners, ids, 1.0, tokenizer.pad))
     kl = kl.reshape(len(pool), -1) + (bon.kl_bound(N) if best else 0)
     rows = []
-    for e, samples_, scores, ratios in zip(examples, pool, proxy, kl):
-        texts = [tokenizer.decode(r).strip() for r in samples_]
+    for e, answers, ratios in zip(examples, pool, kl):
+        texts = [tokenizer.decode(r).strip() for r in answers]
         rows.append({"prompt": e.prompt, "reference": e.response, "outputs": texts,
                      "reference_gold": gold(e.prompt, e.response),
-                     "gold": [gold(e.prompt, t) for t in texts],
-                     "proxy": [float(s) for s in scores], "kl": [float(k) for k in ratios],
-                     "length": [len(r) for r in samples_], "of": of})
+                     "gold": [gold(e.prompt, t) for t in texts], "kl": [float(k) for k in ratios],
+                     "length": [len(r) for r in answers],
+                     "reference_length": len(tokenizer.response(e.response)), "of": of})
+    for name, judge in run.judges.items():
+        scores = judge(owners, ids).view(len(pool), -1).tolist()
+        references = judge(prompts, [tokenizer.response(e.response) for e in examples]).tolist()
+        for row, each, one in zip(rows, scores, references):
+            row[name], row[f"reference_{name}"] = each, one
     path.parent.mkdir(parents=True, exist_ok=True)
     metrics.write(path, rows)
     return rows
@@ -149,8 +212,9 @@ def outputs_of(run, config, policy, split):
 
 def reference_rows(rows):
     "People's references as if they were a policy's outputs, one per prompt."
-    return [{**row, "outputs": [row["reference"]], "gold": [row["reference_gold"]],
-             "length": [len(row["reference"].split())], "proxy": None, "kl": None} for row in rows]
+    known = [name for name in ("gold", "proxy", "other", "length") if name in rows[0]]
+    return [{**row, **{name: [row[f"reference_{name}"]] for name in known}, "kl": None,
+             "outputs": [row["reference"]]} for row in rows]
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -182,30 +246,34 @@ def encoder(run, texts):
     return embed
 
 
-def measure(rows, sft_rows, embed, relation):
-    """{measure: (inputs,) values, one per prompt; "outputs": what across-input measures need}.
+def measure(rows, sft_rows, embed=None, relation=None):
+    """Values of every measure, one per prompt, and the texts -> {measure: (inputs,)}, outputs.
 
-    `vs_sft` compares the k-th output with SFT's k-th; both are independent samples.
+    `vs_sft` compares the k-th output with SFT's k-th; both are independent samples. Without `embed`
+    and `relation` the diversities that need them are left out.
     """
     gold = np.array([row["gold"] for row in rows])  # (inputs, samples)
-    reference = np.array([[row["reference_gold"]] for row in rows])
-    other = np.array([row["gold"] for row in sft_rows])[:, :gold.shape[1]]
     beats = lambda a, b: ((a > b) + 0.5 * (a == b)).mean(1)
-    words = [np.mean([len(text.split()) for text in row["outputs"]]) for row in rows]
-    values = {"win_rate": beats(gold, reference), "vs_sft": beats(gold, other),
-              "gold": gold.mean(1), "words": np.array(words)}
-    for name in ("proxy", "kl", "length"):
+    values = {"vs_sft": beats(gold, np.array([row["gold"] for row in sft_rows])[:, :gold.shape[1]]),
+              "words": np.array([np.mean([len(text.split()) for text in row["outputs"]])
+                                 for row in rows])}
+    for name in ("gold", "proxy", "other"):
+        if name in rows[0]:
+            scores = np.array([row[name] for row in rows])  # (inputs, samples)
+            reference = np.array([[row[f"reference_{name}"]] for row in rows])
+            values[name] = scores.mean(1)
+            values["win_rate" if name == "gold" else f"win_rate_{name}"] = beats(scores, reference)
+    for name in ("kl", "length"):
         if rows[0][name] is not None:
             values[name] = np.array([np.mean(row[name]) for row in rows])
     outputs = [row["outputs"] for row in rows]
     if gold.shape[1] > 1:
-        values |= {
-            "per_input_ead": metrics.per_input(outputs, metrics.ead),
-            "per_input_distinct": metrics.per_input(outputs, metrics.distinct),
-            "per_input_embedding": metrics.per_input(
-                outputs, lambda t: metrics.embedding_diversity(t, embed)),
-            "per_input_nli": metrics.per_input(
-                outputs, lambda t: metrics.nli_diversity(t, relation))}
+        diversities = {"ead": metrics.ead, "distinct": metrics.distinct}
+        if embed:
+            diversities |= {"embedding": lambda t: metrics.embedding_diversity(t, embed),
+                            "nli": lambda t: metrics.nli_diversity(t, relation)}
+        values |= {f"per_input_{name}": metrics.per_input(outputs, diversity)
+                   for name, diversity in diversities.items()}
     return values, outputs
 
 
@@ -246,11 +314,11 @@ def overall(verdicts):
 
 
 def claims(values, reports, rewards, splits):
-    """The paper's claims C1 to C4, C6 and C7, on differences paired by prompt -> list of dicts.
+    """The paper's claims C1 to C7, on differences paired by prompt -> list of dicts.
 
     values: {policy: {split: {measure: (seeds, inputs)}}}; reports: {policy: {split: summaries}};
-    rewards: {split: {"gold": the reward model's accuracy with each seed}}. C5, that no beta gives
-    diversity back, takes a sweep of beta.
+    rewards: {split: {"gold": the reward model's accuracy with each seed}}. C5 is about policies of
+    the sweep, and left out where they are not among the values.
     """
     found, shifted = [], splits[1:]
 
@@ -301,6 +369,17 @@ def claims(values, reports, rewards, splits):
         f"rlhf loses {drop['per'].mean():.1%} per input and {drop['across'].mean():.1%} across; "
         f"{best} has {at(best, 'across_input_ead').mean():.3f} across, sft "
         f"{at('sft', 'across_input_ead').mean():.3f}")
+    for kl in ("k1", "k2"):
+        betas = [p for p in values if p.startswith(f"{kl}-")]
+        if betas:
+            betas += ["rlhf"] * (kl == "k1")
+            ead = lambda p: np.mean([values[p][s]["per_input_ead"].mean() for s in splits])
+            top = max(betas, key=ead)
+            each = {s: difference(top, "sft", "per_input_ead", s) for s in splits}
+            add(f"C5{'ab'[kl == 'k2']}", f"no beta gives the diversity back ({kl} in the reward)",
+                f"per-input EAD of the beta with most of it, of {len(betas)}, less sft",
+                overall([verdict(d, -1) for d in each.values()]),
+                f"{top}: " + "; ".join(f"{s} {said(d)}" for s, d in each.items()))
     span = (at("sft", "per_input_nli") + 2) / 4, (at("rlhf", "per_input_nli") + 2) / 4
     nli = 1 - span[1] / span[0]  # on a scale from 0 to 1
     add("C6", "NLI diversity hardly sees the loss", "its relative drop under half of EAD's",
@@ -314,6 +393,27 @@ def claims(values, reports, rewards, splits):
         "supported" if (lost <= 0.05).all() else "not supported" if (lost.mean(1) > 0.05).all()
         else "inconclusive", "; ".join(f"{s} {x.mean():+.3f}" for s, x in zip(shifted, lost)))
     return found
+
+
+def controls(values, split):
+    """What must be so if the study measures what it says, in distribution ->
+    [{"control", "expected", "found", "holds"}]."""
+    at = lambda policy, measure: values[policy][split][measure]
+    apart = {p: summarised(at(p, "win_rate") - at(q, "win_rate"))
+             for p, q in (("shuffled", "sft"), ("gold", "rlhf"))}
+    said = lambda d: f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+    kl = at("beta-10", "kl").mean(1)
+    return [
+        {"control": "PPO on a reward model of shuffled labels", "expected": "does not beat sft",
+         "found": f"win rate less sft's {said(apart['shuffled'])}, "
+                  f"KL {at('shuffled', 'kl').mean():.2f}",
+         "holds": verdict(apart["shuffled"]) != "supported"},
+        {"control": "PPO on the gold score", "expected": "the ceiling: no lower than rlhf",
+         "found": f"win rate {at('gold', 'win_rate').mean():.3f}, less rlhf's "
+                  f"{said(apart['gold'])}, KL {at('gold', 'kl').mean():.2f}",
+         "holds": verdict(apart["gold"], -1) != "supported"},
+        {"control": "PPO with beta 10", "expected": "stays at sft: KL under .05",
+         "found": "KL " + ", ".join(f"{x:.3f}" for x in kl), "holds": bool((abs(kl) < 0.05).all())}]
 
 
 # ---- the frontier, and the study -----------------------------------------------------------------
@@ -338,18 +438,59 @@ def frontier(values, rows, splits):
                                                  key=lambda item: -item[1][1])
                          if c == checkpoint and not p.startswith("bon")]
 
-    def best(n, split):
-        wins = []
-        for seed_rows in rows["sft"][split]:
-            gold, proxy = (np.array([row[k] for row in seed_rows]) for k in ("gold", "proxy"))
-            reference = np.array([[row["reference_gold"]] for row in seed_rows])
-            win = (gold > reference) + (gold == reference) / 2
-            wins.append(bon.expected_best(proxy, win, n).mean())
-        return bon.kl_bound(n), float(np.mean(wins))
-    samples = len(rows["sft"][splits[0]][0][0]["outputs"])
-    found["bon"] = [point(f"n {n}", lambda s, n=n: best(n, s))
-                    for n in (1, 2, 4, 8, 16) if n <= samples]
+    found["bon"] = [point(f"n {n}", lambda s, n=n: (
+        bon.kl_bound(n), best(rows["sft"][s], n)["win"])) for n in sizes_of(rows["sft"][splits[0]])]
     return found
+
+
+def sizes_of(seeds):
+    return [n for n in (1, 2, 4, 8, 16) if n <= len(seeds[0][0]["outputs"])]
+
+
+def best(seeds, n):
+    "Expected win, gold and proxy score of the best of n of these outputs, over prompts and seeds."
+    found = {"win": [], "gold": [], "proxy": []}
+    for rows in seeds:
+        gold, proxy = (np.array([row[k] for row in rows]) for k in ("gold", "proxy"))
+        reference = np.array([[row["reference_gold"]] for row in rows])
+        win = (gold > reference) + (gold == reference) / 2
+        for name, values in (("win", win), ("gold", gold), ("proxy", proxy)):
+            found[name].append(bon.expected_best(proxy, values, n).mean())
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def quality_of(run, config, split):
+    "How well the reward model of a run knows the truth, from disk if it is known."
+    path = run.folder / "samples" / f"{split}.quality.json"
+    of = [run.digests["sft"], run.digests["reward"], config.inputs]
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found.pop("of") == of:
+            return found
+    found = reward.quality(run.judges["proxy"], run.networks["sft"], run.tokenizer, config.data,
+                           split, max(config.inputs * 5 // 2, 60), run.seed)
+    path.write_text(json.dumps(found | {"of": of}), encoding="utf-8")
+    return found
+
+
+def sweep_rows(config, runs, splits):
+    "Outputs of every run of the sweep, as in `train`; on validation too, where choices are made."
+    names = {name: ["validation"] * name.startswith("lr") + list(splits) for name in SWEEP}
+    names |= {"rlhf": ["validation"], "sft": ["validation"]}
+    return {name: {split: [outputs_of(run, config, name, split) for run in runs]
+                   for split in where} for name, where in names.items()}
+
+
+def of_size(config, name, splits):
+    """SFT and RLHF of another width with the first seed, their base included, which is trained here
+    -> {policy: {split: {measure: (1, inputs) values}}}."""
+    config = replace(config, out=f"{config.out}/size-{name}", init="scratch", sweeps=False)
+    run_stages(config, 0, **SIZES[name])
+    run = load_run(config, 0)
+    found = {policy: {split: measure(*[outputs_of(run, config, policy, split)] * 2)[0]
+                      for split in splits} for policy in ("sft", "rlhf")}
+    return {policy: {split: {k: v[None] for k, v in measures.items()}
+                     for split, measures in by_split.items()} for policy, by_split in found.items()}
 
 
 def train(config):
@@ -360,11 +501,14 @@ def train(config):
     for seed in range(config.seeds):
         for stage, spent in run_stages(config, seed).items():
             seconds[f"{stage}, seed {seed}"] = spent
+        for name in SWEEP if config.sweeps else ():
+            seconds[f"{name}, seed {seed}"] = run_variant(config, seed, name)
     folder = data.run_folder(config.data, 0, config.out)
-    runs, sampling = [load_run(config, seed) for seed in range(config.seeds)], time.time()
+    runs, sampling = load_runs(config), time.time()
     rows = {policy: {split: [outputs_of(run, config, policy, split) for run in runs]
                      for split in splits} for policy in {**POLICIES, **FRONTIER}}
     rows["reference"] = {s: [reference_rows(r) for r in rows["sft"][s]] for s in splits}
+    swept = sweep_rows(config, runs, splits) if config.sweeps else {}
     seconds["sampling and scoring"] = time.time() - sampling
 
     # ---- measures: values by prompt and seed, and their summaries
@@ -379,21 +523,40 @@ def train(config):
             reports[policy][split] = {k: summarised(v) for k, v in values[policy][split].items()}
             if policy not in FRONTIER:
                 reports[policy][split] |= across([outputs for _, outputs in found], embed)
+    sweep = {name: {} for name in swept}
+    for name, by_split in swept.items():
+        for split, seeds in by_split.items():
+            found = [measure(r, r)[0] for r in seeds]
+            stacked = {k: np.stack([v[k] for v in found]) for k in found[0]}
+            values.setdefault(name, {})[split] = stacked
+            sweep[name][split] = {k: summarised(v) for k, v in stacked.items()}
     seconds["measuring"] = time.time() - measuring
 
-    # ---- the reward model's accuracy, the claims, the report
-    judged, size = {}, max(config.inputs * 5 // 2, 60)
+    # ---- the reward model's accuracy, other sizes, the claims, the report
+    judged, judging = {}, time.time()
     for split in splits:
-        each = [reward.quality(run.score, run.networks["sft"], run.tokenizer, config.data, split,
-                               size, run.seed) for run in runs]
+        each = [quality_of(run, config, split) for run in runs]
         judged[split] = {key: [found[key] for found in each] for key in each[0]}
-    curves = [metrics.read(run.folder / "ppo.jsonl") for run in runs]
+    seconds["judging the reward model"] = time.time() - judging
+    sizes = {}
+    for name in SIZES if config.sweeps else ():
+        resizing = time.time()
+        sizes[name] = of_size(config, name, splits)
+        seconds[f"width {name}"] = time.time() - resizing
+    if sizes:
+        sizes[str(runs[0].networks["sft"].config.channels)] = values
+    sizes = {name: {p: {s: {k: summarised(of[p][s][k][:1]) for k in ("win_rate", "per_input_ead")}
+                        for s in splits} for p in ("sft", "rlhf")} for name, of in sizes.items()}
     result = {
-        "settings": asdict(config), "policies": reports, "reward_model": judged,
+        "settings": asdict(config), "beta": ppo.Config().beta, "policies": reports,
+        "reward_model": judged,
         "claims": claims(values, reports, judged, splits),
-        "frontier": frontier(values, rows, splits),
-        "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold")} for row in rows]
-                for rows in curves],
+        "controls": controls(values, splits[0]) if config.sweeps else [],
+        "frontier": frontier(values, rows, splits), "sweep": sweep, "sizes": sizes,
+        "bon": [{"n": n, "kl": bon.kl_bound(n), **best(rows["sft"][splits[0]], n)}
+                for n in sizes_of(rows["sft"][splits[0]])],
+        "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold")}
+                 for row in metrics.read(run.folder / "ppo.jsonl")] for run in runs],
         "seconds": seconds | {"all": time.time() - began}}
     shown = [{"split": split, "prompt": rows["sft"][split][0][i]["prompt"],
               "answers": {p: (rows[p][split][0][i]["outputs"][0], rows[p][split][0][i]["gold"][0])
@@ -402,6 +565,9 @@ def train(config):
     for claim in result["claims"]:
         print(f"{claim['id']:>4} {claim['verdict']:>14}  {claim['claim']}\n{'':21}"
               f"{claim['evidence']}")
+    for control in result["controls"]:
+        print(f"{'holds' if control['holds'] else 'FAILS':>19}  {control['control']}: "
+              f"{control['expected']}\n{'':21}{control['found']}")
     print(f"rlhf: {config.seeds} seeds, {config.inputs} prompts a split, {config.samples} outputs "
           f"each, {(time.time() - began) / 60:.1f} minutes\nwrote {path} and its figures")
     return path

@@ -91,6 +91,9 @@ def overoptimisation(path, result):
             x = np.sqrt(np.maximum([row["kl"] for row in rows], 0))
             axis.plot(x, [row[score] for row in rows], ".", ms=4, color=COLOURS["rlhf"],
                       alpha=0.6, label="ppo, one dot an iteration" if seed == 0 else None)
+        axis.plot(np.sqrt([p["kl"] for p in result["bon"]]), [p[score] for p in result["bon"]],
+                  "s-", ms=4, lw=1.4, color=COLOURS["bon"],
+                  label=f"best of n, n = 1 to {result['bon'][-1]['n']}")
         axis.set_xlabel("square root of KL to sft, nats$^{1/2}$")
         axis.set_ylabel(f"{score} score of the samples")
     axes[0].legend(frameon=False, fontsize=8)
@@ -111,6 +114,57 @@ def reward_accuracy(path, result, splits):
     axis.set_ylabel("share of pairs ordered rightly")
     axis.set_ylim(0, 1)
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.27))
+    save(made, path)
+
+
+def line(axis, x, rows, **style):
+    "A curve of summaries with their intervals."
+    mean, low, high = (np.array([row[k] for row in rows]) for k in ("mean", "low", "high"))
+    axis.errorbar(x, mean, [mean - low, high - mean], ms=4, lw=1.4, elinewidth=0.9, **style)
+
+
+def betas(path, result, split):
+    "KL, win rate and diversity against beta, for both estimators in the reward."
+    main = result["policies"]
+    made, axes = figure(3, 3.4, 3.2)
+    measures = {"kl": "KL to sft, nats per response", "win_rate": "win rate against references",
+                "per_input_ead": "per-input EAD"}
+    for axis, (measure, label) in zip(axes, measures.items()):
+        for kl, style in (("k1", "o-"), ("k2", "s--")):
+            at = {float(name[3:]): by_split for name, by_split in result["sweep"].items()
+                  if name.startswith(f"{kl}-")}
+            if kl == "k1":
+                at[result["beta"]] = main["rlhf"]
+            line(axis, sorted(at), [at[beta][split][measure] for beta in sorted(at)], fmt=style,
+                 color=COLOURS["rlhf"] if kl == "k1" else "#CC79A7", label=f"rlhf, {kl}")
+        if measure != "kl":
+            row = main["sft"][split][measure]
+            axis.axhline(row["mean"], color=COLOURS["sft"], lw=1.4, label="sft")
+            axis.axhspan(row["low"], row["high"], color=COLOURS["sft"], alpha=0.15, lw=0)
+        axis.set_xscale("log")
+        axis.set_xlabel("beta")
+        axis.set_ylabel(label)
+    axes[1].legend(frameon=False, fontsize=8)
+    save(made, path)
+
+
+def sizes(path, result, splits):
+    "Win rate in and out of distribution, and diversity, against the width of the model."
+    made, axes = figure(3, 3.4, 3.2)
+    widths = sorted(map(int, result["sizes"]))
+    where = {"in distribution": splits[:1], "mean of the shifts": splits[1:]}
+    panels = [(f"win rate, {name}", "win_rate", s) for name, s in where.items()] + [
+        ("per-input EAD, in distribution", "per_input_ead", splits[:1])]
+    for axis, (label, measure, of) in zip(axes, panels):
+        for policy in ("sft", "rlhf"):
+            rows = [[result["sizes"][str(w)][policy][s][measure] for s in of] for w in widths]
+            line(axis, widths, [{k: np.mean([row[k] for row in each])
+                                 for k in ("mean", "low", "high")} for each in rows],
+                 fmt="o-", color=COLOURS[policy], label=policy)
+        axis.set_xticks(widths)
+        axis.set_xlabel("channels")
+        axis.set_ylabel(label)
+    axes[0].legend(frameon=False, fontsize=8)
     save(made, path)
 
 
@@ -162,6 +216,35 @@ def write(folder, result, shown):
     rows = lambda measure, names: [[p, *(cell(result["policies"][p][s][measure]) for s in splits)]
                                    for p in names if measure in result["policies"][p][splits[0]]]
     widely = ["base", "sft", "sft-t0.7", "bon16", "rlhf"]
+    judges = [name for name in ("win_rate_proxy", "win_rate_other")
+              if name in result["policies"]["rlhf"][splits[0]]]
+    extras = [
+        "## Do other judges agree?",
+        "Win rate against the same references by the reward model that rlhf and bon16 optimised "
+        "(proxy)" + (", and by the reward model of another seed, which they did not (other)."
+                     if len(judges) > 1 else "."),
+        *(table([name.replace("win_rate_", ""), *splits], rows(name, policies)) for name in judges)]
+    if result["sweep"]:
+        betas(folder / "betas.png", result, splits[0])
+        sizes(folder / "sizes.png", result, splits)
+        rates = {"1e-4": "lr-1e-4", "2e-4 (the main run)": "rlhf", "4e-4": "lr-4e-4"}
+        extras += [
+            "## What does the KL penalty do?",
+            "![beta](betas.png)",
+            f"*Runs of PPO with other betas, on `{splits[0]}`; k1 and k2 are the estimators of the "
+            "KL in the reward (the paper's code has k2). Look for a beta at which the orange curve "
+            "is back at the blue band on the right and still above it in the middle.*",
+            "## How much is the size of the model?",
+            "![sizes](sizes.png)",
+            "*Base, SFT, reward model and PPO at other widths, one seed, the same steps.*",
+            "## How was the learning rate of PPO chosen?",
+            table(["learning rate", "win rate on validation", "KL"],
+                  [[name, *(cell(result["sweep"][run]["validation"][k])
+                            for k in ("win_rate", "kl"))] for name, run in rates.items()]),
+            "## Controls",
+            table(["control", "expected", "found", "holds"],
+                  [[c["control"], c["expected"], c["found"], "yes" if c["holds"] else "**no**"]
+                   for c in result["controls"]])]
     text = [
         f"# What each stage does to generalisation and diversity: {settings['data']}",
         f"{settings['seeds']} seed(s), {n} prompts a split, {k} outputs a prompt; brackets are "
@@ -196,6 +279,7 @@ def write(folder, result, shown):
         "![reward model](reward_model.png)",
         "*Share of pairs it orders as the gold score does. With another prompt, only what can be "
         "known without the prompt is left.*",
+        *extras,
         "## The claims",
         table(["claim", "", "verdict", "evidence"],
               [[c["id"], c["claim"], c["verdict"], c["evidence"]] for c in result["claims"]]),

@@ -3,7 +3,9 @@ The study: its claims on planted results, its samples kept and reused, and its r
 test's name stands the bug that turns it red.
 """
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,14 +13,16 @@ import pytest
 import bon
 import data
 import metrics
+import model as m
 import rlhf
+from data import world
 
 SPLITS = ("id", "near", "far")
 BEST = f"bon{rlhf.N}"
 
 
 def planted(win, ead=None, embedding=None, nli=None, across=None, accuracy=None, seeds=3,
-            noise=0.03):
+            noise=0.03, more=()):
     """Values of a made-up study: {policy: {split: mean}} for each measure, given by its means.
 
     Prompt values scatter around the mean by `noise`, the same way for all policies.
@@ -27,16 +31,16 @@ def planted(win, ead=None, embedding=None, nli=None, across=None, accuracy=None,
     shared = rng.normal(size=(seeds, 200)) * noise
     full = lambda given, default: {p: {s: (given or {}).get(p, default) if not isinstance(
         (given or {}).get(p, default), dict) else given[p][s] for s in SPLITS}
-        for p in ("sft", "rlhf", BEST)}
+        for p in ("sft", "rlhf", BEST, *more)}
     means = {"win_rate": full(win, 0.5), "per_input_ead": full(ead, 0.5),
              "per_input_embedding": full(embedding, 0.5), "per_input_nli": full(nli, 0.0)}
-    values = {p: {s: {k: m[p][s] + shared for k, m in means.items()} for s in SPLITS}
-              for p in ("sft", "rlhf", BEST)}
+    values = {p: {s: {k: mean[p][s] + shared for k, mean in means.items()} for s in SPLITS}
+              for p in ("sft", "rlhf", BEST, *more)}
     reports = {p: {s: {k: {"seeds": list(v.mean(1))} for k, v in values[p][s].items()}
                    for s in SPLITS} for p in values}
-    for p, m in full(across, 0.8).items():
+    for p, mean in full(across, 0.8).items():
         for s in SPLITS:
-            reports[p][s]["across_input_ead"] = {"seeds": [m[s]] * seeds}
+            reports[p][s]["across_input_ead"] = {"seeds": [mean[s]] * seeds}
     accuracy = accuracy or {"id": [0.75] * seeds, "near": [0.74] * seeds, "far": [0.73] * seeds}
     return values, reports, {s: {"gold": v} for s, v in accuracy.items()}
 
@@ -88,6 +92,30 @@ def test_diversity_kept_across(across, verdict):  # an absolute drop, a margin f
     assert verdict_of("C4", None, ead={"rlhf": 0.3}, across=across) == verdict
 
 
+BETAS = ("k1-0.03", "k1-1", "k2-0.03", "k2-1")
+
+
+@pytest.mark.parametrize("id, ead, verdict", [
+    ("C5a", {"k1-1": 0.45}, "supported"), ("C5b", {"k2-1": 0.45}, "supported"),
+    ("C5a", {"rlhf": 0.7}, "not supported"), ("C5b", {"k2-1": 0.7}, "not supported"),
+    ("C5a", {"k1-1": {"id": 0.4, "near": 0.4, "far": 0.6}}, "inconclusive"),
+    ("C5b", {"k2-1": 0.5}, "inconclusive")])
+def test_no_beta_gives_diversity_back(id, ead, verdict):  # the worst beta, k1 taken for k2
+    given = {p: 0.3 for p in ("rlhf", *BETAS)} | ead
+    assert verdict_of(id, None, ead=given, more=BETAS) == verdict
+
+
+@pytest.mark.parametrize("win, kl, holds", [
+    ({}, 0.01, [True, True, True]), ({"shuffled": 0.7}, 0.01, [False, True, True]),
+    ({"gold": 0.3}, 0.01, [True, False, True]), ({"gold": 0.8}, 0.2, [True, True, False])])
+def test_controls(win, kl, holds):  # a control that cannot fail
+    names = ("shuffled", "gold", "beta-10")
+    values, _, _ = planted(win, more=names)
+    for name in names:
+        values[name]["id"]["kl"] = np.full((3, 200), kl)
+    assert [c["holds"] for c in rlhf.controls(values, "id")] == holds
+
+
 @pytest.mark.parametrize("nli, verdict", [
     (-0.1, "supported"), (-1.5, "not supported")])
 def test_nli_claimed(nli, verdict):  # a ratio of values that may be negative
@@ -120,18 +148,25 @@ def test_one_seed_against_the_others_is_inconclusive():  # the mean alone decide
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    "A study of the instruct task by stages of a few steps -> (config, path of the report)."
-    out, patch = tmp_path_factory.mktemp("study"), pytest.MonkeyPatch()
-    small = {rlhf.sft: dict(steps=2, batch=8, every=2, eval_size=8),
-             rlhf.reward: dict(steps=2, batch=8, every=2, eval_size=20),
-             rlhf.ppo: dict(steps=2, batch=8, every=2)}
-    for module, changes in small.items():
-        patch.setattr(module, "Config", lambda c=module.Config, x=changes, **given: c(**given | x))
-    config = rlhf.Config(data="instruct", inputs=6, samples=3, out=str(out), device="cpu")
-    path = rlhf.train(config)
-    yield config, path
-    patch.undo()
+def small():
+    "Stages of a few steps, and little to read."
+    with pytest.MonkeyPatch.context() as patch:
+        for module, changes in {
+                rlhf.sft: dict(steps=2, batch=8, every=2, eval_size=8, base_steps=2),
+                rlhf.reward: dict(steps=2, batch=8, every=2, eval_size=20),
+                rlhf.ppo: dict(steps=2, batch=8, every=2)}.items():
+            patch.setattr(module, "Config",
+                          lambda c=module.Config, x=changes, **given: c(**given | x))
+        patch.setitem(world.SIZES, "train", 300)
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(small, tmp_path_factory):
+    "A quick study of the instruct task -> (config, path of the report)."
+    config = rlhf.Config(data="instruct", inputs=6, samples=3, device="cpu",
+                         out=str(tmp_path_factory.mktemp("study")))
+    return config, rlhf.train(config)
 
 
 def test_the_report_has_its_schema(study):  # a measure that others rely on, renamed
@@ -150,8 +185,8 @@ def test_the_report_has_its_schema(study):  # a measure that others rely on, ren
                 assert {"per_input_ead", "per_input_embedding", "per_input_nli"} <= measures.keys()
     assert result["policies"]["reference"]["id"]["win_rate"]["mean"] == 0.5
     assert result["policies"]["sft"]["id"]["vs_sft"]["mean"] == 0.5
-    assert {"C1a", "C1b", "C2", "C3a", "C3b", "C4", "C6", "C7"} <= {
-        c["id"] for c in result["claims"]}
+    assert {c["id"] for c in result["claims"]} == {
+        "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C6", "C7"}
     assert result["settings"]["inputs"] == 6 and result["seconds"]["all"] > 0
     text = path.read_text()
     for name in ("win_rate", "head_to_head", "diversity", "frontier", "overoptimisation",
@@ -189,6 +224,20 @@ def test_the_study_runs_on(study):  # a second run that trains or samples anew
     assert first == again
 
 
+@pytest.mark.parametrize("stage", ["reward", "ppo"])
+def test_a_folder_of_two_runs_is_refused(study, tmp_path, stage):  # one run's policy, another's SFT
+    config, path = study
+    folder = tmp_path / "instruct"
+    folder.mkdir()
+    for file in path.parent.glob("*.pt"):
+        shutil.copy(file, folder / file.name)
+    network, record = m.load(folder / f"{stage}.pt", "reward" if stage == "reward" else "policy")
+    m.save(folder / f"{stage}.pt", record["kind"], network, record["tokenizer"],
+           record["meta"] | {"parent": "another"})
+    with pytest.raises(ValueError, match=f"{stage}.pt was not trained from .*sft.pt"):
+        rlhf.load_run(dataclasses.replace(config, out=str(tmp_path)), 0)
+
+
 def test_best_of_n_is_chosen_by_the_proxy(study):  # chosen by gold, or not at all
     config, path = study
     rows = metrics.read(path.parent / "samples" / "id.bon16.jsonl")
@@ -203,3 +252,45 @@ def test_best_of_n_is_chosen_by_the_proxy(study):  # chosen by gold, or not at a
 def test_impossible_studies(changes):  # an interval over nothing
     with pytest.raises(ValueError):
         rlhf.Config(**changes)
+
+
+@pytest.mark.slow
+def test_a_study_with_sweeps(small, tmp_path):  # a variant that is the main run, a judge of itself
+    config = rlhf.Config(data="instruct", inputs=5, samples=3, seeds=2, sweeps=True, device="cpu",
+                         out=str(tmp_path))
+    path = rlhf.train(config)
+    result = json.loads((path.parent / "report.json").read_text())
+    assert {c["id"] for c in result["claims"]} == {
+        "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C5a", "C5b", "C6", "C7"}
+    assert len(result["controls"]) == 3 and result["controls"][2]["holds"]  # two steps move little
+    assert set(result["sizes"]) == {"64", "128", "192"}
+    assert set(rlhf.SWEEP) < set(result["sweep"]) and all(
+        len(result["sweep"][name]["id"]["kl"]["seeds"]) == 2 for name in rlhf.SWEEP)
+    for policy, by_split in result["policies"].items():
+        assert {"win_rate_proxy", "win_rate_other"} <= by_split["id"].keys(), policy
+    settings = {name: json.loads((path.parent / name / "ppo.json").read_text())["config"]
+                for name in rlhf.SWEEP}
+    settings["rlhf"] = json.loads((path.parent / "ppo.json").read_text())["config"]
+    assert len({json.dumps({k: v for k, v in c.items() if k != "variant"})
+                for c in settings.values()}) == len(settings)
+    runs = rlhf.load_runs(config)
+    rows = rlhf.outputs_of(runs[0], config, "rlhf", "id")
+    assert rows[0]["proxy"] != rows[0]["other"]
+    for name in ("betas", "sizes"):
+        assert f"({name}.png)" in path.read_text()
+        assert (path.parent / f"{name}.png").stat().st_size > 5000
+    before = {p: p.stat().st_mtime_ns for p in path.parent.rglob("*") if "samples" in p.parts
+              or p.suffix == ".pt"}
+    rlhf.train(config)
+    assert {p: p.stat().st_mtime_ns for p in before} == before  # nothing trained or sampled anew
+
+
+def test_shuffled_labels_prefer_either(tmp_path):  # no swap, all swapped, a comparison lost
+    rows = [{"prompt": f"p{k}", "chosen": "a", "rejected": "b", "of": "edits",
+             "split": "train" if k % 4 else "validation"} for k in range(400)]
+    metrics.write(tmp_path / "comparisons.jsonl", rows)
+    folder = rlhf.shuffled_labels(tmp_path, 0)
+    found = [c for split in ("train", "validation") for c in data.comparisons(folder, split)]
+    assert {c.prompt for c in found} == {row["prompt"] for row in rows}
+    assert 160 < sum(c.chosen == "a" for c in found) < 240
+    assert {c.meta["of"] for c in found} == {"edits"}
