@@ -177,16 +177,37 @@ def table(header, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def mean_over(result, policy, measure, splits):
+    return float(np.mean([result["policies"][policy][s][measure]["mean"] for s in splits]))
+
+
+def abstract(result, splits):
+    "What was found, in a paragraph, from the numbers alone."
+    at = lambda policy, measure, where: mean_over(result, policy, measure, where)
+    near, far = splits[:1], splits[1:]
+    lost = {k: 1 - at("rlhf", f"{k}_input_ead", near) / at("sft", f"{k}_input_ead", near)
+            for k in ("per", "across")}
+    by_verdict = {verdict: [c["id"] for c in result["claims"] if c["verdict"] == verdict]
+                  for verdict in ("supported", "not supported", "inconclusive")}
+    verdicts = "; ".join(f"{verdict}: {', '.join(ids)}" for verdict, ids in by_verdict.items()
+                         if ids)
+    return (f"Against people's references RLHF wins {at('rlhf', 'win_rate', near):.2f} in "
+            f"distribution and {at('rlhf', 'win_rate', far):.2f} under the shifts (mean of "
+            f"{len(far)}), SFT {at('sft', 'win_rate', near):.2f} and "
+            f"{at('sft', 'win_rate', far):.2f}, best of 16 {at('bon16', 'win_rate', near):.2f} and "
+            f"{at('bon16', 'win_rate', far):.2f}. RLHF stays {at('rlhf', 'kl', near):.1f} nats "
+            f"from SFT. Of SFT's diversity (EAD) it loses {lost['per']:.0%} per input and "
+            f"{lost['across']:.0%} across inputs. Of the paper's claims, {verdicts}.")
+
+
 def advice(result, splits):
     "Which method for which use, from the measured numbers alone."
-    at = result["policies"]
-    mean = lambda policy, measure, where: float(np.mean([at[policy][s][measure]["mean"]
-                                                         for s in where]))
+    mean = lambda policy, measure, where: mean_over(result, policy, measure, where)
     names = ["sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf"]
     wins = {p: mean(p, "win_rate", splits[:1]) for p in names}
     far = {p: mean(p, "win_rate", splits[1:]) for p in names}
     wide = {p: mean(p, "per_input_ead", splits) for p in names
-            if "per_input_ead" in at[p][splits[0]]}
+            if "per_input_ead" in result["policies"][p][splits[0]]}
     top, top_far, varied = (max(d, key=d.get) for d in (wins, far, wide))
     return (f"For one good answer to prompts like those trained on, {top} (win rate "
             f"{wins[top]:.2f}, sft {wins['sft']:.2f}); for prompts from elsewhere, {top_far} "
@@ -250,6 +271,7 @@ def write(folder, result, shown):
         f"{settings['seeds']} seed(s), {n} prompts a split, {k} outputs a prompt; brackets are "
         f"95 % intervals over prompts. bon16 and sft-t0.7 sample at temperature 0.7 (the "
         f"paper's), the others at 1.",
+        abstract(result, splits),
         "## Does it generalise?",
         "![win rates](win_rate.png)",
         "*Win rate by gold score against people's references, ties half. Look for the order of the "

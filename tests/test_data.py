@@ -245,6 +245,24 @@ def test_masks_decode_to_the_response(tokenizer):
         data.join([[]], [[1]], 9)
 
 
+@pytest.mark.parametrize("batch_size, together, rows", [(1, 1, 7), (3, 2, 5), (128, 16, 4)])
+def test_responses_to_one_prompt_share_a_row(batch_size, together, rows):  # one lost, another's prompt
+    prompts = [[1], [1], [2, 2], [1], [1], [1], [3]]
+    responses = [[5], [6, 6], [7], [8, 8, 8], [5], [9], [4, 4]]
+    seen, count = {}, 0
+    for places, ids, segment, (row, column) in data.shared_rows(prompts, responses, 0, batch_size,
+                                                                together):
+        count += len(ids)
+        assert len(places) <= max(batch_size, together)
+        assert segment.max() <= together and ((ids == 0) == (segment < 0)).all()
+        for i, b, end in zip(places, row, column, strict=True):
+            assert ids[b][segment[b] == 0].tolist() == prompts[i]
+            assert ids[b][segment[b] == segment[b, end]].tolist() == responses[i]
+            assert i not in seen
+            seen[i] = True
+    assert sorted(seen) == list(range(7)) and count == rows
+
+
 def test_pad_right_by_hand():
     assert data.pad_right([[1, 2], [], [3]], 9).tolist() == [[1, 2], [9, 9], [3, 9]]
     assert data.pad_right([], 9).shape == (0, 0)

@@ -196,8 +196,8 @@ def test_a_reward_function_keeps_the_order_of_its_rows(base, tokenizer):  # sort
     alone = torch.cat([reward.score(net, *data.join([p], [r], tokenizer.pad))
                        for p, r in zip(prompts, responses)]).detach()
     assert len(set(alone.tolist())) > 5
-    for batch, together in ((3, 1), (3, 2), (128, 16)):
-        fn = reward.reward_fn(net, tokenizer.pad, batch, together)
+    for batch in (1, 4, 128):
+        fn = reward.reward_fn(net, tokenizer.pad, batch)
         torch.testing.assert_close(fn(prompts, responses), alone, atol=1e-5, rtol=0)
 
 
@@ -306,8 +306,10 @@ def test_comparisons_of_a_prompt_share_a_step(collected):  # split up, out of or
     assert seen <= set(map(repr, whole.values())) and len(seen) > 0.8 * len(whole)
 
 
-def test_a_response_scored_once_is_scored_right(base, tokenizer, tmp_path, monkeypatch):
-    # the score of another response, or of another prompt's: against each pair by itself, with SGD
+@pytest.mark.parametrize("lm", [0, 0.7])
+def test_a_response_scored_once_is_scored_right(base, tokenizer, tmp_path, monkeypatch, lm):
+    # the score of another response, or of another prompt's, a language-modelling loss of a rejected
+    # one: against each pair by itself, with SGD
     rows = [("Say a:", "good", "bad"), ("Say a:", "good", "sad"), ("Say a:", "sad", "bad"),
             ("Say b:", "bad", "good"), ("Say b:", "red", "good")]
     rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]
@@ -315,16 +317,24 @@ def test_a_response_scored_once_is_scored_right(base, tokenizer, tmp_path, monke
     metrics.write(tmp_path / "comparisons.validation.jsonl", rows)
     monkeypatch.setattr(m, "adamw", lambda net, lr: torch.optim.SGD(net.parameters(), lr=lr))
     path = reward.train(reward_config(tmp_path, tmp_path / "out", init=str(base), steps=1, batch=2,
-                                      lr=0.5, every=1))
+                                      lr=0.5, every=1, lm=lm))
     torch.manual_seed(0)
-    net = m.scalar_from(m.load(base, "policy")[0])
+    policy = m.load(base, "policy")[0]
+    net = m.scalar_from(policy)
     tokenizer = data.Tokenizer.of(torch.load(base, weights_only=True)["tokenizer"])
     margins = []
     for row in rows:
         pair = [data.join([tokenizer.prompt(row["prompt"])], [tokenizer.response(row[key])],
                           tokenizer.pad) for key in ("chosen", "rejected")]
         margins.append(reward.score(net, *pair[0]) - reward.score(net, *pair[1]))
-    (-nn.functional.logsigmoid(torch.cat(margins)).mean()).backward()
+    written = []  # the loss of the chosen response of each prompt's first comparison
+    for row in (rows[0], rows[3]):
+        ids, positions, _ = data.join([tokenizer.prompt(row["prompt"])],
+                                      [tokenizer.response(row["chosen"])], tokenizer.pad)
+        logits = nn.functional.linear(net.trunk(ids), policy.embed.weight.detach())
+        logp = logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+        written.append(-logp.gather(1, positions - 1).mean())
+    (-nn.functional.logsigmoid(torch.cat(margins)).mean() + lm * sum(written) / 2).backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     trained = weights(path)
     for name, p in net.named_parameters():
@@ -334,7 +344,8 @@ def test_a_response_scored_once_is_scored_right(base, tokenizer, tmp_path, monke
 # ---- what a run leaves behind --------------------------------------------------------------------
 
 FIELDS = {"sft": {"step", "loss", "validation_loss", "lr", "tokens_per_second"},
-          "reward": {"step", "loss", "accuracy", "margin", "validation_accuracy", "lr", "seconds"},
+          "reward": {"step", "loss", "accuracy", "margin", "lm_loss", "validation_accuracy", "lr",
+                     "seconds"},
           "ppo": {"step", "score", "proxy", "kl", "kl_k3", "entropy", "length", "ended", "beta",
                   "policy_loss", "value_loss", "ratio_gap", "clip_fraction", "approx_kl",
                   "gradient", "seconds"}}
