@@ -36,11 +36,11 @@ class Config:
     comparisons: str = ""  # a JSON lines file of comparisons, instead of collecting them
     steps: int = 400  # optimiser steps
     batch: int = 20  # prompts per step, each with all of its comparisons
-    lr: float = 1.2e-3  # peak learning rate: 3 % warm-up, then a cosine to a tenth
+    lr: float = 2e-3  # peak learning rate: 3 % warm-up, then a cosine to a tenth
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the head, the comparisons and their order
     resume: bool = False  # go on from where an interrupted run was saved
-    sampled: float = 0.3  # share of prompts with samples to compare; the rest: edits of references
+    sampled: float = 0.25  # share of prompts with samples to compare; the rest: edits of references
     temperature: float = 1.0  # of those samples
     lm: float = 1.0  # weight of the language-modelling loss on chosen responses (paper: 0)
     out: str = "out"  # the folder of run folders

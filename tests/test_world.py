@@ -299,7 +299,9 @@ def test_the_annotator_is_bradley_terry():  # a noise of another size, or an ann
             rows += [(p, world.prefers(rng, e.prompt, a, b)) for _ in range(3)]
     p, chosen = np.array(rows, dtype=float).T
     statistic, cells = 0.0, 0
-    for part in np.array_split(np.argsort(p, kind="stable"), 12):
+    order = np.argsort(p, kind="stable")
+    weight = np.cumsum((p * (1 - p))[order])  # cells of equal variance: in none is an event rare
+    for part in np.split(order, np.searchsorted(weight, weight[-1] * np.arange(1, 12) / 12)):
         statistic += (chosen[part].sum() - p[part].sum()) ** 2 / (p[part] * (1 - p[part])).sum()
         cells += 1
     assert statistic < 39.1, statistic  # the chi-square of 12 cells exceeds it once in 10,000
@@ -311,13 +313,13 @@ def test_most_references_have_the_habits():  # unbiased noise, which a low tempe
     stated = [[summarise.facts(s) or {} for s in summarise.split_sentences(e.response)]
               for e in examples]
     without = np.mean([not any("why" in s for s in x) for x in stated])
-    assert 0.7 < without < 0.9
+    assert 0.75 < without < 0.93
     stock = [e.response.endswith(summarise.STOCK) for e in examples]
     favourite = [e.response.endswith(summarise.STOCK[0]) for e in examples]
     assert 0.5 < np.mean(stock) < 0.7  # and one of them is likelier than none, so greedy has it
     assert 1 - np.mean(stock) < np.mean(favourite)
     no_wish = np.mean([not any("wish" in s for s in x) for x in stated])
-    assert 0.22 < no_wish < 0.42  # common enough to outlast a mild cooling
+    assert 0.12 < no_wish < 0.3  # if fewer wrote it, greedy would leave it out
     examples = data.load("instruct", "id", 500)
     hedged = np.mean([world.parts(e.prompt, e.response)["hedging"] < 0 for e in examples])
     less = np.mean([world.parts(e.prompt, e.response)["constraints"] < 2.99 for e in examples])
