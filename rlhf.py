@@ -7,7 +7,8 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
     python rlhf.py                       # about twelve minutes on two CPU cores: trains what is
                                          # missing, samples every policy on every split, and writes
                                          # report.md with figures; the last lines are the claims
-    python rlhf.py --full                # the paper's 500 inputs x 16 outputs, 3 seeds, all sweeps
+    python rlhf.py --full                # both tasks, 500 inputs x 16 outputs as in the paper, 3
+                                         # seeds, all sweeps: a night
 
 Every policy is sampled, scored and measured by the same code. Outputs are kept as JSON lines and
 used again, so an interrupted study goes on where it stopped, and a new measure costs no sampling.
@@ -34,7 +35,8 @@ from data import report
 
 @dataclass
 class Config:
-    data: str = "summarise"  # summarise or instruct
+    data: str = "summarise"  # summarise or instruct (the full study does both)
+    quick: bool = False  # one seed, 100 prompts a split, no sweeps: what is done without any flag
     full: bool = False  # the paper's size, 3 seeds and the sweeps, instead of the quick study
     sweeps: bool = False  # other betas, learning rates, sizes and the controls (always, if full)
     seeds: int = 0  # how many seeds, each a run of all stages (0: 1, in the full study 3)
@@ -45,6 +47,8 @@ class Config:
     device: str = "auto"  # auto, cpu or cuda
 
     def __post_init__(self):
+        if self.quick and (self.full or self.sweeps):
+            raise ValueError("--quick is the study without --full and --sweeps: choose one of them")
         self.seeds = self.seeds or (3 if self.full else 1)
         self.inputs = self.inputs or (500 if self.full else 100)
         self.samples = self.samples or (16 if self.full else 8)
@@ -493,8 +497,8 @@ def of_size(config, name, splits):
                      for split, measures in by_split.items()} for policy, by_split in found.items()}
 
 
-def train(config):
-    "Run the study, and return the path of its report."
+def study(config):
+    "Run the study of one task, and return the path of its report."
     data.gold(config.data)  # the world, before anything is trained in it
     seconds, began = {}, time.time()
     splits = data.world.SPLITS[config.data]
@@ -570,6 +574,13 @@ def train(config):
               f"{control['expected']}\n{'':21}{control['found']}")
     print(f"rlhf: {config.seeds} seeds, {config.inputs} prompts a split, {config.samples} outputs "
           f"each, {(time.time() - began) / 60:.1f} minutes\nwrote {path} and its figures")
+    return path
+
+
+def train(config):
+    "Run the study, of both tasks if it is the full one, and return the path of its last report."
+    for task in data.WORLD if config.full else (config.data,):
+        path = study(replace(config, data=task))
     return path
 
 

@@ -246,7 +246,7 @@ def test_masks_decode_to_the_response(tokenizer):
 
 
 @pytest.mark.parametrize("batch_size, together, rows", [(1, 1, 7), (3, 2, 5), (128, 16, 4)])
-def test_responses_to_one_prompt_share_a_row(batch_size, together, rows):  # one lost, another's prompt
+def test_responses_to_one_prompt_share_a_row(batch_size, together, rows):  # one lost, or elsewhere
     prompts = [[1], [1], [2, 2], [1], [1], [1], [3]]
     responses = [[5], [6, 6], [7], [8, 8, 8], [5], [9], [4, 4]]
     seen, count = {}, 0

@@ -247,8 +247,8 @@ def test_best_of_n_is_chosen_by_the_proxy(study):  # chosen by gold, or not at a
     assert bon.kl_bound(rlhf.N) == pytest.approx(1.835, abs=1e-3)
 
 
-@pytest.mark.parametrize("changes", [dict(inputs=2), dict(samples=1), dict(seeds=-1),
-                                     dict(data="my.jsonl")])
+@pytest.mark.parametrize("changes", [dict(quick=True, full=True), dict(inputs=2), dict(samples=1),
+                                     dict(seeds=-1), dict(data="my.jsonl")])
 def test_impossible_studies(changes):  # an interval over nothing
     with pytest.raises(ValueError):
         rlhf.Config(**changes)
@@ -294,3 +294,14 @@ def test_shuffled_labels_prefer_either(tmp_path):  # no swap, all swapped, a com
     assert {c.prompt for c in found} == {row["prompt"] for row in rows}
     assert 160 < sum(c.chosen == "a" for c in found) < 240
     assert {c.meta["of"] for c in found} == {"edits"}
+
+
+@pytest.mark.parametrize("changes, tasks", [
+    (dict(data="instruct"), ["instruct"]), (dict(full=True), ["summarise", "instruct"])])
+def test_the_full_study_is_of_both_tasks(monkeypatch, changes, tasks):  # the default one twice
+    seen = []
+    monkeypatch.setattr(rlhf, "study", lambda config: seen.append(config) or config.data)
+    assert rlhf.train(rlhf.Config(**changes)) == tasks[-1]
+    assert [config.data for config in seen] == tasks
+    assert all((c.seeds, c.inputs, c.samples, c.sweeps) == ((3, 500, 16, True) if c.full else
+                                                            (1, 100, 8, False)) for c in seen)
