@@ -328,7 +328,7 @@ def train(config):
     picture = folder / "reward.png"
     metrics.curve(picture, metrics.read(log.path),
                   [("Loss", ["loss"], "nats per comparison"),
-                   ("LM loss", ["lm_loss"], "nats per token of chosen responses"),
+                   ("LM loss", ["lm_loss"], "nats per token"),
                    ("Accuracy", ["accuracy", "validation_accuracy"], "share ordered as labelled"),
                    ("Margin", ["margin"], "score, chosen - rejected")])
     shown = validation[:4]

@@ -8,13 +8,14 @@ What the three stages of one run are worth, against the embedded world's gold sc
 Reads the checkpoints of finished runs and prints, for every split, the gold win rate against
 references of base, SFT and RLHF at several temperatures with their KL from SFT at temperature 1,
 the diversity per input, and what the reward model knows; then what they say together. Each seed's
-figures are kept in its run folder, as evaluate.json, and reused. For data of one's own, where no
-gold score exists: the loss of held-out responses before and after SFT, the reward model's accuracy
-on the validation comparisons beside the length baseline, and its score of test outputs before and
-after PPO, with the KL.
+figures are kept in its run folder, as evaluate.json, and reused while its checkpoints are the
+same. For data of one's own, where no gold score exists: the loss of held-out responses before and
+after SFT, the reward model's accuracy on the validation comparisons beside the length baseline, and
+its score of test outputs before and after PPO, with the KL.
 """
 
 import argparse
+import hashlib
 import json
 
 import numpy as np
@@ -104,6 +105,12 @@ def evaluate_text(name, seed, n, out, base):
     return found
 
 
+def measured(folder, n):
+    "What kept figures are of: the records beside a run's checkpoints, and the number of prompts."
+    records = [(folder / f"{stage}.json").read_text() for stage in ("sft", "reward", "ppo")]
+    return hashlib.sha256(json.dumps([*records, n]).encode()).hexdigest()
+
+
 def show(name, seed, split, found):
     print(f"\n{name}, seed {seed}, {split}")
     print(" " * 12 + "".join(
@@ -168,17 +175,18 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("-n", type=int, default=500, help="prompts a split")
     parser.add_argument("--out", default="out")
-    parser.add_argument("--again", action="store_true", help="even if measured before")
     parser.add_argument("--base", help="the base that a run on data of one's own started from")
     args = parser.parse_args()
     results = {}
     for seed in args.seeds:
-        path = data.run_folder(args.data, seed, args.out) / "evaluate.json"
-        if args.again or not path.exists():
-            found = (evaluate(args.data, seed, args.n, args.out) if args.data in data.WORLD else
-                     evaluate_text(args.data, seed, args.n, args.out, args.base or sft.BASE))
-            path.write_text(json.dumps(found, indent=1))
+        folder = data.run_folder(args.data, seed, args.out)
+        path, of = folder / "evaluate.json", measured(folder, args.n)
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        if kept.pop("of", None) != of:
+            kept = (evaluate(args.data, seed, args.n, args.out) if args.data in data.WORLD else
+                    evaluate_text(args.data, seed, args.n, args.out, args.base or sft.BASE))
+            path.write_text(json.dumps(kept | {"of": of}, indent=1))
             print(f"\nwrote {path}")
-        results[seed] = json.loads(path.read_text())
+        results[seed] = kept
     if args.data in data.WORLD:
         summary(args.data, results)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from data import world
-from tests.evaluate import POLICIES
+from tests.evaluate import POLICIES, measured
 
 
 def test_the_summary_of_kept_figures(tmp_path):  # nothing loaded, a best temperature by KL
@@ -17,11 +17,17 @@ def test_the_summary_of_kept_figures(tmp_path):  # nothing loaded, a best temper
     found = {s: {"policies": rows, "reward": {"gold": 0.7}} for s in world.SPLITS["instruct"]}
     for folder in (tmp_path / "instruct", tmp_path / "instruct" / "seed-1"):
         folder.mkdir(parents=True)
-        (folder / "evaluate.json").write_text(json.dumps(found))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.evaluate", "--data", "instruct", "--seeds", "0", "1",
-         "--out", str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        for stage in ("sft", "reward", "ppo"):
+            (folder / f"{stage}.json").write_text(json.dumps({"stage": stage}))
+        (folder / "evaluate.json").write_text(json.dumps(found | {"of": measured(folder, 50)}))
+    run = lambda: subprocess.run(
+        [sys.executable, "-m", "tests.evaluate", "--data", "instruct", "--seeds", "0", "1", "-n",
+         "50", "--out", str(tmp_path)], capture_output=True, text=True,
+        cwd=Path(__file__).parent.parent)
+    done = run()
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("instruct, ") == len(found)
     assert "SFT's best: T=0.7, win rate 0.500 +- 0.000 (0.50 0.50), KL 1.00" in done.stdout
     assert "at no higher KL: T=1, win rate 0.600" in done.stdout and "gain 0.100" in done.stdout
+    (folder / "ppo.json").write_text(json.dumps({"stage": "ppo", "step": 2}))  # trained again
+    assert "sft.pt does not exist" in run().stderr

@@ -99,7 +99,7 @@ BETAS = ("k1-0.03", "k1-1", "k2-0.03", "k2-1")
     ("C5a", {"k1-1": 0.45}, "supported"), ("C5b", {"k2-1": 0.45}, "supported"),
     ("C5a", {"rlhf": 0.7}, "not supported"), ("C5b", {"k2-1": 0.7}, "not supported"),
     ("C5a", {"k1-1": {"id": 0.4, "near": 0.4, "far": 0.6}}, "inconclusive"),
-    ("C5b", {"k2-1": 0.5}, "inconclusive")])
+    ("C5b", {"k2-1": 0.5}, "inconclusive"), ("C5b", {"rlhf": 0.7, "k1-1": 0.7}, "supported")])
 def test_no_beta_gives_diversity_back(id, ead, verdict):  # the worst beta, k1 taken for k2
     given = {p: 0.3 for p in ("rlhf", *BETAS)} | ead
     assert verdict_of(id, None, ead=given, more=BETAS) == verdict

@@ -280,7 +280,8 @@ def test_edits_of_a_reference_differ_in_a_fact(name):  # the same edit thrice, a
         kept, found = pairs[0][0] if pairs else e.response, [b for _, b in pairs]
         assert {a for a, _ in pairs} <= {kept}
         assert len(set(found)) == len(found) <= 3 and kept not in found
-        assert kept == e.response or world.gold(e.prompt, kept) > world.gold(e.prompt, e.response)
+        assert kept == (name == "summarise" and " ".join(
+            s for s in summarise.split_sentences(e.response) if summarise.facts(s)) or e.response)
         counts.append(len(found))
         before = world.parts(e.prompt, kept)["wrong"]
         worse += [world.parts(e.prompt, text)["wrong"] < before for text in found]
