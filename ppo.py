@@ -38,7 +38,7 @@ class Config:
     batch: int = 64  # prompts per iteration, one response each
     epochs: int = 2  # passes over an iteration's responses
     lr: float = 2e-4  # peak learning rate, falling linearly to zero
-    beta: float = 0.15  # weight of the KL penalty, in reward standard deviations per nat
+    beta: float = 0.2  # weight of the KL penalty, in reward standard deviations per nat
     temperature: float = 1.0  # of the policy, in sampling and in every log-probability
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the prompts' order and the samples
@@ -50,7 +50,7 @@ class Config:
     target_kl: float = 0.0  # nats per response: adapt beta to stay near it (0: beta is fixed)
     value: Literal["reward", "shared"] = "reward"  # a copy of the reward model, or a head (paper)
     lam: float = 0.95  # lambda of GAE; gamma is 1
-    minibatches: int = 1  # optimiser steps per pass
+    minibatches: int = 4  # optimiser steps per pass
     micro: int = 0  # responses per forward pass, for memory (0: the whole minibatch)
     length_penalty: float = 0.0  # taken off the score of a response of full length, in proportion
     reward_clip: float = 0.0  # bound on the score's size (0: none)
