@@ -127,8 +127,9 @@ def scored(fn, tokenizer, prompts, responses):
 
 def accuracy(fn, tokenizer, prompts, better, worse):
     "Share of pairs of texts that a reward function orders as given; its ties count half."
-    return float(metrics.win_rate(scored(fn, tokenizer, prompts, better),
-                                  scored(fn, tokenizer, prompts, worse)).mean())
+    scores = scored(fn, tokenizer, [p for p in prompts for _ in range(2)],
+                    [text for pair in zip(better, worse) for text in pair])
+    return float(metrics.win_rate(scores[::2], scores[1::2]).mean())
 
 
 def sample(policy, tokenizer, prompts, temperature, n, seed):

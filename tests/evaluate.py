@@ -45,20 +45,28 @@ def evaluate(name, seed, n, out):
         examples = data.load(name, split, n)
         prompts = [tokenizer.prompt(e.prompt) for e in examples]
         references = [gold(e.prompt, e.response) for e in examples]
-        rows = {}
+        ids = {}
         for which, temperature in POLICIES:
-            ids = m.generate(networks[which], prompts, tokenizer.response_tokens, temperature,
-                             seed=seed)
-            texts = [tokenizer.decode(r).strip() for r in ids]
+            ids[which, temperature] = m.generate(
+                networks[which], prompts, tokenizer.response_tokens, temperature, seed=seed)
+        # what all policies answered to a prompt is read together
+        owners = [p for p in prompts for _ in POLICIES]
+        answers = [r for of_one in zip(*ids.values()) for r in of_one]
+        proxy = fn(owners, answers).view(len(prompts), -1).mean(0)
+        by_sft = bon.loglikelihood(policy, owners, answers, 1.0, tokenizer.pad)
+        by_sft = by_sft.reshape(len(prompts), -1).mean(0)
+        rows = {}
+        for k, ((which, temperature), out) in enumerate(ids.items()):
+            texts = [tokenizer.decode(r).strip() for r in out]
             scores = [gold(e.prompt, t) for e, t in zip(examples, texts)]
             mean, low, high, _ = metrics.interval(metrics.win_rate(scores, references))
-            kl = (bon.loglikelihood(networks[which], prompts, ids, temperature, tokenizer.pad)
-                  - bon.loglikelihood(policy, prompts, ids, 1.0, tokenizer.pad))
+            own = bon.loglikelihood(networks[which], prompts, out, temperature, tokenizer.pad)
             rows[f"{which} T={temperature:g}"] = {
                 "win_rate": mean, "low": low, "high": high, "gold": float(np.mean(scores)),
-                "kl": float(kl.mean()), "words": float(np.mean([len(t.split()) for t in texts])),
-                "ended": float(np.mean([r[-1] == tokenizer.eos for r in ids])),
-                "proxy": float(fn(prompts, ids).mean())}
+                "kl": float(own.mean() - by_sft[k]),
+                "words": float(np.mean([len(t.split()) for t in texts])),
+                "ended": float(np.mean([r[-1] == tokenizer.eos for r in out])),
+                "proxy": float(proxy[k])}
         for which in ("sft", "rlhf"):
             few = prompts[:min(n, 60)]
             texts = [tokenizer.decode(r).strip() for r in m.generate(
