@@ -38,7 +38,7 @@ class Config:
     batch: int = 64  # prompts per iteration, one response each
     epochs: int = 2  # passes over an iteration's responses
     lr: float = 2e-4  # peak learning rate, falling linearly to zero
-    beta: float = 0.2  # weight of the KL penalty, in reward standard deviations per nat
+    beta: float = 0.3  # weight of the KL penalty, in reward standard deviations per nat
     temperature: float = 1.0  # of the policy, in sampling and in every log-probability
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the prompts' order and the samples
