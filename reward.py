@@ -3,7 +3,7 @@ reward.py - learn one number per response that ranks responses the way people do
 
     loss = -E log sigmoid(r(x, y_chosen) - r(x, y_rejected))       Sec. 3.2, Stiennon et al. 2020,
                                                                    arXiv:2009.01325
-    python reward.py                     # about three minutes on two CPU cores; the last line has
+    python reward.py                     # about two minutes on two CPU cores; the last line has
                                          # the share of held-out pairs it orders as their quality
 
 On the embedded world the comparisons are collected here: references beside edits of them, and
