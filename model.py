@@ -187,20 +187,22 @@ class Transformer(nn.Module):
         from their first real token. A padding token sees itself, because a softmax over no keys at
         all is NaN, and NaN * 0 is NaN further down.
         """
-        T, context, positions, is_visible = ids.shape[1], self.config.context, None, None
-        if is_real is not None:
-            segment = is_real.long() - 1  # (B, T)
-        if segment is not None:
+        T, context = ids.shape[1], self.config.context
+        if is_real is None and segment is None:
+            longest, positions, is_visible = T, torch.arange(T, device=ids.device), None
+        else:
+            if segment is None:
+                segment = is_real.long() - 1  # (B, T)
             causal = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
             own = causal & (segment[:, :, None] == segment[:, None, :])  # (B, T, T)
             is_visible = (own | causal & (segment == 0)[:, None])[:, None]  # (B, 1, T, T)
             prompt = (segment == 0).sum(1, keepdim=True)  # (B, 1)
             positions = (own.sum(-1) - 1 + prompt * (segment > 0)) * (segment >= 0)  # (B, T)
-            T = int(positions.max()) + 1
-        if T > context:
-            raise ValueError(f"a row of {T} ids does not fit the model's context of {context}; "
-                             f"cut the prompt or take a model with a longer context.")
-        return torch.arange(T, device=ids.device) if positions is None else positions, is_visible
+            longest = int(positions.max()) + 1
+        if longest > context:
+            raise ValueError(f"a row of {longest} ids does not fit the model's context of "
+                             f"{context}; cut the prompt or take a model with a longer context.")
+        return positions, is_visible
 
     def embeddings(self, ids, positions):
         x = self.embed(ids.where(ids < self.config.vocab_size, 0))  # PAD is fed as 0: (B, T, C)

@@ -90,12 +90,13 @@ def packed(groups, tokenizer):
     """Comparisons, a list over prompts of lists, with each prompt and each response once -> ids
     (B, T), segment (B, T) and last (N responses), as by data.join_groups, and pairs (comparisons,
     2): which of the N was chosen and which rejected."""
-    place, pairs = {}, []
-    for b, group in enumerate(groups):
-        pairs += [[place.setdefault((b, text), len(place)) for text in (row.chosen, row.rejected)]
+    answers, pairs, n = [], [], 0
+    for group in groups:
+        place = {}  # of each of the prompt's responses, once
+        pairs += [[n + place.setdefault(text, len(place)) for text in (row.chosen, row.rejected)]
                   for row in group]
-    answers = [[tokenizer.response(text) for at, text in place if at == b]
-               for b in range(len(groups))]
+        answers.append([tokenizer.response(text) for text in place])
+        n += len(place)
     prompts = [tokenizer.prompt(group[0].prompt) for group in groups]
     return *data.join_groups(prompts, answers, tokenizer.pad), torch.tensor(pairs)
 

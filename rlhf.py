@@ -81,16 +81,17 @@ SIZES = {"64": dict(channels=64, heads=2), "192": dict(channels=192, heads=6)}  
 
 
 def run_stage(config, seed, module, variant="", **more):
-    "Trains a stage of this seed unless it is there -> seconds."
+    "Trains a stage of this seed unless it is there -> seconds, 0 if it was."
     path, began = data.run_folder(config.data, seed, config.out) / variant, time.time()
     path /= f"{module.__name__}.pt"
     unfinished = path.exists() and not json.loads(
         path.with_suffix(".json").read_text(encoding="utf-8")).get("finished", True)
-    if unfinished or not path.exists():
-        if variant:
-            more["variant"] = variant
-        module.train(module.Config(data=config.data, seed=seed, out=config.out,
-                                   device=config.device, resume=unfinished, **more))
+    if path.exists() and not unfinished:
+        return 0
+    if variant:
+        more["variant"] = variant
+    module.train(module.Config(data=config.data, seed=seed, out=config.out, device=config.device,
+                               resume=unfinished, **more))
     return time.time() - began
 
 
@@ -487,14 +488,12 @@ def sweep_rows(config, runs, splits):
 
 def of_size(config, name, splits):
     """SFT and RLHF of another width with the first seed, their base included, which is trained here
-    -> {policy: {split: {measure: (1, inputs) values}}}."""
+    -> {policy: {split: {measure: (inputs,) values}}}."""
     config = replace(config, out=f"{config.out}/size-{name}", init="scratch", sweeps=False)
     run_stages(config, 0, **SIZES[name])
     run = load_run(config, 0)
-    found = {policy: {split: measure(*[outputs_of(run, config, policy, split)] * 2)[0]
-                      for split in splits} for policy in ("sft", "rlhf")}
-    return {policy: {split: {k: v[None] for k, v in measures.items()}
-                     for split, measures in by_split.items()} for policy, by_split in found.items()}
+    return {policy: {split: measure(*[outputs_of(run, config, policy, split)] * 2)[0]
+                     for split in splits} for policy in ("sft", "rlhf")}
 
 
 def study(config):
@@ -547,10 +546,12 @@ def study(config):
         resizing = time.time()
         sizes[name] = of_size(config, name, splits)
         seconds[f"width {name}"] = time.time() - resizing
-    if sizes:
-        sizes[str(runs[0].networks["sft"].config.channels)] = values
-    sizes = {name: {p: {s: {k: summarised(of[p][s][k][:1]) for k in ("win_rate", "per_input_ead")}
-                        for s in splits} for p in ("sft", "rlhf")} for name, of in sizes.items()}
+    if sizes:  # and the main run's, of the same seed
+        sizes[str(runs[0].networks["sft"].config.channels)] = {
+            p: {s: {k: v[0] for k, v in values[p][s].items()} for s in splits}
+            for p in ("sft", "rlhf")}
+    sizes = {name: {p: {s: {k: summarised([of[p][s][k]]) for k in ("win_rate", "per_input_ead")}
+                        for s in splits} for p in of} for name, of in sizes.items()}
     result = {
         "settings": asdict(config), "beta": ppo.Config().beta, "policies": reports,
         "reward_model": judged,
@@ -561,7 +562,7 @@ def study(config):
                 for n in sizes_of(rows["sft"][splits[0]])],
         "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold")}
                  for row in metrics.read(run.folder / "ppo.jsonl")] for run in runs],
-        "seconds": seconds | {"all": time.time() - began}}
+        "seconds": {k: v for k, v in seconds.items() if v} | {"all": time.time() - began}}
     shown = [{"split": split, "prompt": rows["sft"][split][0][i]["prompt"],
               "answers": {p: (rows[p][split][0][i]["outputs"][0], rows[p][split][0][i]["gold"][0])
                           for p in [*POLICIES, "reference"]}} for split in splits for i in range(2)]

@@ -56,16 +56,16 @@ def evaluate(name, seed, n, out):
         by_sft = bon.loglikelihood(policy, owners, answers, 1.0, tokenizer.pad)
         by_sft = by_sft.reshape(len(prompts), -1).mean(0)
         rows = {}
-        for k, ((which, temperature), out) in enumerate(ids.items()):
-            texts = [tokenizer.decode(r).strip() for r in out]
+        for k, ((which, temperature), mine) in enumerate(ids.items()):
+            texts = [tokenizer.decode(r).strip() for r in mine]
             scores = [gold(e.prompt, t) for e, t in zip(examples, texts)]
             mean, low, high, _ = metrics.interval(metrics.win_rate(scores, references))
-            own = bon.loglikelihood(networks[which], prompts, out, temperature, tokenizer.pad)
+            own = bon.loglikelihood(networks[which], prompts, mine, temperature, tokenizer.pad)
             rows[f"{which} T={temperature:g}"] = {
                 "win_rate": mean, "low": low, "high": high, "gold": float(np.mean(scores)),
                 "kl": float(own.mean() - by_sft[k]),
                 "words": float(np.mean([len(t.split()) for t in texts])),
-                "ended": float(np.mean([r[-1] == tokenizer.eos for r in out])),
+                "ended": float(np.mean([r[-1] == tokenizer.eos for r in mine])),
                 "proxy": float(proxy[k])}
         for which in ("sft", "rlhf"):
             few = prompts[:min(n, 60)]

@@ -84,6 +84,13 @@ def test_trainer_equals_the_definition():
         assert bpe.train(texts, 290) == naive(texts, 290)
 
 
+@pytest.mark.parametrize("text", [
+    *CORPUS, *UNICODE[:-1], "snake_case __x__ a_1 _'s 'sup I'd've\t\n x"])
+def test_words_are_cut_as_by_tiktoken(text):  # an underscore in a word, a blank lost, 's cut off
+    words = bpe.WORDS.findall(text)
+    assert words == regex.findall(bpe.PATTERN, text) and "".join(words) == text
+
+
 def test_vocabulary_has_the_size_asked_for_and_starts_with_the_bytes():
     ranks = bpe.train(CORPUS, 300)
     assert sorted(ranks.values()) == list(range(299))

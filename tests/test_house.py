@@ -31,15 +31,15 @@ TABLE = {
     "data/world.py": ("numpy data.summarise data.instruct", ""),
     "data/summarise.py": ("", ""),
     "data/instruct.py": ("", ""),
-    "data/bpe.py": ("tiktoken tqdm", "data regex"),
+    "data/bpe.py": ("tiktoken tqdm", "data"),
     "data/hub.py": ("data", "datasets"),
     "data/weights.py": ("torch", "safetensors tokenizers data"),
     "data/judge.py": ("data", "openai"),
     "data/report.py": ("numpy", "matplotlib"),
 }
-OPTIONAL = {"regex", "safetensors", "tokenizers", "sentence_transformers", "transformers", "openai",
+OPTIONAL = {"safetensors", "tokenizers", "sentence_transformers", "transformers", "openai",
             "datasets"}
-FOR_TESTS = {"pytest", "hypothesis", "ruff"}
+FOR_TESTS = {"pytest", "hypothesis", "regex", "ruff"}
 LOCAL = {path.stem for path in ROOT.glob("*.py")} | {"data", "tests"}
 
 

@@ -297,8 +297,11 @@ def test_the_annotator_is_bradley_terry():  # a noise of another size, or an ann
         texts = [e.response, *(t for t, _ in world.variants(rng, e.prompt, e.response))]
         for a, b in [(texts[0], t) for t in texts[1:]]:
             p = 1 / (1 + math.exp((world.gold(e.prompt, b) - world.gold(e.prompt, a)) / 0.5))
-            rows += [(p, world.prefers(rng, e.prompt, a, b)) for _ in range(3)]
+            rows += [(p, world.prefers(rng, e.prompt, a, b)) for _ in range(12)]
     p, chosen = np.array(rows, dtype=float).T
+    odds = np.log(p / (1 - p))  # a noise of another size is a slope along them
+    slope = ((chosen - p) * odds).sum() / np.sqrt((p * (1 - p) * odds**2).sum())
+    assert abs(slope) < 4, slope
     statistic, cells = 0.0, 0
     order = np.argsort(p, kind="stable")
     weight = np.cumsum((p * (1 - p))[order])  # cells of equal variance: in none is an event rare
