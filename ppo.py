@@ -3,8 +3,8 @@ ppo.py - raise the reward model's score on a KL leash to the SFT policy.
 
     max_pi  E_{x, y ~ pi}[ r(x, y) ] - beta * KL(pi || pi_SFT)        Eq. 1, Kirk et al. 2024,
                                                                       arXiv:2310.06452
-    python ppo.py                        # about two minutes on two CPU cores; the last lines
-                                         # show four prompts with the SFT and the RLHF answer
+    python ppo.py                        # about two and a half minutes on two CPU cores; the last
+                                         # lines show four prompts with both answers
 
 One iteration: sample a response to each of `batch` prompts; score it; hand out the score and the
 KL penalty token by token; estimate advantages; take `epochs` passes of clipped policy-gradient
@@ -34,11 +34,11 @@ class Config:
     data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
     init: str = ""  # the SFT policy to start from (default: sft.pt of the run folder)
     reward: str = ""  # reward checkpoint (default: reward.pt), gold, or FILE.py with a reward_fn
-    steps: int = 40  # iterations
+    steps: int = 60  # iterations
     batch: int = 64  # prompts per iteration, one response each
     epochs: int = 2  # passes over an iteration's responses
     lr: float = 2e-4  # peak learning rate, falling linearly to zero
-    beta: float = 0.3  # weight of the KL penalty, in reward standard deviations per nat
+    beta: float = 0.2  # weight of the KL penalty, in reward standard deviations per nat
     temperature: float = 1.0  # of the policy, in sampling and in every log-probability
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the prompts' order and the samples

@@ -66,8 +66,13 @@ POLICIES = {  # name: (checkpoint, temperature); those of every table
     "base": ("base", 1.0), "sft": ("sft", 1.0), "sft-t0.7": ("sft", 0.7), "sft-greedy": ("sft", 0),
     f"bon{N}": ("sft", 0.7), "rlhf": ("ppo", 1.0)}
 FRONTIER = {  # one output per prompt: where a lower temperature takes SFT, and RLHF
-    "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3), "rlhf-t0.7": ("ppo", 0.7),
-    "rlhf-t0.5": ("ppo", 0.5), "rlhf-t0.3": ("ppo", 0.3), "rlhf-greedy": ("ppo", 0)}
+    "sft-t0.9": ("sft", 0.9), "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3),
+    "rlhf-t0.9": ("ppo", 0.9), "rlhf-t0.7": ("ppo", 0.7), "rlhf-t0.5": ("ppo", 0.5),
+    "rlhf-t0.3": ("ppo", 0.3), "rlhf-greedy": ("ppo", 0)}
+
+# The penalty of each task, chosen on its validation split: a nat buys less on instructions, where
+# cooling SFT mends much for little, so that a long leash is a bad bargain.
+BETA = {"summarise": 0.2, "instruct": 0.3}
 
 SWEEP = {  # name: what is different from the main run of ppo.py
     **{f"{kl}-{beta:g}": dict(kl=kl, beta=beta) for kl in ("k1", "k2")
@@ -98,7 +103,8 @@ def run_stage(config, seed, module, variant="", **more):
 def run_stages(config, seed, **size):
     "The three stages of one seed -> seconds by stage."
     return {"sft": run_stage(config, seed, sft, init=config.init, **size),
-            "reward": run_stage(config, seed, reward), "ppo": run_stage(config, seed, ppo)}
+            "reward": run_stage(config, seed, reward),
+            "ppo": run_stage(config, seed, ppo, beta=BETA[config.data])}
 
 
 def shuffled_labels(folder, seed):
@@ -116,7 +122,7 @@ def shuffled_labels(folder, seed):
 
 def run_variant(config, seed, name):
     "PPO once more with one thing changed; for the `shuffled` control, the reward model too."
-    changes = dict(SWEEP[name])
+    changes = {"beta": BETA[config.data]} | SWEEP[name]
     if name == "shuffled":
         folder = data.run_folder(config.data, seed, config.out)
         if not (folder / name / "reward.pt").exists():
@@ -425,27 +431,44 @@ def controls(values, split):
 
 
 def frontier(values, rows, splits):
-    """Win rate against KL to SFT, in distribution and over the shifts' mean -> {family: points}.
+    """Win rate against KL to SFT, in distribution and over the prompts of all shifts ->
+    {family: [{"label", "kl", "win_rate": summary, "shifted_kl", "shifted_win_rate": summary}]}.
 
     SFT and RLHF at every temperature, and best of n at temperature 1, from SFT's own samples.
     """
-    def point(label, at):
-        shifted = [at(s) for s in splits[1:]]
-        (kl, win), (kls, wins) = at(splits[0]), np.mean(shifted, axis=0)
-        return {"label": label, "kl": kl, "win_rate": win, "shifted_kl": float(kls),
-                "shifted_win_rate": float(wins)}
+    def point(label, kl, wins):  # {split: nats}, {split: (seeds, inputs)}
+        shifted = np.concatenate([wins[s] for s in splits[1:]], axis=1)
+        return {"label": label, "kl": float(kl[splits[0]]), "win_rate": summarised(wins[splits[0]]),
+                "shifted_kl": float(np.mean([kl[s] for s in splits[1:]])),
+                "shifted_win_rate": summarised(shifted)}
 
-    found = {}
-    for family, checkpoint in (("sft", "sft"), ("rlhf", "ppo")):
-        found[family] = [point(f"T {t:g}", lambda s, p=p: tuple(float(values[p][s][k].mean())
-                                                               for k in ("kl", "win_rate")))
-                         for p, (c, t) in sorted({**POLICIES, **FRONTIER}.items(),
-                                                 key=lambda item: -item[1][1])
-                         if c == checkpoint and not p.startswith("bon")]
-
-    found["bon"] = [point(f"n {n}", lambda s, n=n: (
-        bon.kl_bound(n), best(rows["sft"][s], n)["win"])) for n in sizes_of(rows["sft"][splits[0]])]
+    found = {"sft": [], "rlhf": []}
+    for policy, (_, temperature) in sorted({**POLICIES, **FRONTIER}.items(),
+                                           key=lambda item: -item[1][1]):
+        family, at = policy.partition("-")[0], values[policy]
+        if family in found:
+            found[family].append(point(f"T {temperature:g}",
+                                       {s: at[s]["kl"].mean() for s in splits},
+                                       {s: at[s]["win_rate"] for s in splits}))
+    found["bon"] = [point(f"n {n}", dict.fromkeys(splits, bon.kl_bound(n)),
+                          {s: best(rows["sft"][s], n)["win"] for s in splits})
+                    for n in sizes_of(rows["sft"][splits[0]])]
     return found
+
+
+def bargain(values, split):
+    """What counts: SFT at its best temperature against RLHF at the best of those that are, by mean
+    KL, no further from SFT -> {"split", "sft", "sft_kl", "rlhf", "rlhf_kl", "gain": summary}. The
+    last three are None where RLHF is further away at every temperature."""
+    every = [p for p in {**POLICIES, **FRONTIER} if p.startswith(("sft", "rlhf"))]
+    win, kl = ({p: values[p][split][k].mean() for p in every} for k in ("win_rate", "kl"))
+    mine = max([p for p in every if p.startswith("sft")], key=win.get)
+    near = [p for p in every if p.startswith("rlhf") and kl[p] <= kl[mine]]
+    its, gain = max(near, key=win.get, default=None), None
+    if near:
+        gain = summarised(values[its][split]["win_rate"] - values[mine][split]["win_rate"])
+    return {"split": split, "sft": mine, "sft_kl": float(kl[mine]), "rlhf": its,
+            "rlhf_kl": float(kl[its]) if near else None, "gain": gain}
 
 
 def sizes_of(seeds):
@@ -453,15 +476,15 @@ def sizes_of(seeds):
 
 
 def best(seeds, n):
-    "Expected win, gold and proxy score of the best of n of these outputs, over prompts and seeds."
+    "Expected win, gold and proxy score of the best of n of these outputs, each (seeds, inputs)."
     found = {"win": [], "gold": [], "proxy": []}
     for rows in seeds:
         gold, proxy = (np.array([row[k] for row in rows]) for k in ("gold", "proxy"))
         reference = np.array([[row["reference_gold"]] for row in rows])
         win = (gold > reference) + (gold == reference) / 2
         for name, values in (("win", win), ("gold", gold), ("proxy", proxy)):
-            found[name].append(bon.expected_best(proxy, values, n).mean())
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            found[name].append(bon.expected_best(proxy, values, n))
+    return {name: np.stack(values) for name, values in found.items()}
 
 
 def quality_of(run, config, split):
@@ -553,12 +576,14 @@ def study(config):
     sizes = {name: {p: {s: {k: summarised([of[p][s][k]]) for k in ("win_rate", "per_input_ead")}
                         for s in splits} for p in of} for name, of in sizes.items()}
     result = {
-        "settings": asdict(config), "beta": ppo.Config().beta, "policies": reports,
+        "settings": asdict(config), "beta": BETA[config.data], "policies": reports,
         "reward_model": judged,
         "claims": claims(values, reports, judged, splits),
         "controls": controls(values, splits[0]) if config.sweeps else [],
-        "frontier": frontier(values, rows, splits), "sweep": sweep, "sizes": sizes,
-        "bon": [{"n": n, "kl": bon.kl_bound(n), **best(rows["sft"][splits[0]], n)}
+        "frontier": frontier(values, rows, splits),
+        "bargain": [bargain(values, split) for split in splits], "sweep": sweep, "sizes": sizes,
+        "bon": [{"n": n, "kl": bon.kl_bound(n),
+                 **{k: float(v.mean()) for k, v in best(rows["sft"][splits[0]], n).items()}}
                 for n in sizes_of(rows["sft"][splits[0]])],
         "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold")}
                  for row in metrics.read(run.folder / "ppo.jsonl")] for run in runs],

@@ -70,13 +70,16 @@ def diversities(path, result, splits):
 def frontiers(path, result):
     made, axes = figure(2, 4.2, 3.2)
     titles = ("in distribution", "mean of the shifts")
+    places = {"sft": (4, -9), "rlhf": (-4, 5), "bon": (-5, 2)}  # of labels, clear of each other
     for axis, prefix, title in zip(axes, ("", "shifted_"), titles):
         for family, points in result["frontier"].items():
-            x, y = ([p[prefix + k] for p in points] for k in ("kl", "win_rate"))
-            axis.plot(x, y, "o-", ms=4, lw=1.4, color=COLOURS[family], label=family)
-            for p, a, b in zip(points, x, y):
-                axis.annotate(p["label"], (a, b), fontsize=7, xytext=(3, 3),
-                              textcoords="offset points", color=COLOURS[family])
+            x, rows = ([p[prefix + k] for p in points] for k in ("kl", "win_rate"))
+            line(axis, x, rows, fmt="o-", color=COLOURS[family], label=family)
+            right, up = places[family]
+            for p, a, row in zip(points, x, rows):
+                axis.annotate(p["label"], (a, row["mean"]), fontsize=7, xytext=(right, up),
+                              ha="left" if right > 0 else "right", textcoords="offset points",
+                              color=COLOURS[family])
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("KL to sft, nats per response")
         axis.set_ylabel("win rate")
@@ -108,7 +111,11 @@ def reward_accuracy(path, result, splits):
              "wrong_fact_permuted": ("the same, another prompt", "#E69F00")}
     for k, (key, (label, colour)) in enumerate(shown.items()):
         means = [np.mean(result["reward_model"][s][key]) for s in splits]
-        axis.bar(np.arange(len(splits)) + (k - 1.5) * 0.2, means, 0.18, color=colour, label=label)
+        place = np.arange(len(splits)) + (k - 1.5) * 0.2
+        axis.bar(place, means, 0.18, color=colour, label=label)
+        for x, split in zip(place, splits):  # a dot for each seed
+            seeds = result["reward_model"][split][key]
+            axis.plot([x] * len(seeds), seeds, ".", ms=4, color="#222222")
     axis.axhline(0.5, color="#444444", lw=0.8, ls=":")
     axis.set_xticks(range(len(splits)), splits, fontsize=9)
     axis.set_ylabel("share of pairs ordered rightly")
@@ -191,13 +198,16 @@ def abstract(result, splits):
                   for verdict in ("supported", "not supported", "inconclusive")}
     verdicts = "; ".join(f"{verdict}: {', '.join(ids)}" for verdict, ids in by_verdict.items()
                          if ids)
+    better = sum(b["gain"] is not None and b["gain"]["mean"] > 0 for b in result["bargain"])
     return (f"Against people's references RLHF wins {at('rlhf', 'win_rate', near):.2f} in "
             f"distribution and {at('rlhf', 'win_rate', far):.2f} under the shifts (mean of "
             f"{len(far)}), SFT {at('sft', 'win_rate', near):.2f} and "
             f"{at('sft', 'win_rate', far):.2f}, best of 16 {at('bon16', 'win_rate', near):.2f} and "
             f"{at('bon16', 'win_rate', far):.2f}. RLHF stays {at('rlhf', 'kl', near):.1f} nats "
-            f"from SFT. Of SFT's diversity (EAD) it loses {lost['per']:.0%} per input and "
-            f"{lost['across']:.0%} across inputs. Of the paper's claims, {verdicts}.")
+            f"from SFT; no further from it than SFT at the best of its own temperatures, it wins "
+            f"more on {better} of {len(splits)} splits. Of SFT's diversity (EAD) it loses "
+            f"{lost['per']:.0%} per input and {lost['across']:.0%} across inputs. Of the paper's "
+            f"claims, {verdicts}.")
 
 
 def advice(result, splits):
@@ -257,7 +267,9 @@ def write(folder, result, shown):
             "is back at the blue band on the right and still above it in the middle.*",
             "## How much is the size of the model?",
             "![sizes](sizes.png)",
-            "*Base, SFT, reward model and PPO at other widths, one seed, the same steps.*",
+            f"*Base, SFT, reward model and PPO at other widths, seed 0, the same steps, {n} "
+            "prompts a split. Look for whether orange stays above blue (left, middle) and below it "
+            "(right) at every width.*",
             "## How was the learning rate of PPO chosen?",
             table(["learning rate", "win rate on validation", "KL"],
                   [[name, *(cell(result["sweep"][run]["validation"][k])
@@ -274,11 +286,13 @@ def write(folder, result, shown):
         abstract(result, splits),
         "## Does it generalise?",
         "![win rates](win_rate.png)",
-        "*Win rate by gold score against people's references, ties half. Look for the order of the "
-        "colours within a group, and for how far each falls from the first group.*",
+        f"*Win rate by gold score against people's references on {n} prompts a split, ties half. "
+        "Look for the order of the colours within a group, and for how far each falls from the "
+        "first group.*",
         table(["policy", *splits], rows("win_rate", policies)),
         "![head to head](head_to_head.png)",
-        "*The same judge, each policy against SFT at temperature 1.*",
+        "*The same judge and prompts, each policy against SFT at temperature 1. Look for bars "
+        "above the dotted line in every group.*",
         "## What does it cost in diversity?",
         "![diversity](diversity.png)",
         f"*EAD of {k} outputs to one prompt (left) and of one output to each of {n} prompts "
@@ -293,14 +307,23 @@ def write(folder, result, shown):
         "## What does a nat of KL buy?",
         "![frontier](frontier.png)",
         "*Win rate against KL to SFT, for SFT and RLHF at every temperature and best of n at "
-        "temperature 1. A curve further up and to the left is the better bargain.*",
+        f"temperature 1, {n} prompts a split. A curve further up and to the left is the better "
+        "bargain.*",
+        "SFT at the best of its temperatures, against RLHF at the best of those where it is no "
+        "further from SFT:",
+        table(["split", "SFT's best", "KL", "RLHF", "KL", "gain in win rate", "each seed"],
+              [[b["split"], b["sft"], f"{b['sft_kl']:.2f}", *(
+                  [b["rlhf"], f"{b['rlhf_kl']:.2f}", cell(b["gain"]),
+                   " ".join(f"{x:+.2f}" for x in b["gain"]["seeds"])] if b["rlhf"]
+                  else ["none so near", "", "", ""])] for b in result["bargain"]]),
         "![over-optimisation](overoptimisation.png)",
         "*The score that PPO optimises (left) and the one nobody does (right) along PPO's path. If "
         "the right one turns down while the left one climbs, the reward model is being exploited.*",
         "## Does the reward model know what it judges?",
         "![reward model](reward_model.png)",
-        "*Share of pairs it orders as the gold score does. With another prompt, only what can be "
-        "known without the prompt is left.*",
+        "*Share of pairs it orders as the gold score does, a dot for each seed, on about "
+        f"{result['reward_model'][splits[0]]['pairs'][0]:.0f} pairs. With another prompt, only "
+        "what can be known without the prompt is left.*",
         *extras,
         "## The claims",
         table(["claim", "", "verdict", "evidence"],

@@ -28,8 +28,8 @@ import reward
 import sft
 from data import world
 
-POLICIES = [("base", 1.0), ("sft", 1.0), ("sft", 0.7), ("sft", 0.5), ("sft", 0.3), ("sft", 0.0),
-            ("rlhf", 1.0), ("rlhf", 0.7), ("rlhf", 0.5), ("rlhf", 0.3), ("rlhf", 0.0)]
+POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf")
+                               for temperature in (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)]
 
 
 def evaluate(name, seed, n, out):
@@ -140,7 +140,7 @@ def spread(values):
 def summary(name, results):
     """The claims, split by split, over the seeds of `results` {seed: {split: found}}.
 
-    SFT's temperature is the best of five by its mean over the seeds, RLHF's the best of those
+    SFT's temperature is the best by its mean over the seeds, RLHF's the best of those
     whose mean KL from SFT at temperature 1 is no higher than SFT's at its own.
     """
     for split in world.SPLITS[name]:

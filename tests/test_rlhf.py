@@ -147,6 +147,45 @@ def test_one_seed_against_the_others_is_inconclusive():  # the mean alone decide
 # ---- the whole study, at toy size ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kl, found", [
+    ({"rlhf": 0.9, "rlhf-t0.9": 1.0, "rlhf-t0.7": 1.1}, ("rlhf-t0.9", 1.0, 0.2)),
+    ({"rlhf": 1.01}, (None, None, None))])
+def test_the_bargain(kl, found):  # RLHF's best of all, SFT's coldest, the gain's sign, gold per KL
+    win = {"sft": 0.3, "sft-t0.5": 0.5, "sft-greedy": 0.4, "rlhf": 0.6, "rlhf-t0.9": 0.7,
+           "rlhf-t0.7": 0.9}
+    kl = {"sft": 0.0, "sft-t0.5": 1.0} | kl
+    values = {p: {"id": {"win_rate": np.full((3, 20), win.get(p, 0.1)),
+                         "kl": np.full((3, 20), kl.get(p, 2.0))}}
+              for p in {**rlhf.POLICIES, **rlhf.FRONTIER}}
+    values["bon16"]["id"] = {"win_rate": np.ones((3, 20)), "kl": np.zeros((3, 20))}
+    got = rlhf.bargain(values, "id")
+    assert (got["split"], got["sft"], got["sft_kl"]) == ("id", "sft-t0.5", 1.0)
+    assert (got["rlhf"], got["rlhf_kl"]) == found[:2]
+    assert (got["gain"] or {}).get("seeds") == (found[2] and pytest.approx([found[2]] * 3))
+
+
+def test_the_frontier():  # splits or families exchanged, the best by gold, the worst, KL of n - 1
+    win = {"sft": UP, "sft-t0.3": SFT, "rlhf": FLAT, "bon16": DOWN}
+    values = {p: {s: {"win_rate": np.full((2, 4), win.get(p, DOWN)[s]),
+                      "kl": np.full((2, 4), {"id": 1.0, "near": 2.0, "far": 4.0}[s])}
+                  for s in SPLITS} for p in {**rlhf.POLICIES, **rlhf.FRONTIER}}
+    row = {"outputs": ["a", "b"], "gold": [1.0, 3.0], "proxy": [0.5, 0.2], "reference_gold": 2.0}
+    other = row | {"proxy": [0.2, 0.5]}  # here the proxy is right
+    found = rlhf.frontier(values, {"sft": {s: [[row] * 3 + [other]] * 2 for s in SPLITS}}, SPLITS)
+    assert [p["label"] for p in found["sft"]] == ["T 1", "T 0.9", "T 0.7", "T 0.5", "T 0.3", "T 0"]
+    for family, label, near, far in (("sft", "T 1", 0.6, 0.525), ("sft", "T 0.3", 0.5, 0.3),
+                                     ("rlhf", "T 1", 0.6, 0.4), ("rlhf", "T 0", 0.4, 0.125)):
+        point = next(p for p in found[family] if p["label"] == label)
+        assert point["win_rate"]["mean"] == pytest.approx(near)
+        assert point["shifted_win_rate"]["mean"] == pytest.approx(far)
+        assert (point["kl"], point["shifted_kl"]) == (1.0, 3.0)
+    one, two = found["bon"]
+    assert (one["label"], one["kl"], one["win_rate"]["mean"]) == ("n 1", 0, 0.5)
+    assert (two["label"], two["win_rate"]["mean"], two["win_rate"]["seeds"]) == (
+        "n 2", 0.25, [0.25, 0.25])
+    assert two["shifted_kl"] == pytest.approx(np.log(2) - 0.5)
+
+
 @pytest.fixture(scope="module")
 def small():
     "Stages of a few steps, and little to read."
@@ -187,6 +226,9 @@ def test_the_report_has_its_schema(study):  # a measure that others rely on, ren
     assert result["policies"]["sft"]["id"]["vs_sft"]["mean"] == 0.5
     assert {c["id"] for c in result["claims"]} == {
         "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C6", "C7"}
+    assert [b["split"] for b in result["bargain"]] == list(data.world.SPLITS["instruct"])
+    beta = json.loads((folder / "ppo.json").read_text())["config"]["beta"]
+    assert beta == result["beta"] == rlhf.BETA["instruct"]
     assert result["settings"]["inputs"] == 6 and result["seconds"]["all"] > 0
     text = path.read_text()
     for name in ("win_rate", "head_to_head", "diversity", "frontier", "overoptimisation",
@@ -271,6 +313,7 @@ def test_a_study_with_sweeps(small, tmp_path):  # a variant that is the main run
     settings = {name: json.loads((path.parent / name / "ppo.json").read_text())["config"]
                 for name in rlhf.SWEEP}
     settings["rlhf"] = json.loads((path.parent / "ppo.json").read_text())["config"]
+    assert settings["lr-1e-4"]["beta"] == rlhf.BETA["instruct"]  # the main run's
     assert len({json.dumps({k: v for k, v in c.items() if k != "variant"})
                 for c in settings.values()}) == len(settings)
     runs = rlhf.load_runs(config)
