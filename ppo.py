@@ -328,7 +328,7 @@ def train(config, reward_fn=None):
         fixed_network.requires_grad_(False)
     optimizer = m.adamw(nn.ModuleList([policy, value]), config.lr, betas=(0.9, 0.999), eps=1e-5)
     # prompts of like length share an iteration, in an order that depends on the seed alone
-    texts = [e.prompt for e in data.load(config.data, "train")]
+    texts = data.prompts(config.data)
     prompts = [tokenizer.prompt(text) for text in texts]
     sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
     beta, start = config.beta, 0

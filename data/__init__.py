@@ -2,7 +2,8 @@
 Text and token ids: the tokeniser, templates, records, splits, padding, batches.
 
 A dataset is a list of plain-text records, whatever it came from: the embedded world
-("summarise", "instruct") or JSON lines on disk. Everything a model sees is made from them here:
+("summarise", "instruct"), a public set by its name ("tldr", "alpaca", ...: data/hub.py) or files.
+Everything a model sees is made from them here:
 
     prompt    [BOS] + ids of the prompt, cut so that its last line (the cue) survives
     response  ids of " " + response, cut, then EOS, always
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 
 WORLD = ("summarise", "instruct")
+FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")  # of files
 BPE = Path(__file__).parent / "world.bpe"
 
 
@@ -283,17 +285,19 @@ def load(name_or_path, split, n=None, seed=0):
     """
     The examples of a split -> list of Example: all of them, or `n` chosen by `seed`.
 
-    `name_or_path` is "summarise" or "instruct", a folder with `<split>.jsonl[.gz]`, or one such
-    file, cut into train, validation and test by a hash of the prompt (so that a prompt with
-    several responses falls on one side). ValueError names an unknown split or a bad row.
+    `name_or_path` is "summarise" or "instruct", a public set (data/hub.py), a folder of files named
+    `<split>.jsonl` (or .jsonl.gz, .csv, .parquet), or one such file, cut into train, validation and
+    test by a hash of the prompt (so that a prompt with several responses falls on one side).
+    ValueError names an unknown split or a bad row.
     """
     if name_or_path in WORLD:
         from . import world
 
-        valid = ("train", "validation", *world.SPLITS[name_or_path])
-        check_split(name_or_path, split, valid)
+        check_split(name_or_path, split, split_names(name_or_path))
         return [Example(*row) for row in world.examples(name_or_path, split, n, seed)]
-    examples = [example(*row) for row in read_split(name_or_path, split, "")]
+    examples = public(name_or_path, split)
+    if examples is None:
+        examples = [example(*row) for row in read_split(name_or_path, split, "")]
     if n is not None and n < len(examples):
         chosen = sorted(random.Random(seed).sample(range(len(examples)), n))
         examples = [examples[i] for i in chosen]
@@ -301,13 +305,63 @@ def load(name_or_path, split, n=None, seed=0):
 
 
 def comparisons(name_or_path, split):
-    """The comparisons of a split -> list of Comparison, from files as for `load`."""
+    """The comparisons of a split -> list of Comparison, from public sets or files as for `load`."""
     if name_or_path in WORLD:
         raise ValueError(
             f"{name_or_path} has no stored comparisons: "
             "reward.py collects them from the SFT policy and an annotator"
         )
-    return [comparison(*row) for row in read_split(name_or_path, split, "comparisons.")]
+    found = public(name_or_path, split, True)
+    if found is None:
+        found = [comparison(*row) for row in read_split(name_or_path, split, "comparisons.")]
+    return found
+
+
+def public(name_or_path, split, pairs=False):
+    "The records of a public set; None for a path."
+    from . import hub
+
+    return hub.records(name_or_path, split, pairs) if hub.knows(name_or_path) else None
+
+
+def split_names(name_or_path, pairs=False):
+    """The splits that a dataset has, of examples or (`pairs`) of stored comparisons -> tuple."""
+    from . import hub
+
+    if name_or_path in WORLD:
+        from . import world
+
+        return () if pairs else ("train", "validation", *world.SPLITS[name_or_path])
+    if hub.knows(name_or_path):
+        return hub.splits(name_or_path, pairs)
+    path = Path(name_or_path)
+    if not path.is_dir():
+        return ("train", "validation", "test")
+    return tuple(s for s in splits(path, "comparisons." if pairs else "") if s != "text")
+
+
+def test_splits(name_or_path, pairs=False):
+    """
+    The splits to test on -> tuple; the first is in distribution ("id" or "test"), the others are
+    shifted. With `pairs`, those of them that have stored comparisons. ValueError without a first.
+    """
+    found = [s for s in split_names(name_or_path)
+             if s not in ("train", "validation", "unlabeled", "ood_validation")
+             and not s.startswith("full_")]
+    first = [s for s in ("id", "test") if s in found][:1]
+    if not first:
+        raise ValueError(f"{name_or_path} has no split 'test', in distribution, to test on")
+    found = (*first, *(s for s in found if s not in first))
+    stored = split_names(name_or_path, True) if pairs else found
+    return tuple(s for s in found if s in stored)
+
+
+def prompts(name_or_path):
+    """The prompts that a policy practises on -> list of texts: of the split "unlabeled" where the
+    dataset keeps some for this, as AlpacaFarm does, else of "train"."""
+    names = split_names(name_or_path)
+    split = "unlabeled" if "unlabeled" in names else "train"
+    return [e.prompt for e in load(name_or_path, split)]
 
 
 def texts(name_or_path, n=None, seed=0):
@@ -340,17 +394,26 @@ def gold(name):
 
 
 def run_folder(data, seed=0, out="out"):
-    """Where the runs on a dataset go -> Path: out/<data>, and below it seed-S for S != 0."""
-    name = data if data in WORLD else file_stem(Path(data).resolve())
+    """
+    Where the runs on a dataset go -> Path: out/<data>, and below it seed-S for S != 0. The folder
+    of owner/name:config is owner--name--config, whatever copies it is read from.
+    """
+    from . import hub
+
+    if data in WORLD or hub.knows(data):
+        name = str(data).partition("=")[0].replace("/", "--").replace(":", "--")
+    else:
+        name = file_stem(Path(data).resolve())
     return Path(out) / name / f"seed-{seed}" if seed else Path(out) / name
 
 
 # --------------------------------------------------------------------------------------------
-# JSON lines, with the standard library, so that a bad row can be named by its number
+# Files: JSON lines with the standard library, so that a bad row can be named by its number
 
 
 def file_stem(path):
-    return path.name.removesuffix(".gz").removesuffix(".jsonl")
+    name = path.name.removesuffix(".gz")
+    return name.removesuffix(next((f for f in FORMATS if name.endswith(f)), ""))
 
 
 def check_split(source, split, valid):
@@ -363,7 +426,7 @@ def splits(folder, prefix):
     found = {}
     for path in sorted(folder.iterdir()):
         mine = path.name.startswith("comparisons.") == bool(prefix)
-        if mine and path.name.endswith((".jsonl", ".jsonl.gz")):
+        if mine and path.name.endswith(FORMATS):
             found[file_stem(path).removeprefix(prefix)] = path
     return found
 
@@ -375,25 +438,37 @@ def read_split(name_or_path, split, prefix):
         found = splits(path, prefix)
         found.pop("text", None)  # raw text, for `texts` only
         if not found:
-            raise ValueError(f"{path} holds no {prefix}<split>.jsonl or .jsonl.gz")
+            raise ValueError(f"{path} holds no {prefix}<split>.jsonl (or {', '.join(FORMATS[1:])})")
         check_split(path, split, found)
         yield from read_rows(found[split])
-    elif not path.name.endswith((".jsonl", ".jsonl.gz")):
+    elif not path.name.endswith(FORMATS):
+        from . import hub
+
         raise ValueError(
-            f"cannot read {name_or_path}: give {' or '.join(WORLD)}, a folder, or a file of "
-            "JSON lines (.jsonl, .jsonl.gz)"
+            f"there is no dataset {name_or_path}: give {', '.join((*WORLD, *hub.NAMES))}, "
+            f"OWNER/NAME of the hub, a folder, or a file ({', '.join(FORMATS)})"
         )
     else:
         check_split(path, split, ("train", "validation", "test"))
         for row, at in read_rows(path):
-            # One prompt in 20 each for validation and test, the same ones whatever the order.
-            bucket = zlib.crc32(string(row, at, "prompt").encode("utf-8", "replace")) % 20
-            if split == {0: "validation", 1: "test"}.get(bucket, "train"):
+            if split == part(string(row, at, "prompt")):
                 yield row, at
+
+
+def part(prompt, of=("validation", "test")):
+    "The split that a prompt belongs to: 1 in 20 each for those in `of`, whatever the order."
+    bucket = {0: "validation", 1: "test"}.get(zlib.crc32(prompt.encode("utf-8", "replace")) % 20)
+    return bucket if bucket in of else "train"
 
 
 def read_rows(path):
     """Yield (object, "file, line n") for each line of JSON; ValueError names what is wrong."""
+    if path.suffix in (".csv", ".parquet"):
+        from . import hub
+
+        for number, row in enumerate(hub.open_file(path, path), 1):
+            yield row, f"{path}, row {number}"
+        return
     number = 0
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:

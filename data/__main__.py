@@ -19,7 +19,8 @@ def main(argv=None):
         prog="python -m data", description=__doc__.strip(), allow_abbrev=False
     )
     parser.error = stop  # one sentence, like every other mistake
-    parser.add_argument("data", help=f"{', '.join(WORLD)}, or the path of a folder or a file")
+    parser.add_argument("data", help=f"{', '.join(WORLD)}, a public set (tldr, alpaca, hh, "
+                        "OWNER/NAME: see data/hub.py), a folder or a file")
     parser.add_argument("--split", default="train", help="which split (default train)")
     parser.add_argument("-n", type=int, default=3, help="how many examples (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default 0)")
@@ -28,7 +29,7 @@ def main(argv=None):
         stop(f"-n {args.n} is impossible: give a value of at least 1")
     try:
         examples = load(args.data, args.split, args.n, args.seed)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         stop(error)
     for i, example in enumerate(examples, 1):
         print(f"{RULE}\n{i} of {len(examples)}\n{RULE}")
