@@ -27,7 +27,7 @@ import reward
 
 @dataclass
 class Config:
-    data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
+    data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
     init: str = ""  # the policy to sample from (default: sft.pt of the run folder)
     reward: str = ""  # the reward checkpoint that chooses (default: reward.pt of the run folder)
     split: str = "validation"  # which prompts

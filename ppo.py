@@ -31,7 +31,7 @@ import reward
 
 @dataclass
 class Config:
-    data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
+    data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
     init: str = ""  # the SFT policy to start from (default: sft.pt of the run folder)
     reward: str = ""  # reward checkpoint (default: reward.pt), gold, or FILE.py with a reward_fn
     steps: int = 60  # iterations

@@ -31,7 +31,7 @@ import model as m
 
 @dataclass
 class Config:
-    data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
+    data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
     init: str = ""  # the SFT policy to start from (default: sft.pt of the run folder)
     comparisons: str = ""  # a JSON lines file of comparisons, instead of collecting them
     steps: int = 400  # optimiser steps

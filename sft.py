@@ -30,7 +30,7 @@ import model as m
 
 @dataclass
 class Config:
-    data: str = "summarise"  # summarise or instruct (embedded), or a JSON lines file or folder
+    data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
     init: str = "base"  # base (the shipped one), scratch (pretrain first), or a policy checkpoint
     steps: int = 200  # optimiser steps
     batch: int = 32  # rows per step

@@ -298,13 +298,10 @@ def load(name_or_path, split, n=None, seed=0):
     examples = public(name_or_path, split)
     if examples is None:
         examples = [example(*row) for row in read_split(name_or_path, split, "")]
-    if n is not None and n < len(examples):
-        chosen = sorted(random.Random(seed).sample(range(len(examples)), n))
-        examples = [examples[i] for i in chosen]
-    return examples
+    return some(examples, n, seed)
 
 
-def comparisons(name_or_path, split):
+def comparisons(name_or_path, split, n=None, seed=0):
     """The comparisons of a split -> list of Comparison, from public sets or files as for `load`."""
     if name_or_path in WORLD:
         raise ValueError(
@@ -314,7 +311,14 @@ def comparisons(name_or_path, split):
     found = public(name_or_path, split, True)
     if found is None:
         found = [comparison(*row) for row in read_split(name_or_path, split, "comparisons.")]
-    return found
+    return some(found, n, seed)
+
+
+def some(records, n, seed):
+    "All records, or n of them in their order."
+    if n is None or n >= len(records):
+        return records
+    return [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), n))]
 
 
 def public(name_or_path, split, pairs=False):

@@ -262,6 +262,8 @@ def load_dataset(source, remote, *args, **options):
     except ImportError:
         raise ModuleNotFoundError(f"{source} needs a package that is not installed: pip install "
                                   f"datasets, or give JSON lines instead") from None
+    if not remote:  # else reading a file on disk reports to the hub, and waits where there is none
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     if "columns" in options:  # all of text
         options["features"] = datasets.Features(
             dict.fromkeys(options.pop("columns"), datasets.Value("string")))

@@ -9,9 +9,9 @@ Reads the checkpoints of finished runs and prints, for every split, the gold win
 references of base, SFT and RLHF at several temperatures with their KL from SFT at temperature 1,
 the diversity per input, and what the reward model knows; then what they say together. Each seed's
 figures are kept in its run folder, as evaluate.json, and reused while its checkpoints are the
-same. For data of one's own, where no gold score exists: the loss of held-out responses before and
-after SFT, the reward model's accuracy on the validation comparisons beside the length baseline, and
-its score of test outputs before and after PPO, with the KL.
+same. For other data, where no gold score exists: for every split the loss of held-out responses
+before and after SFT and the reward model's score of outputs before and after PPO, with the KL; and
+the reward model's accuracy on the comparisons that are stored, beside the length baseline.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import metrics
 import model as m
 import reward
 import sft
-from data import world
 
 POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf")
                                for temperature in (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)]
@@ -41,7 +40,7 @@ def evaluate(name, seed, n, out):
     tokenizer, gold = data.Tokenizer.of(record["tokenizer"]), data.gold(name)
     fn = reward.reward_fn(scorer, tokenizer.pad)
     networks, found = {"base": base, "sft": policy, "rlhf": rlhf}, {}
-    for split in world.SPLITS[name]:
+    for split in data.test_splits(name):
         examples = data.load(name, split, n)
         prompts = [tokenizer.prompt(e.prompt) for e in examples]
         references = [gold(e.prompt, e.response) for e in examples]
@@ -88,27 +87,30 @@ def evaluate_text(name, seed, n, out, base):
     scorer, _ = m.load(folder / "reward.pt", "reward")
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     fn = reward.reward_fn(scorer, tokenizer.pad)
-    examples = data.load(name, "test", n)
-    prompts = [tokenizer.prompt(e.prompt) for e in examples]
-    rows = sft.encode(tokenizer, examples)
-    found = {"test prompts": len(examples), "reference": {
-        "proxy": float(fn(prompts, [r for _, r in rows]).mean()),
-        "length": float(np.mean([len(r) for _, r in rows]))}}
-    for which, network in networks.items():
-        ids = m.generate(network, prompts, tokenizer.response_tokens, seed=seed)
-        kl = (bon.loglikelihood(network, prompts, ids, 1.0, tokenizer.pad)
-              - bon.loglikelihood(policy, prompts, ids, 1.0, tokenizer.pad))
-        found[which] = {"loss": sft.evaluate(network, rows, tokenizer.pad, "cpu"),
-                        "proxy": float(fn(prompts, ids).mean()), "kl": float(kl.mean()),
-                        "length": float(np.mean([len(r) for r in ids])),
-                        "ended": float(np.mean([r[-1] == tokenizer.eos for r in ids]))}
-        for e, r in zip(examples[:4], ids):
-            print(f"{which:>6}: ...{e.prompt[-60:]!r}{tokenizer.decode(r)}")
-    pairs = data.comparisons(name, "validation")
-    texts = [p.prompt for p in pairs], [p.chosen for p in pairs], [p.rejected for p in pairs]
-    words = [[len(text.split()) for text in side] for side in texts[1:]]
-    found["reward model"] = {"pairs": len(pairs), "accuracy": reward.accuracy(
-        fn, tokenizer, *texts), "length": float(metrics.win_rate(*words).mean())}
+    found = {"splits": {}, "reward model": {}}
+    for split in data.test_splits(name):
+        examples = data.load(name, split, n)
+        prompts = [tokenizer.prompt(e.prompt) for e in examples]
+        rows = sft.encode(tokenizer, examples)
+        row = found["splits"][split] = {"prompts": len(examples), "reference": {
+            "proxy": float(fn(prompts, [r for _, r in rows]).mean()),
+            "length": float(np.mean([len(r) for _, r in rows]))}}
+        for which, network in networks.items():
+            ids = m.generate(network, prompts, tokenizer.response_tokens, seed=seed)
+            kl = (bon.loglikelihood(network, prompts, ids, 1.0, tokenizer.pad)
+                  - bon.loglikelihood(policy, prompts, ids, 1.0, tokenizer.pad))
+            row[which] = {"loss": sft.evaluate(network, rows, tokenizer.pad, "cpu"),
+                          "proxy": float(fn(prompts, ids).mean()), "kl": float(kl.mean()),
+                          "length": float(np.mean([len(r) for r in ids])),
+                          "ended": float(np.mean([r[-1] == tokenizer.eos for r in ids]))}
+            for e, r in zip(examples[:4], ids):
+                print(f"{split}, {which:>4}: ...{e.prompt[-60:]!r}{tokenizer.decode(r)}")
+    for split in ("validation", *data.test_splits(name, pairs=True)):
+        pairs = data.comparisons(name, split, 5 * n)
+        texts = [p.prompt for p in pairs], [p.chosen for p in pairs], [p.rejected for p in pairs]
+        words = [[len(text.split()) for text in side] for side in texts[1:]]
+        found["reward model"][split] = {"pairs": len(pairs), "accuracy": reward.accuracy(
+            fn, tokenizer, *texts), "length": float(metrics.win_rate(*words).mean())}
     print(json.dumps(found, indent=1))
     return found
 
@@ -143,7 +145,7 @@ def summary(name, results):
     SFT's temperature is the best by its mean over the seeds, RLHF's the best of those
     whose mean KL from SFT at temperature 1 is no higher than SFT's at its own.
     """
-    for split in world.SPLITS[name]:
+    for split in data.test_splits(name):
         rows = [found[split]["policies"] for found in results.values()]
         of = lambda policy, key: np.array([row[policy][key] for row in rows])
         mean = lambda policy, key: of(policy, key).mean()

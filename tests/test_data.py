@@ -415,11 +415,12 @@ def test_byte_order_marks_and_windows_line_ends_are_read(tmp_path):
 
 
 def test_other_sources_are_refused(tmp_path):
-    for name in (tmp_path / "x.csv", "someone/somewhere"):
-        with pytest.raises(ValueError, match="JSON lines"):
+    for name in (tmp_path / "x.txt", "somewhere"):
+        with pytest.raises(ValueError, match="no dataset .*(somewhere|x.txt): give summ"):
             data.load(name, "train")
-    with pytest.raises(FileNotFoundError):
-        data.load(tmp_path / "none.jsonl", "train")
+    for name in ("none.jsonl", "none.csv"):
+        with pytest.raises(FileNotFoundError):
+            data.load(tmp_path / name, "train")
     with pytest.raises(ValueError, match="holds no"):
         data.load(tmp_path, "train")
     with pytest.raises(ValueError, match="reward.py collects them"):
@@ -430,7 +431,7 @@ def test_run_folders(tmp_path):
     assert data.run_folder("summarise") == Path("out/summarise")
     assert data.run_folder("instruct", 2, tmp_path) == tmp_path / "instruct" / "seed-2"
     assert data.run_folder(str(tmp_path / "posts.train.jsonl.gz")) == Path("out/posts.train")
-    assert data.run_folder("someone/set", 1) == Path("out/set/seed-1")
+    assert data.run_folder("someone/set", 1) == Path("out/someone--set/seed-1")
 
 
 def test_looking_at_data(tmp_path, capsys):
