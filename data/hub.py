@@ -280,8 +280,7 @@ def open_file(path, source):
     options, suffix = {}, Path(path).suffix
     if suffix == ".csv":  # every cell is text: an answer of "007" is no number, "NA" not missing
         with open(path, encoding="utf-8-sig", newline="") as f:
-            options = {"columns": next(csv.reader(f), []), "na_filter": False,
-                       "encoding": "utf-8-sig"}
+            options = {"columns": next(csv.reader(f), []), "na_filter": False}
     kind = {".csv": "csv", ".parquet": "parquet"}.get(suffix, "json")
     return load_dataset(source, str(path).startswith("hf://"), kind, data_files=str(path),
                         split="train", **options)

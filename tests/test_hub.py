@@ -46,7 +46,7 @@ def parquet(path, rows):
 
 def post(split, i):
     "A post of 243 to 249 words, as split at blanks; every second one is sad."
-    words = f"{split} {i} {('sad', 'happy')[i % 2]}  {{curly}}\n\nso".split(" ")
+    words = f"{split} {i} {('sad', 'happy')[i % 2]}   {{curly}}\n\nso".split(" ")
     return " ".join([*words, *["word"] * (243 + i % 7 - len(words))])
 
 
@@ -233,7 +233,7 @@ def side(prompts, inside):
     ("length", lambda post, prompt: len(post.split(" ")) <= 245),
     ("tifu", lambda post, prompt: prompt.startswith("SUBREDDIT: r/tifu\n")),
     ("sentiment", lambda post, prompt: " sad " in post)])
-def test_structured_splits(copies, part, inside):  # the wrong side, a boundary moved by one
+def test_structured_splits(copies, part, inside):  # the wrong side, a boundary off by one word
     for read in (data.load, data.comparisons):
         prompts = lambda split, name=part: [
             r.prompt for r in read(at(copies, f"tldr-{name}"), split)]
