@@ -466,7 +466,8 @@ def part(prompt, of=("validation", "test")):
 
 
 def read_rows(path):
-    """Yield (object, "file, line n") for each line of JSON; ValueError names what is wrong."""
+    """Yield (object, "file, line n") for each line of JSON; ValueError names what is wrong. Rows of
+    CSV and Parquet files likewise."""
     if path.suffix in (".csv", ".parquet"):
         from . import hub
 

@@ -1,7 +1,7 @@
 """
 Public datasets by name: those of the paper, and any other on the Hugging Face hub; CSV and Parquet.
 
-    python -m data tldr --split cnn -n 5         # fetched once, then from the cache of `datasets`
+    python -m data tldr --split cnn -n 5         # fetched once; the hub is asked for changes
     python -m data tldr=copies --split cnn -n 5  # from copies/cnn_dailymail/3.0.0/test-*.parquet
 
     name                what it is trained on                        test splits, ID first
@@ -14,9 +14,11 @@ Public datasets by name: those of the paper, and any other on the Hugging Face h
     hh                  Anthropic's helpful and harmless dialogues   test
     owner/name[:config] any set of the hub with one of the shapes    test, and others it may have
 
-Any name may be followed by `=FOLDER`, which holds the hub's own files: FOLDER/openai-tldr-filtered/
-train.jsonl and so on, each set in a folder of its name. A row is known by its columns (EXAMPLES and
-COMPARISONS below). Where a set has no validation or test split, one prompt in twenty is.
+Any name may be followed by `=FOLDER`, which holds the hub's own files, each set in a folder of its
+name, as `hf download UCL-DARK/openai-tldr-filtered --repo-type dataset --local-dir
+FOLDER/openai-tldr-filtered` makes it (FILES, below, says which files, and which `--revision`). Rows
+are known by their columns (EXAMPLES and COMPARISONS). Where a set has no validation or test split,
+one training prompt in twenty is. A response is the columns' reference, or what people chose.
 
 The sets, columns, templates and splits are those of Kirk et al. 2024 (arXiv:2310.06452) and of
 their code (facebookresearch/rlfh-gen-div, dataset/summarisation_formatting.py), with these
@@ -262,9 +264,10 @@ def load_dataset(source, remote, *args, **options):
     except ImportError:
         raise ModuleNotFoundError(f"{source} needs a package that is not installed: pip install "
                                   f"datasets, or give JSON lines instead") from None
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before 4.0 a set could bring a script
     if not remote:  # else reading a file on disk reports to the hub, and waits where there is none
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    if "columns" in options:  # all of text
+    if "columns" in options:  # all of them text
         options["features"] = datasets.Features(
             dict.fromkeys(options.pop("columns"), datasets.Value("string")))
     try:
