@@ -67,13 +67,13 @@ POLICIES = {  # name: (checkpoint, temperature); those of every table
     "base": ("base", 1.0), "sft": ("sft", 1.0), "sft-t0.7": ("sft", 0.7), "sft-greedy": ("sft", 0),
     f"bon{N}": ("sft", 0.7), "rlhf": ("ppo", 1.0)}
 FRONTIER = {  # one output per prompt: where a lower temperature takes SFT, and RLHF
-    "sft-t0.9": ("sft", 0.9), "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3),
-    "rlhf-t0.9": ("ppo", 0.9), "rlhf-t0.7": ("ppo", 0.7), "rlhf-t0.5": ("ppo", 0.5),
+    "sft-t0.8": ("sft", 0.8), "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3),
+    "rlhf-t0.8": ("ppo", 0.8), "rlhf-t0.7": ("ppo", 0.7), "rlhf-t0.5": ("ppo", 0.5),
     "rlhf-t0.3": ("ppo", 0.3), "rlhf-greedy": ("ppo", 0)}
 
 # The penalty of each task, chosen on its validation split: a nat buys less on instructions, where
 # cooling SFT mends much for little, so that a long leash is a bad bargain.
-BETA = {"summarise": 0.2, "instruct": 0.3}
+BETA = {"summarise": 0.2, "instruct": 0.5}
 
 SWEEP = {  # name: what is different from the main run of ppo.py
     **{f"{kl}-{beta:g}": dict(kl=kl, beta=beta) for kl in ("k1", "k2")

@@ -28,7 +28,7 @@ import reward
 import sft
 
 POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf")
-                               for temperature in (1.0, 0.9, 0.7, 0.5, 0.3, 0.0)]
+                               for temperature in (1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0)]
 
 
 def evaluate(name, seed, n, out):

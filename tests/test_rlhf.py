@@ -148,10 +148,10 @@ def test_one_seed_against_the_others_is_inconclusive():  # the mean alone decide
 
 
 @pytest.mark.parametrize("kl, found", [
-    ({"rlhf": 0.9, "rlhf-t0.9": 1.0, "rlhf-t0.7": 1.1}, ("rlhf-t0.9", 1.0, 0.2)),
+    ({"rlhf": 0.9, "rlhf-t0.8": 1.0, "rlhf-t0.7": 1.1}, ("rlhf-t0.8", 1.0, 0.2)),
     ({"rlhf": 1.01}, (None, None, None))])
 def test_the_bargain(kl, found):  # RLHF's best of all, SFT's coldest, the gain's sign, gold per KL
-    win = {"sft": 0.3, "sft-t0.5": 0.5, "sft-greedy": 0.4, "rlhf": 0.6, "rlhf-t0.9": 0.7,
+    win = {"sft": 0.3, "sft-t0.5": 0.5, "sft-greedy": 0.4, "rlhf": 0.6, "rlhf-t0.8": 0.7,
            "rlhf-t0.7": 0.9}
     kl = {"sft": 0.0, "sft-t0.5": 1.0} | kl
     values = {p: {"id": {"win_rate": np.full((3, 20), win.get(p, 0.1)),
@@ -172,7 +172,7 @@ def test_the_frontier():  # splits or families exchanged, the best by gold, the 
     row = {"outputs": ["a", "b"], "gold": [1.0, 3.0], "proxy": [0.5, 0.2], "reference_gold": 2.0}
     other = row | {"proxy": [0.2, 0.5]}  # here the proxy is right
     found = rlhf.frontier(values, {"sft": {s: [[row] * 3 + [other]] * 2 for s in SPLITS}}, SPLITS)
-    assert [p["label"] for p in found["sft"]] == ["T 1", "T 0.9", "T 0.7", "T 0.5", "T 0.3", "T 0"]
+    assert [p["label"] for p in found["sft"]] == ["T 1", "T 0.8", "T 0.7", "T 0.5", "T 0.3", "T 0"]
     for family, label, near, far in (("sft", "T 1", 0.6, 0.525), ("sft", "T 0.3", 0.5, 0.3),
                                      ("rlhf", "T 1", 0.6, 0.4), ("rlhf", "T 0", 0.4, 0.125)):
         point = next(p for p in found[family] if p["label"] == label)
