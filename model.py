@@ -5,18 +5,23 @@ A language model is a function from token ids to a distribution over the next id
 this project is one network used in four ways: as a policy (`generate`), as a measure of how likely
 a given response is (`logprobs`), as a judge or a value function (`ScalarModel`, the same layers
 with one number per position instead of V logits), and as a frozen bottom that all of them share
-(`freeze`, `share_trunk`). GPT-2, OPT and LLaMA are the same forty lines with other settings.
+(`freeze`, `share_trunk`). GPT-2, OPT and LLaMA are the same forty lines with other settings, and
+`load_pretrained` reads their weights.
+
+    python model.py export out/summarise/ppo.pt my-folder      # for everybody else's programs
 
 Axes: B rows, T positions, R response positions, C channels, H heads, D head width (C / H),
 V vocabulary, S cache columns. Nothing here knows about text, rewards or PPO.
 """
 
+import argparse
 import copy
 import hashlib
 import json
 import math
 import os
 import struct
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,12 +46,15 @@ class ModelConfig:
     activation: str = "swiglu"  # "swiglu" (LLaMA), "gelu" (GPT-2's tanh form) or "relu" (OPT)
     positions: str = "rotary"  # "rotary" (LLaMA) or "learned" (GPT-2, OPT)
     rope_theta: float = 10000.0  # rotary only: wavelengths run from 2 pi to 2 pi theta tokens
+    rope_scaling: tuple = ()  # LLaMA 3.1's: factor, low, high, context before it (see rope_table)
     bias: bool = False  # on linear layers (GPT-2 and OPT have it, LLaMA does not)
+    qkv_bias: bool = False  # on queries, keys and values only (Qwen2)
+    embed_width: int = 0  # of an embedding that is projected to `channels` (0: none; OPT-350m: 512)
     tied: bool = True  # the output matrix is the embedding
     eos: tuple = (0,)  # sampling stops at any of these ids
 
     def __post_init__(self):
-        self.eos = tuple(self.eos)  # JSON has no tuples
+        self.eos, self.rope_scaling = tuple(self.eos), tuple(self.rope_scaling)  # JSON has none
         known = {"norm": ("rms", "layer"), "activation": ("swiglu", "gelu", "relu"),
                  "positions": ("rotary", "learned")}
         for name, choices in known.items():
@@ -77,6 +85,24 @@ def make_norm(config):
     return kind(config.channels, eps=config.norm_eps)
 
 
+def rope_table(config):
+    """
+    Cosines and sines of every position's angles (2, context, D), the first half of the sines
+    negated. LLaMA 3.1 was trained on a short context and stretched: waves that turn fewer than
+    `low` times in that context are slowed by `factor`, those that turn more than `high` times are
+    left alone, and in between it blends. Sec. 3.4.2, Dubey et al. 2024, arXiv:2407.21783
+    """
+    half = config.channels // config.heads // 2
+    speed = config.rope_theta ** -(torch.arange(half).double() / half)  # radians per token: (D/2,)
+    if config.rope_scaling:
+        factor, low, high, before = config.rope_scaling
+        kept = ((before * speed / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        speed = speed * (kept + (1 - kept) / factor)
+    angle = torch.arange(config.context)[:, None] * speed  # (context, D/2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)]).float()
+
+
 def rotate(x, rotation):
     """
     Turn channel pair (i, i + D/2) by angle position * theta^(-2i/D), so that a query-key product
@@ -93,7 +119,7 @@ class Attention(nn.Module):
         self.width = config.channels // config.heads
         # queries, keys and values in one product: as fast as three, and one line to read
         rows = (config.heads + 2 * config.kv_heads) * self.width
-        self.qkv = nn.Linear(config.channels, rows, bias=config.bias)
+        self.qkv = nn.Linear(config.channels, rows, bias=config.bias or config.qkv_bias)
         self.out = nn.Linear(config.channels, config.channels, bias=config.bias)
 
     def forward(self, x, rotation, is_visible, cache=None, column=0):
@@ -154,20 +180,19 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.frozen = 0  # how many blocks `freeze` has frozen
-        self.embed = nn.Embedding(config.vocab_size, config.channels)
+        width = config.embed_width or config.channels
+        self.embed = nn.Embedding(config.vocab_size, width)
+        narrow = config.embed_width > 0
+        self.project_in = nn.Linear(width, config.channels, False) if narrow else None
+        self.project_out = nn.Linear(config.channels, width, False) if narrow and lm_head else None
         learned = config.positions == "learned"
         self.position = nn.Embedding(config.context, config.channels) if learned else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = make_norm(config) if config.norm_first else nn.Identity()
         untied = lm_head and not config.tied
-        self.lm_head = nn.Linear(config.channels, config.vocab_size, False) if untied else None
+        self.lm_head = nn.Linear(width, config.vocab_size, False) if untied else None
         if not learned:
-            half = config.channels // config.heads // 2
-            speed = config.rope_theta ** -(torch.arange(half).double() / half)
-            angle = torch.arange(config.context)[:, None] * speed  # (context, D/2)
-            cos, sin = angle.cos(), angle.sin()
-            table = torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)])
-            self.register_buffer("table", table.float(), persistent=False)  # (2, context, D)
+            self.register_buffer("table", rope_table(config), persistent=False)  # (2, context, D)
         self.apply(self._init)
         for block in self.blocks:  # 2L branches add up in the residual stream: keep its size at 1
             for layer in (block.attention.out, block.mlp.down):
@@ -206,6 +231,7 @@ class Transformer(nn.Module):
 
     def embeddings(self, ids, positions):
         x = self.embed(ids.where(ids < self.config.vocab_size, 0))  # PAD is fed as 0: (B, T, C)
+        x = x if self.project_in is None else self.project_in(x)
         return x if self.position is None else x + self.position(positions)
 
     def rotation(self, positions):
@@ -226,6 +252,7 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden):
+        hidden = hidden if self.project_out is None else self.project_out(hidden)
         return F.linear(hidden, self.embed.weight if self.lm_head is None else self.lm_head.weight)
 
     @torch.no_grad()
@@ -284,7 +311,7 @@ def scalar_from(policy):
     "A scalar model that starts as a copy of `policy`, with a fresh head."
     model = ScalarModel(policy.config).to(policy.embed.weight)  # same device, same precision
     model.trunk = copy.deepcopy(policy)
-    model.trunk.lm_head = None
+    model.trunk.lm_head = model.trunk.project_out = None
     return model
 
 
@@ -339,7 +366,8 @@ def transformer(model):
 
 def frozen_parts(model):
     "What `freeze` holds fixed, by name; the output matrix too, or a tied one would move them."
-    parts = {"embed": model.embed, "position": model.position, "lm_head": model.lm_head}
+    parts = {name: getattr(model, name) for name in (
+        "embed", "position", "project_in", "project_out", "lm_head")}
     parts |= {f"blocks.{i}": block for i, block in enumerate(model.blocks[:model.frozen])}
     return {name: part for name, part in parts.items() if part is not None}
 
@@ -367,7 +395,7 @@ def share_trunk(model, other):
     other.frozen = model.frozen
     mine, its = frozen_parts(model), frozen_parts(other)
     shared = mine.keys() & its.keys()  # a scalar model has no output matrix of its own
-    same = mine.keys() - {"lm_head"} <= shared and all(
+    same = mine.keys() - {"project_out", "lm_head"} <= shared and all(
         torch.equal(value, other_value) for name in shared for value, other_value
         in zip(mine[name].parameters(), its[name].parameters(), strict=True))
     if not same:
@@ -605,7 +633,16 @@ def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
     (module, record) from a checkpoint; weights come back as fp32 parameters. Whatever is wrong
     with the file, and `tokenizer`, a fingerprint, that is not its own, is said in one sentence.
     What an interrupted run saved is refused, unless `unfinished`: it is no model to build on.
+    A policy may also be a pretrained model, by the hub's name or a folder: see load_pretrained.
     """
+    from data import weights
+
+    if kind == "policy" and weights.is_pretrained(path):
+        model, its = load_pretrained(path, device)
+        if tokenizer not in (None, its.fingerprint):
+            raise ValueError(f"{path} has another tokenizer than the model it is to go with.")
+        return model, {"tokenizer": its.record, "meta": {"stage": "pretrained", "finished": True},
+                       "digest": digest({"weights": model.state_dict()})}
     path, remedy = Path(path), f"make a {kind} with `{MADE_BY[kind]}`."
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {remedy}")
@@ -633,3 +670,54 @@ def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
     model = Transformer(config) if kind == "policy" else ScalarModel(config)
     model.load_state_dict(record.pop("weights"))  # copies into fp32 whatever it was stored in
     return model.to(device), record
+
+
+# ---- everybody else's files ----------------------------------------------------------------------
+
+
+def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_tokens=224,
+                    response_tokens=48):
+    """
+    (Transformer, Tokenizer) from a local folder or a name of the Hugging Face hub: GPT-2, OPT,
+    LLaMA 1 to 3 and Qwen2, in the format of `transformers`. The weights are read one by one into
+    their places, of `dtype` on `device`: never is more than one file held beside the model.
+    Whatever is wrong with the files is said in one sentence, and nothing is half loaded.
+    """
+    from data import weights
+
+    folder = weights.find(name_or_folder)
+    family, settings = weights.settings(folder)
+    tokenizer = weights.tokenizer(name_or_folder, prompt_tokens, response_tokens)
+    settings["eos"] = tuple(dict.fromkeys((tokenizer.eos, *settings["eos"])))
+    with torch.device("meta"):  # shapes without memory
+        model = Transformer(ModelConfig(**settings))
+    weights.fill(model, family, folder, device, dtype)
+    if model.position is None:
+        model.table = rope_table(model.config).to(device, dtype)
+    return model, tokenizer
+
+
+def export(path, folder):
+    "Write a checkpoint's policy and its tokeniser to a new folder that `transformers` loads alone."
+    from data import weights
+
+    model, record = load(path, "policy")
+    weights.write(model, record["tokenizer"], folder)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python model.py", allow_abbrev=False)
+    parser.add_argument("command", choices=["export"])
+    parser.add_argument("checkpoint", help="a policy: sft.pt or ppo.pt of a run folder")
+    parser.add_argument("folder", help="a new folder for config.json, model.safetensors and so on")
+    args = parser.parse_args(argv)
+    try:
+        export(args.checkpoint, args.folder)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"wrote {args.folder}: AutoModelForCausalLM.from_pretrained({args.folder!r}) loads it")
+
+
+if __name__ == "__main__":
+    main()

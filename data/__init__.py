@@ -20,6 +20,7 @@ import random
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -53,23 +54,42 @@ class Comparison:
 
 class Tokenizer:
     """
-    Text to ids and back: "world", "gpt2", or the path of a file in tiktoken's format.
+    Text to ids and back: "world", "gpt2", the path of a file in tiktoken's format, or a pretrained
+    model's own, by its folder or its name on the hub (see weights.vocabulary).
 
-    EOS is the last id of the vocabulary. PAD is one past it, an id with no embedding row: were
-    PAD an ordinary token or EOS itself (a common shortcut), masking the padding would also hide
-    the end of every response, and the model would never learn to stop.
+    EOS is the last id of the vocabulary, or what the pretrained model has. PAD is the model's
+    vocab_size, an id with no embedding row: were PAD an ordinary token or EOS itself (a common
+    shortcut), masking the padding would also hide the end of every response, and the model would
+    never learn to stop.
 
     It also knows how long prompts and responses may be, so that every stage cuts them alike.
     """
 
     def __init__(self, name="world", prompt_tokens=224, response_tokens=48):
+        from . import weights
+
+        self.name = str(name)
+        self.prompt_tokens, self.response_tokens = prompt_tokens, response_tokens
+        is_gpt2 = weights.GPT2.fullmatch(self.name) and not Path(name, "config.json").is_file()
+        if name != "world" and weights.is_pretrained(name) and not is_gpt2:
+            vocabulary = weights.vocabulary(weights.find(name, tensors=False))
+        else:
+            vocabulary = self.trained(name, is_gpt2)
+        self.encoding, self.special = vocabulary.encoding, vocabulary.special
+        self.eos, self.bos, self.vocab_size = vocabulary.eos, vocabulary.bos, vocabulary.vocab_size
+        self.pad, self.lead = self.vocab_size, vocabulary.lead
+        # A checkpoint stores this: ids mean nothing under another vocabulary, even of equal size.
+        self.fingerprint = hashlib.sha256(repr(vocabulary.parts).encode()).hexdigest()[:16]
+
+    def trained(self, name, is_gpt2):
+        """OpenAI's vocabulary, or one trained by data.bpe: ranks, EOS after them, and no BOS."""
         # Imported here: `python -m data.bpe` imports this package first, and must not find
         # itself loaded already. tiktoken waits for its first use, too.
         import tiktoken
 
         from . import bpe
 
-        if name == "gpt2":
+        if is_gpt2:
             try:
                 ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
             except OSError as error:  # what `requests` raises without a network
@@ -85,21 +105,14 @@ class Tokenizer:
                     f"`python -m data.bpe TEXT_FILE --vocab 2048 --out {path}`"
                 )
             ranks = bpe.load(path)
-
-        self.name = str(name)
-        self.prompt_tokens, self.response_tokens = prompt_tokens, response_tokens
-        self.eos = len(ranks)
-        self.vocab_size = len(ranks) + 1
-        self.pad = self.vocab_size
-        self.bos = None  # GPT-2 has none; families that start with one set it
-        special = {"<|endoftext|>": self.eos}
-        self.encoding = tiktoken.Encoding(
+        eos = len(ranks)
+        special = {"<|endoftext|>": eos}
+        encoding = tiktoken.Encoding(
             self.name, pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=special
         )
-        # A checkpoint stores this: ids mean nothing under another vocabulary, even of equal size.
         parts = [sorted(ranks.items(), key=lambda item: item[1]), sorted(special.items())]
-        everything = repr((parts, bpe.PATTERN)).encode()
-        self.fingerprint = hashlib.sha256(everything).hexdigest()[:16]
+        return SimpleNamespace(encoding=encoding, parts=(parts, bpe.PATTERN), special=special,
+                               eos=eos, bos=None, vocab_size=eos + 1, lead=None)
 
     @property
     def record(self):
@@ -121,17 +134,22 @@ class Tokenizer:
     def response(self, text):
         return encode_response(self, text, self.response_tokens)
 
-    def encode(self, text):
+    def encode(self, text, inside=False):
         """
         Text -> list of ids. Never EOS: a post that says <|endoftext|> is only quoting it, and
-        becomes seven ordinary tokens or so. Lone surrogates become U+FFFD.
+        becomes seven ordinary tokens or so. Lone surrogates become U+FFFD. SentencePiece puts a
+        space before every text; not before one that is `inside` another, and goes on from it.
         """
+        if self.lead and not inside:
+            text = self.lead(text)
         return self.encoding.encode_ordinary(text)
 
     def decode(self, ids):
-        """Ids (a list or a tensor) -> text, without PAD, EOS and BOS; broken UTF-8 is U+FFFD."""
-        silent = (self.pad, self.eos, self.bos)
-        return self.encoding.decode([i for i in map(int, ids) if i not in silent])
+        """Ids (a list or a tensor) -> text, without PAD, EOS and BOS; broken UTF-8 is U+FFFD. Ids
+        that only the model has, whose table may be longer than the vocabulary, say nothing."""
+        silent = {self.pad, self.eos, self.bos, *self.special.values()}
+        return self.encoding.decode([i for i in map(int, ids)
+                                     if i not in silent and i < self.encoding.n_vocab])
 
 
 # --------------------------------------------------------------------------------------------
@@ -156,7 +174,7 @@ def encode_prompt(tokenizer, prompt, max_tokens):
     ids = tokenizer.encode(prompt)
     if len(ids) > room:
         post, newline, cue = prompt.rpartition("\n")
-        cue = tokenizer.encode(newline + cue)
+        cue = tokenizer.encode(newline + cue, inside=True)
         # A single line, or a last line longer than all the room, is no cue: cut it plainly.
         keep = room - len(cue) if newline and len(cue) <= room else None
         ids = ids[:room] if keep is None else tokenizer.encode(post)[:keep] + cue
@@ -173,7 +191,7 @@ def encode_response(tokenizer, response, max_tokens):
     if max_tokens < 1:
         raise ValueError(f"a response needs room for EOS: at least 1 token, not {max_tokens}")
     text = response.strip()
-    ids = tokenizer.encode(" " + text) if text else []
+    ids = tokenizer.encode(" " + text, inside=True) if text else []
     return ids[: max_tokens - 1] + [tokenizer.eos]
 
 

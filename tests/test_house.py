@@ -33,12 +33,12 @@ TABLE = {
     "data/instruct.py": ("", ""),
     "data/bpe.py": ("tiktoken tqdm", "data"),
     "data/hub.py": ("data", "datasets"),
-    "data/weights.py": ("torch", "safetensors tokenizers data"),
+    "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub tiktoken data data.bpe"),
     "data/judge.py": ("data", "openai"),
     "data/report.py": ("numpy", "matplotlib"),
 }
 OPTIONAL = {"safetensors", "tokenizers", "sentence_transformers", "transformers", "openai",
-            "datasets"}
+            "datasets", "huggingface_hub"}
 FOR_TESTS = {"pytest", "hypothesis", "regex", "ruff"}
 LOCAL = {path.stem for path in ROOT.glob("*.py")} | {"data", "tests"}
 
@@ -173,8 +173,9 @@ def test_commands_of_the_readme(words, capsys):  # a flag that was renamed
         source = path.read_text(encoding="utf-8")
         for word in rest:
             assert not word.startswith("-") or f'"{word.split("=")[0]}"' in source, word
-    elif words[1] == "metrics.py":  # no Config of its own
-        assert all(not word.startswith("-") or f'"{word}"' in inspect.getsource(metrics.main)
+    elif words[1] in ("metrics.py", "model.py"):  # no Config of their own
+        main = __import__(words[1].removesuffix(".py")).main
+        assert all(not word.startswith("-") or f'"{word}"' in inspect.getsource(main)
                    for word in words)
     else:
         stage = words[1].removesuffix(".py")
