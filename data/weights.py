@@ -291,52 +291,58 @@ def fill(model, family, folder, device, dtype):
     if family == "opt":
         rows, columns = wanted[table]
         wanted[table] = (rows + OFFSET, columns)
-    found = {}  # name: the file's own name for it, which may lack the prefix
+    tied = "lm_head.weight" not in wanted  # many files hold it all the same
+    if tied:
+        wanted["lm_head.weight"] = wanted[f"{prefix}{NAMES[family]['embed']}.weight"]
 
-    def known(path):
-        for its, shape, read in tensors(path):
-            short = re.sub(r"^(transformer|model)\.(decoder\.)?|^decoder\.", "", its)
-            name = its if short == "lm_head.weight" else prefix + short
-            if not BUFFERS.fullmatch(name):
-                yield name, its, shape, read
-
-    for path in paths:
-        for name, its, shape, _ in known(path):
-            tied = name == "lm_head.weight" and model.lm_head is None
-            expected = wanted.get(f"{prefix}{NAMES[family]['embed']}.weight" if tied else name)
-            if expected is None:
+    # each file has a function of its own for both passes: with it goes what it held of the file
+    def check(path):
+        for name, its, shape, _ in known(path, prefix):
+            if name not in wanted:
                 raise ValueError(f"{path} holds {its}, which this {family} model has no place for.")
-            if shape != expected:
+            if shape != wanted[name]:
                 raise ValueError(f"{path}: {its} has shape {shape}, and by config.json it should "
-                                 f"be {expected}.")
-            found[name] = path
-    missing = [name for name in wanted if name not in found]
+                                 f"be {wanted[name]}.")
+            yield name
+
+    found = {name for path in paths for name in check(path)}
+    missing = [name for name in wanted if name not in found and not (tied and "lm_head" in name)]
     if missing:
         more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise ValueError(f"{folder}: {missing[0]}{more} missing from {paths[0].name}"
                          f"{' and its other parts' if len(paths) > 1 else ''}.")
     model.to(dtype).to_empty(device=device)
     into = places(model, family)
-    for path in paths:
-        for name, its, _, read in known(path):
+
+    def read_file(path):
+        for name, its, _, read in known(path, prefix):
             value = read()
             if not value.is_floating_point():
                 raise ValueError(f"{path}: {its} is {value.dtype}, and only floating-point weights "
                                  f"are supported.")
             if name in into:
                 into[name].copy_(value[OFFSET:] if family == "opt" and name == table else value)
-            del value
-    if model.lm_head is None and "lm_head.weight" in found:
-        check_tied(model, found["lm_head.weight"], dtype)
+
+    def check_tied(path):
+        for name, its, _, read in known(path, prefix):
+            if name not in into and not torch.equal(read().to(model.embed.weight),
+                                                    model.embed.weight):
+                raise ValueError(f"{path}: {its} differs from the embedding, and by config.json "
+                                 f"they are tied (tie_word_embeddings).")
+
+    for visit in (read_file, check_tied) if tied and "lm_head.weight" in found else (read_file,):
+        for path in paths:
+            visit(path)
 
 
-def check_tied(model, path, dtype):
-    """The output matrix that many files hold although it is the embedding: it had better be."""
-    for name, _, read in tensors(path):
-        if name == "lm_head.weight":
-            if not torch.equal(read().to(model.embed.weight), model.embed.weight):
-                raise ValueError(f"{path}: lm_head.weight differs from the embedding, and config."
-                                 f"json says that they are tied (tie_word_embeddings).")
+def known(path, prefix):
+    """Yields (the name that `transformers` writes, the file's own name, shape, a function that
+    reads it) for each tensor of a file: older ones lack the prefix, and hold buffers besides."""
+    for its, shape, read in tensors(path):
+        short = re.sub(r"^(transformer|model)\.(decoder\.)?|^decoder\.", "", its)
+        name = its if short == "lm_head.weight" else prefix + short
+        if not BUFFERS.fullmatch(name):
+            yield name, its, shape, read
 
 
 # --------------------------------------------------------------------------------------------

@@ -46,8 +46,9 @@ def corpus():
 def strings(n=2000):
     "Varied texts: words, blanks of all kinds, digits, scripts, emoji, quoted special tokens."
     rng, out = random.Random(1), ["", " ", "a", " a", "  a", "\n", "\na\n\n b ", "\ufeffa", "▁a b"]
-    parts = [*" ".join(corpus()[:2] + corpus()[-2:]).split(" "), "  ", "\n", "\r\n", "\t", " \n ", "</s>", "<s>",
-             "<unk>", "<0x0A>", "<|endoftext|>", "<|begin_of_text|>", "<|eot_id|>", "▁", "Ġ",
+    parts = [*" ".join(corpus()[:2] + corpus()[-2:]).split(" "), "  ", "\n", "\r\n", "\t",
+             " \n ", "</s>", "<s>", "<unk>", "<0x0A>", "<|endoftext|>", "<|begin_of_text|>",
+             "<|eot_id|>", "▁", "Ġ",
              "I'LL", "'s", "12345", "٣٤", "½", "²", "ﬁ", "e\u0301", "👩‍👩‍👧", "मानक", "\u2028",
              "\x00", "\u00a0", "\u3000", "ß", "—", "\U0010ffff", "ſ"]
     while len(out) < n:
@@ -155,10 +156,14 @@ def theirs_of(folder, kind):
     "The tokeniser of `transformers` for a folder."
     if kind != "llama3":
         return hf.AutoTokenizer.from_pretrained(folder)
-    converter = hf.convert_slow_tokenizer.TikTokenConverter(
-        folder / "tokenizer.model", pattern=weights.LLAMA3,
-        extra_special_tokens=[*weights.LLAMA3_SPECIAL.values()])
-    found = hf.PreTrainedTokenizerFast(tokenizer_object=converter.converted())
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    special = [weights.LLAMA3_SPECIAL.get(n, f"<|{n}|>") for n in range(16)]
+    converter = TikTokenConverter(str(folder / "tokenizer.model"), pattern=weights.LLAMA3,
+                                  extra_special_tokens=special)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # it would keep a copy for the next test
+        found = hf.PreTrainedTokenizerFast(tokenizer_object=converter.converted())
     found.backend_tokenizer.post_processor = tk.processors.TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 400)])
     return found
@@ -309,13 +314,13 @@ def test_scaled_rotation_equals_transformers_far_out():  # low and high swapped,
     config = hf.LlamaConfig(**{**LLAMA, "hidden_size": 384, "max_position_embeddings": 4000,
                                "rope_parameters": {**SCALED, "rope_theta": 500000.0,
                                                    "original_max_position_embeddings": 500}})
+    shape = dict(channels=384, heads=6, kv_heads=6, context=4000, rope_theta=500000.0)
     rotary = hf.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
-    table = m.rope_table(m.ModelConfig(channels=384, heads=6, context=4000, rope_theta=500000.0,
-                                       rope_scaling=(8.0, 1.0, 4.0, 500)))
+    table = m.rope_table(m.ModelConfig(rope_scaling=(8.0, 1.0, 4.0, 500), **shape))
     cos, sin = rotary(torch.zeros(1), torch.arange(4000)[None])
     torch.testing.assert_close(table[0], cos[0], atol=3e-4, rtol=0)  # theirs has fp32 angles
     torch.testing.assert_close(table[1, :, 32:], sin[0, :, 32:], atol=3e-4, rtol=0)
-    plain = m.rope_table(m.ModelConfig(channels=384, heads=6, context=4000, rope_theta=500000.0))
+    plain = m.rope_table(m.ModelConfig(**shape))
     assert (plain - table).abs().max() > 0.5
 
 
@@ -394,13 +399,18 @@ def test_never_two_copies_in_memory(root, tmp_path, monkeypatch, form, dtype):
     net = randomise(hf.LlamaForCausalLM(config))
     net.save_pretrained(folder, max_shard_size="300KB")
     llama_files(folder)
-    if form == "bin":
-        shutil.rmtree(folder)
-        net.save_pretrained(folder)
-        llama_files(folder)
-        (folder / "model.safetensors").unlink()
-        torch.save(net.state_dict(), folder / "pytorch_model.bin")
     largest = 4 * max(p.numel() for p in net.parameters())
+    if form == "bin":  # in the format before 2020, which is read file by file
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        for path in folder.glob("*.safetensors"):
+            held = st.load_file(path)
+            largest = max(largest, 4 * sum(value.numel() for value in held.values()))
+            torch.save(held, path.with_suffix(".bin"), _use_new_zipfile_serialization=False)
+            path.unlink()
+        (folder / "model.safetensors.index.json").unlink()
+        dump(folder / "pytorch_model.bin.index.json", {"weight_map": {
+            name: Path(file).with_suffix(".bin").name
+            for name, file in index["weight_map"].items()}})
     whole = sum(p.numel() for p in net.parameters()) * dtype.itemsize
     with Accounting() as seen:
         read = weights.tensors
@@ -409,8 +419,7 @@ def test_never_two_copies_in_memory(root, tmp_path, monkeypatch, form, dtype):
             for name, shape, get in read(path):
                 def got(get=get):
                     value = get()
-                    if form == "sharded":  # a .bin is mapped: its bytes are the file's
-                        seen.note(value)
+                    seen.note(value)
                     return value
                 yield name, shape, got
         monkeypatch.setattr(weights, "tensors", noted)
@@ -619,7 +628,7 @@ def exported_equals(checkpoint, folder, texts, count=12):
     net, record = m.load(checkpoint, "policy")
     ours, theirs = data.Tokenizer.of(record["tokenizer"]), reload(folder)
     text = hf.AutoTokenizer.from_pretrained(folder)
-    assert_same(net, theirs)
+    assert_same(net, theirs, tolerance=3e-5)  # the world's logits are in the tens
     for prompt in texts:
         ids = data.encode_prompt(ours, prompt, 10_000)
         assert text(prompt.rstrip(), split_special_tokens=True).input_ids == ids, prompt
