@@ -28,7 +28,7 @@ import reward
 @dataclass
 class Config:
     data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
-    init: str = ""  # the policy to sample from (default: sft.pt of the run folder)
+    init: str = ""  # a checkpoint or pretrained model (default: sft.pt of the run folder)
     reward: str = ""  # the reward checkpoint that chooses (default: reward.pt of the run folder)
     split: str = "validation"  # which prompts
     n: int = 16  # the chosen output is the best of n

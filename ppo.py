@@ -32,7 +32,7 @@ import reward
 @dataclass
 class Config:
     data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
-    init: str = ""  # the SFT policy to start from (default: sft.pt of the run folder)
+    init: str = ""  # a checkpoint or pretrained model (default: sft.pt of the run folder)
     reward: str = ""  # reward checkpoint (default: reward.pt), gold, or FILE.py with a reward_fn
     steps: int = 60  # iterations
     batch: int = 64  # prompts per iteration, one response each

@@ -32,7 +32,7 @@ import model as m
 @dataclass
 class Config:
     data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
-    init: str = ""  # the SFT policy to start from (default: sft.pt of the run folder)
+    init: str = ""  # a checkpoint or pretrained model (default: sft.pt of the run folder)
     comparisons: str = ""  # a JSON lines file of comparisons, instead of collecting them
     steps: int = 400  # optimiser steps
     batch: int = 20  # prompts per step, each with all of its comparisons

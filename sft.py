@@ -31,7 +31,7 @@ import model as m
 @dataclass
 class Config:
     data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
-    init: str = "base"  # base (the shipped one), scratch (pretrain first), or a policy checkpoint
+    init: str = "base"  # base (shipped), scratch (pretrain first), a checkpoint, a pretrained model
     steps: int = 200  # optimiser steps
     batch: int = 32  # rows per step
     lr: float = 3e-4  # peak learning rate: 3 % warm-up, then a cosine to zero

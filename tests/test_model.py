@@ -19,7 +19,7 @@ STYLES = {
     "gpt2": dict(norm="layer", activation="gelu", positions="learned", bias=True),
     "llama": dict(heads=6, kv_heads=2, channels=36),
     "opt-350m": dict(norm="layer", norm_first=False, activation="relu", positions="learned",
-                     bias=True, tied=False),
+                     bias=True, tied=False, embed_width=12),
 }
 
 
@@ -93,7 +93,7 @@ def test_logits_equal_opt_of_transformers(norm_first):  # relu, order of norms, 
         vocab_size=V, hidden_size=18, num_hidden_layers=3, ffn_dim=13, num_attention_heads=3,
         max_position_embeddings=31, word_embed_proj_dim=18, do_layer_norm_before=norm_first))
     w, ours = randomise(theirs), tiny(**{**STYLES["opt-350m"], "norm_first": norm_first,
-                                         "tied": True})
+                                         "tied": True, "embed_width": 0})
     at = "model.decoder."
     new = {"embed.weight": w[at + "embed_tokens.weight"],
            "position.weight": w[at + "embed_positions.weight"][2:]}  # OPT counts from 2
