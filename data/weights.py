@@ -378,8 +378,8 @@ class Pieces:
     """A tokenizer.json, with what Tokenizer uses of a tiktoken.Encoding: text to ids and back."""
 
     def __init__(self, spec, path):
-        self.spec = json.loads(json.dumps(spec))  # as it was, for an export
         spec |= {"truncation": None, "padding": None}
+        self.spec = json.loads(json.dumps(spec))  # as it is now, for an export
         self.own_space = without_space(spec)
         try:
             self.tokenizer = tokenizers(path).Tokenizer.from_str(json.dumps(spec))
@@ -388,9 +388,8 @@ class Pieces:
         except Exception as error:  # the library raises plain Exceptions
             raise ValueError(f"{path} is not a tokeniser that the installed version of tokenizers "
                              f"can read ({error}).") from error
-        # a post that says </s> is only quoting it
-        self.tokenizer.encode_special_tokens = True
-        self.n_vocab = self.tokenizer.get_vocab_size()
+        self.tokenizer.encode_special_tokens = True  # a post that says </s> is only quoting it
+        self.n_vocab = max(self.tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode_ordinary(self, text):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -400,9 +399,9 @@ class Pieces:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def lead(self, text):
-        """The space that SentencePiece puts before a text; newer files: unless it has one."""
+        """With the space that SentencePiece puts before a text; newer files: if it has none."""
         has = self.own_space == "unless" and text.startswith((" ", "▁"))
-        return " " + text if text and not has else text
+        return " " + text if self.own_space and text and not has else text
 
 
 def without_space(spec):
@@ -454,19 +453,17 @@ def vocabulary(folder):
                          f"tokenizer_config.json no eos_token: add one, or responses have no end.")
     if notes.get("add_bos_token") is False:
         bos = None
-    elif notes.get("add_bos_token") and bos is None:
+    elif bos is None and notes.get("add_bos_token"):
         bos = config.get("bos_token_id") if said["bos_token"] is None else said["bos_token"]
-    if isinstance(encoding, Pieces):
-        parts, lead = json.dumps(encoding.spec, sort_keys=True), None
-        if encoding.own_space:
-            lead = encoding.lead
-        hidden = {t["id"] for t in encoding.spec.get("added_tokens", ()) if t.get("special")}
-        longest = max(set(encoding.tokenizer.get_vocab().values()) - hidden, default=-1) + 1
+    if isinstance(encoding, Pieces):  # an id that is too large would be taken for PAD
+        parts, lead = json.dumps(encoding.spec, sort_keys=True), encoding.lead
+        never = {t["id"] for t in encoding.spec.get("added_tokens", ()) if t.get("special")}
+        ids = max(set(encoding.tokenizer.get_vocab().values()) - never, default=-1) + 1
     else:
         parts, lead = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1]), None
-        longest = len(parts)
-    if longest > vocab_size:
-        raise ValueError(f"{folder}: the tokeniser has {longest} ids, and by config.json the model "
+        ids = len(parts)
+    if ids > vocab_size:
+        raise ValueError(f"{folder}: the tokeniser has {ids} ids, and by config.json the model "
                          f"only {vocab_size}: one of them belongs to another model.")
     return SimpleNamespace(encoding=encoding, lead=lead, special=special, eos=eos, bos=bos,
                            vocab_size=vocab_size, parts=(parts, eos, bos, vocab_size))
@@ -501,12 +498,10 @@ def encoding_of(folder, family, config):
     if spec is None and vocab and family in ("gpt2", "opt"):
         path, spec = vocab_path, from_merges(vocab, read_merges(merges_path), vocab_path)
     if spec is None:
-        found = " (its tokenizer.model is SentencePiece's: save the model once with transformers, "\
-                "whose fast tokenisers write tokenizer.json)"
         raise FileNotFoundError(
             f"{folder} has no tokeniser: no tokenizer.json, no vocab.json with merges.txt, and no "
-            f"tokenizer.model in tiktoken's format"
-            f"{found if (folder / 'tokenizer.model').is_file() else ''}.")
+            f"tokenizer.model in tiktoken's format (if there is one of SentencePiece's, load and "
+            f"save the tokeniser once with transformers, which writes tokenizer.json).")
     pieces = Pieces(spec, path)
     whole, bare = (pieces.tokenizer.encode("a", add_special_tokens=x).ids for x in (True, False))
     bos = whole[0] if whole[:1] != bare[:1] else None
@@ -542,7 +537,10 @@ def ranks_of(vocab, merges):
 def from_merges(vocab, merges, path):
     """A tokenizer.json for GPT-2's way of cutting text, whatever the order of the ids."""
     t = tokenizers(path)
-    out = t.Tokenizer(t.models.BPE(vocab, merges))
+    try:
+        out = t.Tokenizer(t.models.BPE(vocab, merges))
+    except Exception as error:
+        raise ValueError(f"{path} and merges.txt do not go together ({error}).") from error
     out.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
     out.decoder = t.decoders.ByteLevel()
     named = {"".join(pair) for pair in merges} | BYTE.keys()
@@ -611,9 +609,7 @@ def write(model, record, folder):
                    "rope_scaling": {"rope_type": "llama3", **dict(zip(ROPE, c.rope_scaling))}
                    if c.rope_scaling else None}
 
-    # safetensors wants every tensor whole and in a memory of its own
-    weights = {name: part.to("cpu", copy=True).contiguous()
-               for name, part in places(model, family).items()}
+    weights = {name: part.cpu().contiguous() for name, part in places(model, family).items()}
     if family == "opt":
         name = f"{PREFIX[family]}embed_positions.weight"
         weights[name] = torch.cat([weights[name].new_zeros(OFFSET, c.channels), weights[name]])
