@@ -6,9 +6,9 @@ download. After each test's name stands the mistake that turns it red.
 
 import json
 import random
-import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,7 @@ LEFT = 7  # rows of a model's embedding beyond its tokeniser's ids, as OPT has t
 # ---- tokenisers, in the hub's formats ------------------------------------------------------------
 
 
+@cache
 def corpus():
     words = ("the cat sat on a mat and told my boss about it TITLE: POST: TL;DR: naïve café "
              "123 1234 don't we'll I'M 日本語 \n\n \t!! ... (a) x_y </s> é").split(" ")
@@ -62,12 +63,13 @@ def dump(path, value):
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
 
 
-def byte_level(size=400):
-    "(letters and merged tokens in order, merges) of a byte-level BPE."
+@cache
+def byte_level():
+    "(400 letters and merged tokens in order, merges) of a byte-level BPE."
     trained = tk.Tokenizer(tk.models.BPE())
     trained.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.train_from_iterator(corpus(), tk.trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=tk.pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=400, initial_alphabet=tk.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False))
     model = json.loads(trained.to_str())["model"]
     return sorted(model["vocab"], key=model["vocab"].get), model["merges"]
@@ -87,7 +89,7 @@ def gpt2_files(folder):
 
 def opt_files(folder):
     tokens, merges = byte_level()
-    random.Random(2).shuffle(tokens)
+    tokens = random.Random(2).sample(tokens, 400)
     write_merges(folder, ["<s>", "<pad>", "</s>", "<unk>", *tokens], merges)
     dump(folder / "tokenizer_config.json", {
         "tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "bos_token": "</s>",
@@ -99,7 +101,7 @@ def opt_files(folder):
 def shuffled_files(folder):
     "GPT-2's files, with ids in another order than the merges."
     tokens, merges = byte_level()
-    random.Random(4).shuffle(tokens)
+    tokens = random.Random(4).sample(tokens, 400)
     write_merges(folder, [*tokens, "<|endoftext|>"], merges)
     dump(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
     return 401, {"bos_token_id": 400, "eos_token_id": 400}
@@ -111,7 +113,8 @@ def llama_files(folder, own="prepend"):
     model = tk.models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     trained = tk.Tokenizer(model)
     trained.normalizer = tk.normalizers.Replace(" ", "▁")
-    trained.train_from_iterator(corpus()[:40], tk.trainers.BpeTrainer(
+    lines = [text.replace("\n", " ") for text in corpus()[:40]]  # a new line is a byte, as theirs
+    trained.train_from_iterator(lines, tk.trainers.BpeTrainer(
         vocab_size=500, special_tokens=special + [f"<0x{b:02X}>" for b in range(256)],
         show_progress=False, max_token_length=8))
     spec = json.loads(trained.to_str())
@@ -507,10 +510,12 @@ def test_a_response_begins_with_one_space_and_a_cue_with_none(root, kind, tmp_pa
         text = lambda ids: "".join(map(tokenizer.encoding.tokenizer.id_to_token, ids))
         assert text(tokenizer.response(" the cat ")[:-1]) == "▁the▁cat"
         assert text(tokenizer.encode("the")) == "▁the"
+        assert text(tokenizer.encode("\nTL;DR:", inside=True)) == "<0x0A>TL;DR:"
     cue = tokenizer.encode("\nTL;DR:", inside=True)
-    ids = tokenizer.prompt("the cat " * 40 + "\nTL;DR:")
-    assert len(ids) == 30 and ids[0] == tokenizer.bos and ids[-len(cue):] == cue
-    assert re.fullmatch(r"(the cat )+\w+\nTL;DR:", tokenizer.decode(ids))
+    post = "the cat " * 40
+    start = [tokenizer.bos, *tokenizer.encode(post)[:29 - len(cue)]]
+    assert tokenizer.prompt(post + "\nTL;DR:") == [*start, *cue]
+    assert tokenizer.decode(start).startswith("the cat the")
 
 
 def test_fingerprints_and_records(root, copy):  # another vocabulary under a checkpoint's name
