@@ -8,16 +8,18 @@ reward.py - learn one number per response that ranks responses the way people do
 
 On the embedded world the comparisons are collected here: references beside edits of them, and
 answers sampled from the SFT policy, each pair shown once to a noisy annotator. With `--comparisons
-FILE` (or data that brings its own) they are read instead. All comparisons of a prompt share a step,
-so that each response is scored once, however many it stands in (Sec. 3.5, Ouyang et al. 2022,
-arXiv:2203.02155). Beside the loss above stands the language-modelling loss of chosen responses,
-`--lm 0` for none (see `lm_loss`).
+FILE` (or data that brings its own) they are read instead. With `--annotator NAME` a language model
+labels them (see data/judge.py), on other data than the world's samples beside samples only. All
+comparisons of a prompt share a step, so that each response is scored once, however many it stands
+in (Sec. 3.5, Ouyang et al. 2022, arXiv:2203.02155). Beside the loss above stands the
+language-modelling loss of chosen responses, `--lm 0` for none (see `lm_loss`).
 """
 
 import itertools
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,11 +52,14 @@ class Config:
     eval_size: int = 500  # held-out comparisons for the accuracy
     every: int = 50  # steps between evaluations, saves and logged lines
     variant: str = ""  # a folder below the run's, for a run that differs from the main one
+    annotator: str = "world"  # who labels what is collected: the world, or a language model's name
 
     def __post_init__(self):
         metrics.within(self, 1, float("inf"), "steps", "batch", "eval_size", "every")
         metrics.within(self, 0, float("inf"), "lr", "micro", "seed", "temperature", "lm")
         metrics.within(self, 0, 1, "freeze", "sampled")
+        if self.comparisons and self.annotator != "world":
+            raise ValueError(f"--annotator {self.annotator} has nothing to label: --comparisons are")
 
 
 EDITS, SAMPLES = 3, 4  # of each prompt, to collect comparisons of
@@ -126,6 +131,14 @@ def scored(fn, tokenizer, prompts, responses):
               [tokenizer.response(r) for r in responses]).numpy()
 
 
+def scorer(path):
+    "A reward checkpoint as a function of texts, (prompts, responses) -> (N,) numpy."
+    model, record = m.load(path, "reward", m.device("auto"))
+    tokenizer = data.Tokenizer.of(record["tokenizer"])
+    return lambda prompts, responses: scored(reward_fn(model, tokenizer.pad), tokenizer, prompts,
+                                             responses)
+
+
 def accuracy(fn, tokenizer, prompts, better, worse):
     "Share of pairs of texts that a reward function orders as given; its ties count half."
     scores = scored(fn, tokenizer, [p for p in prompts for _ in range(2)],
@@ -141,12 +154,13 @@ def sample(policy, tokenizer, prompts, temperature, n, seed):
     return [texts[i:i + n] for i in range(0, len(texts), n)]
 
 
-def collect(config, policy, tokenizer, split, count):
-    """Comparisons that the world's annotator makes for `count` prompts: of a reference with each of
-    up to EDITS edits, then of SAMPLES samples with each other."""
-    rng = np.random.default_rng([config.seed, *split.encode()])
+def collect(config, policy, tokenizer, split, count, judge=None):
+    """Comparisons that the world's annotator, or else a judge (see data/judge.py), makes for `count`
+    prompts: of a reference with each of up to EDITS edits (world only), then of SAMPLES samples
+    with each other."""
+    rng, world = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
     examples = data.load(config.data, split, count, seed=1 + config.seed)  # not those of the SFT
-    edited = round((1 - config.sampled) * count)
+    edited = round((1 - config.sampled) * count) if world else 0
     rows = []
     for i in tqdm(range(0, count, 256), f"collect {split}", unit="block"):
         first, last = examples[i:min(i + 256, edited)], examples[max(i, edited):i + 256]
@@ -157,23 +171,38 @@ def collect(config, policy, tokenizer, split, count):
                   for e, texts in zip(last, answers)]
         for e, of, pairs in shown:
             for a, b in pairs:
-                if a == b or data.world.leaks(a) or data.world.leaks(b):
+                if a == b or world and (data.world.leaks(a) or data.world.leaks(b)):
                     continue  # equal texts teach nothing, and held-out facts stay held out
-                if not data.world.prefers(rng, e.prompt, a, b):
+                if judge is None and not data.world.prefers(rng, e.prompt, a, b):
                     a, b = b, a
                 rows.append(data.Comparison(e.prompt, a, b, {"of": of, "split": split}))
-    return rows
+    return rows if judge is None else labelled(judge, rows)
+
+
+def labelled(judge, rows):
+    "Comparisons as a judge decides them, in both orders; its ties teach nothing and are left out."
+    from data.judge import both_orders
+
+    values, _, _ = both_orders(judge, [(r.prompt, r.chosen, r.rejected) for r in rows])
+    print(f"{values.count(0.5)} of {len(rows)} comparisons are ties and left out")
+    return [r if value else replace(r, chosen=r.rejected, rejected=r.chosen)
+            for r, value in zip(rows, values) if value != 0.5]
 
 
 def comparisons(config, folder, policy, tokenizer):
     "Training and validation comparisons: read, or collected and kept for readers and --resume."
-    if config.comparisons or config.data not in data.WORLD:
+    if config.comparisons or config.data not in data.WORLD and config.annotator == "world":
         source = config.comparisons or config.data
         return data.comparisons(source, "train"), data.comparisons(source, "validation")
     path = folder / "comparisons.jsonl"
     if not (config.resume and path.exists()):
-        rows = (collect(config, policy, tokenizer, "train", config.steps * config.batch)
-                + collect(config, policy, tokenizer, "validation", -(-config.eval_size // 3)))
+        judge = None
+        if config.annotator != "world":  # made first: a missing key costs nobody a collection
+            from data.judge import llm
+
+            judge = llm(config.annotator, Path(config.out) / "judge.jsonl")
+        rows = (collect(config, policy, tokenizer, "train", config.steps * config.batch, judge)
+                + collect(config, policy, tokenizer, "validation", -(-config.eval_size // 3), judge))
         metrics.write(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected,
                               **r.meta} for r in rows])
     rows = [data.comparison(row, at) for row, at in data.read_rows(path)]

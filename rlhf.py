@@ -18,6 +18,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,6 +46,7 @@ class Config:
     init: str = "base"  # the base that SFT starts from, as for sft.py
     out: str = "out"  # the folder of run folders
     device: str = "auto"  # auto, cpu or cuda
+    judge: str = ""  # a language model that judges too, one output a prompt (see data/judge.py)
 
     def __post_init__(self):
         if self.quick and (self.full or self.sweeps):
@@ -289,6 +291,15 @@ def measure(rows, sft_rows, embed=None, relation=None):
     return values, outputs
 
 
+def judged_by(judge, rows):
+    "Win rate of each row's first output against the reference, by a judge of texts -> (inputs,)."
+    from data.judge import compare
+
+    prompts, texts = [row["prompt"] for row in rows], [row["outputs"][0] for row in rows]
+    references = [row["reference"] for row in rows]
+    return metrics.win_rate(texts, references, compare(judge, prompts, texts, references))
+
+
 def summarised(runs):
     """Values of several seeds on the same prompts -> {"mean", "low", "high", "n", "seeds"}: the
     interval is over prompts, of their means over seeds."""
@@ -523,7 +534,11 @@ def of_size(config, name, splits):
 def study(config):
     "Run the study of one task, and return the path of its report."
     data.gold(config.data)  # the world, before anything is trained in it
-    seconds, began = {}, time.time()
+    seconds, began, judge = {}, time.time(), None
+    if config.judge:
+        from data.judge import llm
+
+        judge = llm(config.judge, Path(config.out) / "judge.jsonl")
     splits = data.test_splits(config.data)
     for seed in range(config.seeds):
         for stage, spent in run_stages(config, seed).items():
@@ -546,6 +561,9 @@ def study(config):
         values[policy], reports[policy] = {}, {}
         for split, seeds in by_split.items():
             found = [measure(r, s, embed, relation) for r, s in zip(seeds, rows["sft"][split])]
+            if judge and policy in POLICIES:
+                for (v, _), r in zip(found, seeds):
+                    v["win_rate_judge"] = judged_by(judge, r)
             values[policy][split] = {k: np.stack([v[k] for v, _ in found]) for k in found[0][0]}
             reports[policy][split] = {k: summarised(v) for k, v in values[policy][split].items()}
             if policy not in FRONTIER:

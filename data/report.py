@@ -247,13 +247,15 @@ def write(folder, result, shown):
     rows = lambda measure, names: [[p, *(cell(result["policies"][p][s][measure]) for s in splits)]
                                    for p in names if measure in result["policies"][p][splits[0]]]
     widely = ["base", "sft", "sft-t0.7", "bon16", "rlhf"]
-    judges = [name for name in ("win_rate_proxy", "win_rate_other")
+    judges = [name for name in ("win_rate_proxy", "win_rate_other", "win_rate_judge")
               if name in result["policies"]["rlhf"][splits[0]]]
     extras = [
         "## Do other judges agree?",
         "Win rate against the same references by the reward model that rlhf and bon16 optimised "
-        "(proxy)" + (", and by the reward model of another seed, which they did not (other)."
-                     if len(judges) > 1 else "."),
+        "(proxy)" + (", and by the reward model of another seed, which they did not (other)"
+                     if "win_rate_other" in judges else "")
+        + (f", and of one output a prompt by {settings['judge']} (judge)."
+           if "win_rate_judge" in judges else "."),
         *(table([name.replace("win_rate_", ""), *splits], rows(name, policies)) for name in judges)]
     if result["sweep"]:
         betas(folder / "betas.png", result, splits[0])

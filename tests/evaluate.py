@@ -11,7 +11,8 @@ the diversity per input, and what the reward model knows; then what they say tog
 figures are kept in its run folder, as evaluate.json, and reused while its checkpoints are the
 same. For other data, where no gold score exists: for every split the loss of held-out responses
 before and after SFT and the reward model's score of outputs before and after PPO, with the KL; and
-the reward model's accuracy on the comparisons that are stored, beside the length baseline.
+the reward model's accuracy on the comparisons that are stored, beside the length baseline. On either,
+`--judge MODEL` adds the win rate by a language model (see data/judge.py).
 """
 
 import argparse
@@ -26,12 +27,20 @@ import metrics
 import model as m
 import reward
 import sft
+from data.judge import compare, llm
 
 POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf")
                                for temperature in (1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0)]
 
 
-def evaluate(name, seed, n, out):
+def judged(judge, examples, texts):
+    "Win rate of texts against the examples' references by a judge."
+    prompts, references = [e.prompt for e in examples], [e.response for e in examples]
+    verdict = compare(judge, prompts, texts, references)
+    return float(metrics.win_rate(texts, references, verdict).mean())
+
+
+def evaluate(name, seed, n, out, judge=None):
     folder = data.run_folder(name, seed, out)
     base, _ = m.load(sft.BASE, "policy")
     policy, record = m.load(folder / "sft.pt", "policy")
@@ -66,6 +75,8 @@ def evaluate(name, seed, n, out):
                 "words": float(np.mean([len(t.split()) for t in texts])),
                 "ended": float(np.mean([r[-1] == tokenizer.eos for r in mine])),
                 "proxy": float(proxy[k])}
+            if judge:
+                rows[f"{which} T={temperature:g}"]["judge"] = judged(judge, examples, texts)
         for which in ("sft", "rlhf"):
             few = prompts[:min(n, 60)]
             texts = [tokenizer.decode(r).strip() for r in m.generate(
@@ -78,7 +89,7 @@ def evaluate(name, seed, n, out):
     return found
 
 
-def evaluate_text(name, seed, n, out, base):
+def evaluate_text(name, seed, n, out, base, judge=None):
     "What can be said without a gold score, of one run on a user's own data."
     folder = data.run_folder(name, seed, out)
     policy, record = m.load(folder / "sft.pt", "policy")
@@ -103,6 +114,8 @@ def evaluate_text(name, seed, n, out, base):
                           "proxy": float(fn(prompts, ids).mean()), "kl": float(kl.mean()),
                           "length": float(np.mean([len(r) for r in ids])),
                           "ended": float(np.mean([r[-1] == tokenizer.eos for r in ids]))}
+            if judge:
+                row[which]["judge"] = judged(judge, examples, [tokenizer.decode(r) for r in ids])
             for e, r in zip(examples[:4], ids):
                 print(f"{split}, {which:>4}: ...{e.prompt[-60:]!r}{tokenizer.decode(r)}")
     for split in ("validation", *data.test_splits(name, pairs=True)):
@@ -115,19 +128,19 @@ def evaluate_text(name, seed, n, out, base):
     return found
 
 
-def measured(folder, n):
-    "What kept figures are of: the records beside a run's checkpoints, and the number of prompts."
+def measured(folder, n, judge=None):
+    "What kept figures are of: the records beside a run's checkpoints, the prompts, the judge."
     records = [(folder / f"{stage}.json").read_text() for stage in ("sft", "reward", "ppo")]
-    return hashlib.sha256(json.dumps([*records, n]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*records, n] + [judge] * bool(judge)).encode()).hexdigest()
 
 
 def show(name, seed, split, found):
     print(f"\n{name}, seed {seed}, {split}")
     print(" " * 12 + "".join(
-        k.rjust(10) for k in ("win rate", "gold", "KL", "words", "proxy", "EAD")))
+        k.rjust(10) for k in ("win rate", "gold", "KL", "words", "proxy", "EAD", "judge")))
     for policy, row in found["policies"].items():
         print(policy.ljust(12) + "".join(f"{row[k]:10.3f}" if k in row else "" for k in (
-            "win_rate", "gold", "kl", "words", "proxy", "per_input_ead")))
+            "win_rate", "gold", "kl", "words", "proxy", "per_input_ead", "judge")))
     print("reward model: " + ", ".join(f"{k} {v:.3f}" for k, v in found["reward"].items()),
           flush=True)
 
@@ -186,15 +199,18 @@ if __name__ == "__main__":
     parser.add_argument("-n", type=int, default=500, help="prompts a split")
     parser.add_argument("--out", default="out")
     parser.add_argument("--base", help="the base that a run on data of one's own started from")
+    parser.add_argument("--judge", help="a language model that judges too")
     args = parser.parse_args()
+    judge = llm(args.judge, f"{args.out}/judge.jsonl") if args.judge else None
     results = {}
     for seed in args.seeds:
         folder = data.run_folder(args.data, seed, args.out)
-        path, of = folder / "evaluate.json", measured(folder, args.n)
+        path, of = folder / "evaluate.json", measured(folder, args.n, args.judge)
         kept = json.loads(path.read_text()) if path.exists() else {}
         if kept.pop("of", None) != of:
-            kept = (evaluate(args.data, seed, args.n, args.out) if args.data in data.WORLD else
-                    evaluate_text(args.data, seed, args.n, args.out, args.base or sft.BASE))
+            kept = (evaluate(args.data, seed, args.n, args.out, judge)
+                    if args.data in data.WORLD else evaluate_text(
+                        args.data, seed, args.n, args.out, args.base or sft.BASE, judge))
             path.write_text(json.dumps(kept | {"of": of}, indent=1))
             print(f"\nwrote {path}")
         results[seed] = kept

@@ -22,10 +22,11 @@ TABLE = {
     "model.py": ("torch", "data.weights"),
     "metrics.py": ("numpy", "matplotlib tqdm sentence_transformers transformers"),
     "sft.py": ("torch numpy tqdm model data metrics", ""),
-    "reward.py": ("torch numpy tqdm model data metrics", ""),
+    "reward.py": ("torch numpy tqdm model data metrics", "data.judge"),
     "bon.py": ("torch numpy tqdm model data metrics reward", ""),
     "ppo.py": ("torch numpy tqdm model data metrics reward", ""),
-    "rlhf.py": ("torch numpy tqdm model data metrics sft reward ppo bon data.report", "matplotlib"),
+    "rlhf.py": ("torch numpy tqdm model data metrics sft reward ppo bon data.report",
+                "matplotlib data.judge"),
     "data/__init__.py": ("torch", "tiktoken data.bpe data.world data.hub data.weights"),
     "data/__main__.py": ("data", "data.world"),
     "data/world.py": ("numpy data.summarise data.instruct", ""),
@@ -34,7 +35,8 @@ TABLE = {
     "data/bpe.py": ("tiktoken tqdm", "data"),
     "data/hub.py": ("data", "datasets"),
     "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub tiktoken data data.bpe"),
-    "data/judge.py": ("data", "openai"),
+    # Its command, and nothing else in it, measures reward checkpoints too, and has intervals.
+    "data/judge.py": ("data tqdm", "openai metrics reward"),
     "data/report.py": ("numpy", "matplotlib"),
 }
 OPTIONAL = {"safetensors", "tokenizers", "sentence_transformers", "transformers", "openai",
