@@ -59,7 +59,7 @@ class Config:
         metrics.within(self, 0, float("inf"), "lr", "micro", "seed", "temperature", "lm")
         metrics.within(self, 0, 1, "freeze", "sampled")
         if self.comparisons and self.annotator != "world":
-            raise ValueError(f"--annotator {self.annotator} has nothing to label: --comparisons are")
+            raise ValueError("--comparisons are labelled already: leave out --annotator, or them")
 
 
 EDITS, SAMPLES = 3, 4  # of each prompt, to collect comparisons of
@@ -155,9 +155,9 @@ def sample(policy, tokenizer, prompts, temperature, n, seed):
 
 
 def collect(config, policy, tokenizer, split, count, judge=None):
-    """Comparisons that the world's annotator, or else a judge (see data/judge.py), makes for `count`
-    prompts: of a reference with each of up to EDITS edits (world only), then of SAMPLES samples
-    with each other."""
+    """Comparisons that the world's annotator, or else a judge as in data/judge.py, makes for
+    `count` prompts: of a reference with each of up to EDITS edits (world only), then of SAMPLES
+    samples with each other."""
     rng, world = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
     examples = data.load(config.data, split, count, seed=1 + config.seed)  # not those of the SFT
     edited = round((1 - config.sampled) * count) if world else 0
@@ -201,8 +201,9 @@ def comparisons(config, folder, policy, tokenizer):
             from data.judge import llm
 
             judge = llm(config.annotator, Path(config.out) / "judge.jsonl")
-        rows = (collect(config, policy, tokenizer, "train", config.steps * config.batch, judge)
-                + collect(config, policy, tokenizer, "validation", -(-config.eval_size // 3), judge))
+        sizes = {"train": config.steps * config.batch, "validation": -(-config.eval_size // 3)}
+        rows = [row for split, size in sizes.items()
+                for row in collect(config, policy, tokenizer, split, size, judge)]
         metrics.write(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected,
                               **r.meta} for r in rows])
     rows = [data.comparison(row, at) for row, at in data.read_rows(path)]

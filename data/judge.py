@@ -90,13 +90,14 @@ def client(model, timeout, retries):
         def send(self, request, **options):
             until, body = time.monotonic() + timeout, b""
             reply = super().send(request, **{**options, "stream": True})
+            status, known = reply.status_code, ("content-type", "retry-after", "retry-after-ms")
             with contextlib.closing(reply):
                 for part in reply.iter_bytes():
                     body += part
                     if len(body) > LIMIT or time.monotonic() > until:
-                        raise OSError(f"a reply of over {LIMIT} bytes or {timeout} seconds")
-            known = ("content-type", "retry-after", "retry-after-ms", "x-should-retry")
-            return type(reply)(reply.status_code, content=body, request=reply.request,
+                        status, body = 502, b"a reply without an end"  # what a gateway would say
+                        break
+            return type(reply)(status, content=body, request=reply.request,
                                headers={k: v for k, v in reply.headers.items() if k in known})
 
     service = openai.OpenAI(api_key=key, max_retries=retries,
@@ -132,7 +133,7 @@ def recall(path):
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         if not start.startswith(line[:len(start)]):
             raise ValueError(f"{path} is not a file of a judge's answers: name another one")
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, KeyError):
             row = json.loads(line)
             kept[row["of"]] = row["answer"]
     return kept
