@@ -79,10 +79,10 @@ def client(model, timeout, retries):
         import openai
     except ImportError:
         raise ImportError("a language model as judge needs: pip install openai") from None
-    key = os.environ.get("OPENAI_API_KEY")
-    if not key:
-        raise ValueError("a language model as judge needs a key: set OPENAI_API_KEY (for a server "
-                         "of your own, named by OPENAI_BASE_URL, any word will do)")
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError("a language model as judge needs a key, in plain letters: set "
+                         "OPENAI_API_KEY (any word, for a server of yours at OPENAI_BASE_URL)")
 
     class Bounded(openai.DefaultHttpxClient):
         "Reads a reply to a limit: a broken server may send for ever."
@@ -114,8 +114,7 @@ def client(model, timeout, retries):
             if not isinstance(answer or "", str):
                 raise TypeError
             used = (getattr(reply.usage, f"{k}_tokens", 0) for k in ("prompt", "completion"))
-            return hide(answer or "")[:1000], *(
-                n if isinstance(n, int) else 0 for n in used)
+            return hide(answer or "")[:1000], *(n if isinstance(n, int) else 0 for n in used)
         except openai.APIConnectionError as error:
             said = f"no answer after {retries + 1} tries, {error.__cause__ or error}"
         except openai.OpenAIError as error:
@@ -144,7 +143,7 @@ def llm(model, cache, timeout=60, retries=5):
     A language model as a judge, at temperature 0. `cache` is the file of its answers so far.
 
     ImportError and ValueError here if the package or the key is missing; OSError while judging if
-    the endpoint gives up. Every answer is in the file before the next question is asked.
+    the endpoint gives up. Every answer is in the file as soon as it has come.
     """
     ask, path, lock = client(model, timeout, retries), Path(cache), threading.Lock()
     kept = recall(path)
@@ -187,9 +186,9 @@ def llm(model, cache, timeout=60, retries=5):
 def by_score(score):
     "A judge that prefers the higher score, by a function of (prompts, texts) -> numbers."
     def judge(rows):
-        prompts, first, second = zip(*rows)
-        return [float(a > b) + (a == b) / 2
-                for a, b in zip(score(prompts, first), score(prompts, second))]
+        prompts = [prompt for prompt, _, _ in rows]
+        first, second = (score(prompts, [row[k] for row in rows]) for k in (1, 2))
+        return [float(a > b) + (a == b) / 2 for a, b in zip(first, second)]
     return judge
 
 

@@ -15,7 +15,7 @@ import data
 import metrics
 import model as m
 import rlhf
-from data import world
+from data import judge, world
 
 SPLITS = ("id", "near", "far")
 BEST = f"bon{rlhf.N}"
@@ -264,6 +264,23 @@ def test_the_study_runs_on(study):  # a second run that trains or samples anew
     assert {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")} == files
     first.pop("seconds"), again.pop("seconds")
     assert first == again
+
+
+def test_a_language_model_judges_too(study, monkeypatch, tmp_path):  # the judge's row of another
+    config, path = study
+    rich = judge.by_score(lambda prompts, texts: [len(set(t.split())) for t in texts])
+    monkeypatch.setattr(judge, "llm", lambda name, cache: rich)
+    shutil.copytree(path.parent, tmp_path / "instruct")
+    path = rlhf.train(dataclasses.replace(config, judge="a-model", out=str(tmp_path)))
+    result = json.loads((path.parent / "report.json").read_text())
+    for policy in rlhf.POLICIES:
+        for split, measures in result["policies"][policy].items():
+            rows = metrics.read(path.parent / "samples" / f"{split}.{policy}.jsonl")
+            words = [[len(set(text.split())) for text in (r["outputs"][0], r["reference"])]
+                     for r in rows]
+            assert measures["win_rate_judge"]["mean"] == pytest.approx(
+                metrics.win_rate(*zip(*words)).mean())
+    assert "one output a prompt by a-model (judge)" in path.read_text()
 
 
 @pytest.mark.parametrize("stage", ["reward", "ppo"])
