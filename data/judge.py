@@ -63,9 +63,8 @@ def parse(answer):
     """1 for A, 0 for B, None if it cannot be made out. A line counts if it is the letter alone, or
     has around it only words such as "output" or "better"; in "I cannot pick a winner" a is none."""
     lines = [re.findall(r"[^\W_]+", line) for line in answer.lower().splitlines()]
-    named = {word for words in lines if WORDS.issuperset(words) and len({"a", "b"} & {*words}) == 1
-             for word in words if word in ("a", "b")}
-    return int(named == {"a"}) if len(named) == 1 else None
+    named = {word for words in lines if WORDS.issuperset(words) for word in words} & {"a", "b"}
+    return int("a" in named) if len(named) == 1 else None
 
 
 def client(model, timeout, retries):

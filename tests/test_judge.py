@@ -87,7 +87,8 @@ def server(monkeypatch):
     found.server_close()
 
 
-ROWS = [(f"Name thing {i}.", f"good {i}", f"bad {i}") for i in range(6)]
+MANY = [(f"Name thing {i}.", f"good {i}", f"bad {i}") for i in range(20)]
+ROWS = MANY[:6]
 
 
 def wise(shown, before):
@@ -191,8 +192,8 @@ TROUBLE = {"429": (429, {"retry-after": 0.05}, "{}"), "500": (500, {}, "oops"),
 def test_what_passes_is_tried_again(server, tmp_path, monkeypatch, kind):  # a lost row, a hang
     monkeypatch.setattr(judge, "LIMIT", 50_000)
     server.script = lambda shown, before: wise(shown, 0) if before else TROUBLE[kind]
-    began = time.monotonic()
-    assert judge.llm("m", tmp_path / "c", timeout=0.3, retries=1)(ROWS[:1]) == [1]
+    began, timeout = time.monotonic(), 0.3 if kind in ("late", "trickle") else 20
+    assert judge.llm("m", tmp_path / "c", timeout=timeout, retries=1)(ROWS[:1]) == [1]
     assert len(server.asked) == 2 and time.monotonic() - began < 3
 
 
@@ -302,7 +303,7 @@ def test_a_foreign_file_is_no_cache(server, tmp_path, text):  # somebody's data,
 
 def labelled_file(path, n=6, **more):
     rows = [{"prompt": p, "chosen": a, "rejected": b, **{k: f(i) for k, f in more.items()}}
-            for i, (p, a, b) in enumerate(ROWS[:n])]
+            for i, (p, a, b) in enumerate(MANY[:n])]
     metrics.write(path, rows)
     return path
 
@@ -328,7 +329,7 @@ def test_a_killed_run_keeps_what_was_paid_for(server, tmp_path, how):
         answered.release()
         return wise(shown, 0)
     server.script = script
-    path = labelled_file(tmp_path / "c.jsonl")
+    path = labelled_file(tmp_path / "c.jsonl", 20)
     run = command(path, "--model", "m", "--cache", tmp_path / "kept", cwd=tmp_path)
     for _ in range(5):
         assert answered.acquire(timeout=20)
@@ -344,10 +345,10 @@ def test_a_killed_run_keeps_what_was_paid_for(server, tmp_path, how):
     assert run.returncode != 0
     time.sleep(0.1)
     kept = (tmp_path / "kept").read_bytes().count(b"\n")
-    assert kept == 5 if how == signal.SIGKILL else kept >= 5
+    assert kept == 5 if how == signal.SIGKILL else 5 <= kept <= 5 + judge.THREADS
     server.asked.clear()
     judge.main([str(path), "--model", "m", "--cache", str(tmp_path / "kept")])
-    assert len(server.asked) == 12 - kept
+    assert len(server.asked) == 40 - kept
 
 
 def test_the_key_is_nowhere(server, tmp_path, monkeypatch, capsys):  # an echo that is kept

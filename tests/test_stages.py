@@ -28,7 +28,7 @@ import model as m
 import ppo
 import reward
 import sft
-from data import world
+from data import judge, world
 
 ROOT = Path(__file__).parent.parent
 TIMING = {"seconds", "tokens_per_second"}  # the only fields of a log that may differ between runs
@@ -286,6 +286,22 @@ def test_collected_comparisons(collected, name):  # equal texts, held-out facts,
             found[1].chosen, found[1].rejected}
     for r in rows:
         assert r.chosen != r.rejected and not leaks(r.chosen) and not leaks(r.rejected)
+
+
+def test_a_language_model_as_annotator(runs, corpus, tmp_path, monkeypatch):
+    # the folder's own comparisons read all the same; asked again when a run goes on
+    asked = []
+    words = judge.by_score(lambda prompts, texts: asked.extend(texts) or [len(t) for t in texts])
+    monkeypatch.setattr(judge, "llm", lambda name, cache: words)
+    config = reward_config(corpus, tmp_path, init=str(runs["sft"]), annotator="a-model")
+    folder = reward.train(config).parent
+    rows = metrics.read(folder / "comparisons.jsonl")
+    assert {r["split"] for r in rows} == {"train", "validation"} and asked
+    assert all(len(r["chosen"]) > len(r["rejected"]) for r in rows)
+    asked.clear()
+    with pytest.raises(ValueError, match="finished"):
+        reward.train(dataclasses.replace(config, resume=True))
+    assert not asked
 
 
 def test_comparisons_of_a_prompt_share_a_step(collected):  # split up, out of order, one lost
