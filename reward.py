@@ -8,8 +8,8 @@ reward.py - learn one number per response that ranks responses the way people do
 
 On the embedded world the comparisons are collected here: references beside edits of them, and
 answers sampled from the SFT policy, each pair shown once to a noisy annotator. With `--comparisons
-FILE` (or data that brings its own) they are read instead. With `--annotator NAME` they are collected
-on any data, of samples alone outside the world, and a language model labels them (data/judge.py).
+FILE` (or data that brings its own) they are read instead. With `--annotator NAME` they are
+collected on any data (of samples alone outside the world), and a language model labels them.
 All comparisons of a prompt share a step, so that each response is scored once, however many it
 stands in (Sec. 3.5, Ouyang et al. 2022, arXiv:2203.02155). Beside the loss above stands the
 language-modelling loss of chosen responses, `--lm 0` for none (see `lm_loss`).

@@ -156,7 +156,7 @@ def hang_up(handler):
 
 
 def late(handler):
-    time.sleep(1)
+    time.sleep(30)
 
 
 def endless(handler, pause=0.0, chunk=b"x" * 4096):
@@ -192,9 +192,9 @@ TROUBLE = {"429": (429, {"retry-after": 0.05}, "{}"), "500": (500, {}, "oops"),
 def test_what_passes_is_tried_again(server, tmp_path, monkeypatch, kind):  # a lost row, a hang
     monkeypatch.setattr(judge, "LIMIT", 50_000)
     server.script = lambda shown, before: wise(shown, 0) if before else TROUBLE[kind]
-    began, timeout = time.monotonic(), 0.3 if kind in ("late", "trickle") else 20
+    began, timeout = time.monotonic(), 0.3 if kind in ("late", "trickle") else 60
     assert judge.llm("m", tmp_path / "c", timeout=timeout, retries=1)(ROWS[:1]) == [1]
-    assert len(server.asked) == 2 and time.monotonic() - began < 3
+    assert len(server.asked) == 2 and time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("kind", ["500", "hang up", "late", "endless"])
@@ -515,7 +515,7 @@ def test_choices_of_one_file(tmp_path):  # the same output twice, all from the f
     assert len(found) == 30 and same == 1
     assert all(len({t.strip() for t in row["outputs"]}) == 2 for row in found)
     assert {t for row in found for t in row["outputs"]} == {"a ", "b", "c"}
-    assert [row["prompt"] for row in found] != sorted(row["prompt"] for row in found)
+    assert [row["prompt"] for row in found] != [f"p{i}" for i in range(30)]
     assert judge.choices([path])[0] == found != judge.choices([path], seed=1)[0]
     assert judge.choices([path], 4)[0] == found[:4]
 
