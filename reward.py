@@ -204,6 +204,7 @@ def comparisons(config, folder, policy, tokenizer):
         sizes = {"train": config.steps * config.batch, "validation": -(-config.eval_size // 3)}
         rows = [row for split, size in sizes.items()
                 for row in collect(config, policy, tokenizer, split, size, judge)]
+        folder.mkdir(parents=True, exist_ok=True)  # as it may not, with an --init from elsewhere
         metrics.write(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected,
                               **r.meta} for r in rows])
     rows = [data.comparison(row, at) for row, at in data.read_rows(path)]

@@ -139,7 +139,7 @@ def show(name, seed, split, found):
     print(" " * 12 + "".join(
         k.rjust(10) for k in ("win rate", "gold", "KL", "words", "proxy", "EAD", "judge")))
     for policy, row in found["policies"].items():
-        print(policy.ljust(12) + "".join(f"{row[k]:10.3f}" if k in row else "" for k in (
+        print(policy.ljust(12) + "".join(f"{row[k]:10.3f}" if k in row else " " * 10 for k in (
             "win_rate", "gold", "kl", "words", "proxy", "per_input_ead", "judge")))
     print("reward model: " + ", ".join(f"{k} {v:.3f}" for k, v in found["reward"].items()),
           flush=True)
