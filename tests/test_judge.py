@@ -24,6 +24,7 @@ import model as m
 import reward
 import rlhf
 from data import judge
+from tests import evaluate
 
 openai = pytest.importorskip("openai")
 
@@ -395,6 +396,9 @@ def test_win_rate_by_a_language_model(server, tmp_path):  # sides mixed up, prom
     rows = [{"prompt": p, "outputs": [a, "never shown"], "reference": b}
             for p, a, b in zip(prompts, first, second)]
     assert rlhf.judged_by(judge.llm("m", tmp_path / "c"), rows).tolist() == [1, 1, 1, 1, 0, 0.5]
+    examples = [data.Example(p, b) for p, b in zip(prompts, second)]
+    assert evaluate.judged(judge.llm("m", tmp_path / "c"), examples, first) == 4.5 / 6
+    assert len(server.asked) == 12
 
 
 def test_agreement_is_as_counted_by_hand():  # a tie as a win, a place as the other
@@ -585,6 +589,7 @@ def test_the_page_in_a_browser(chromium, tmp_path, scheme, width):
     judge.main(["page", *map(str, files), "--out", str(tmp_path / "page.html")])
     pairs, _ = judge.choices(files)
     context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
+    context.set_default_timeout(120_000)  # a busy machine is no failure
     tab, trouble, requests = context.new_page(), [], []
     tab.on("pageerror", lambda error: trouble.append(str(error)))
     tab.on("console", lambda message: trouble.append(message.text))
