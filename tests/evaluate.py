@@ -11,8 +11,8 @@ the diversity per input, and what the reward model knows; then what they say tog
 figures are kept in its run folder, as evaluate.json, and reused while its checkpoints are the
 same. For other data, where no gold score exists: for every split the loss of held-out responses
 before and after SFT and the reward model's score of outputs before and after PPO, with the KL; and
-the reward model's accuracy on the comparisons that are stored, beside the length baseline. On either,
-`--judge MODEL` adds the win rate by a language model (see data/judge.py).
+the reward model's accuracy on the comparisons that are stored, beside the length baseline. On
+either, `--judge MODEL` adds the win rate by a language model (see data/judge.py).
 """
 
 import argparse
