@@ -211,14 +211,27 @@ def comparisons(config, folder, policy, tokenizer):
     return tuple([r for r in rows if r.meta["split"] == split] for split in ("train", "validation"))
 
 
+def agreement(fn, tokenizer, rows):
+    "Share of (prompt, better, worse) that a reward function orders so; and the longer one alone."
+    prompts, better, worse = zip(*rows)
+    return {"pairs": len(rows), "gold": accuracy(fn, tokenizer, prompts, better, worse),
+            "length": float(metrics.win_rate([len(x.split()) for x in better],
+                                             [len(x.split()) for x in worse]).mean())}
+
+
 def quality(fn, policy, tokenizer, name, split, n, seed=0):
     """How well a reward function knows the world's truth on n prompts of a split -> {name: share}.
+    On other data, how far it agrees with up to n stored comparisons: pairs, gold (their order) and
+    length alone.
 
     gold: two samples of the policy, ordered as by gold score (equal ones left out); length: the
     same if the longer one is always taken; wrong_fact: a reference beside itself with one fact
     changed; permuted and wrong_fact_permuted: the same pairs, each under another pair's prompt.
     What is left above a half there is known without the prompt: taste, or, on instruct, the world.
     """
+    if name not in data.WORLD:
+        rows = [(c.prompt, c.chosen, c.rejected) for c in data.comparisons(name, split, n)]
+        return agreement(fn, tokenizer, rows)
     examples = data.load(name, split, n, seed=2 + seed)
     gold, rng = data.gold(name), np.random.default_rng([seed, 5])
     kept, edits = [], []
@@ -233,9 +246,7 @@ def quality(fn, policy, tokenizer, name, split, n, seed=0):
         return None  # too few prompts to say anything
     prompts, better, worse = zip(*kept)
     posts, right, wrong = zip(*edits)
-    return {"pairs": len(kept), "gold": accuracy(fn, tokenizer, prompts, better, worse),
-            "length": float(metrics.win_rate([len(x.split()) for x in better],
-                                             [len(x.split()) for x in worse]).mean()),
+    return {**agreement(fn, tokenizer, kept),
             "permuted": accuracy(fn, tokenizer, prompts[1:] + prompts[:1], better, worse),
             "wrong_fact": accuracy(fn, tokenizer, posts, right, wrong),
             "wrong_fact_permuted": accuracy(fn, tokenizer, posts[1:] + posts[:1], right, wrong)}

@@ -9,6 +9,7 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
                                          # report.md with figures; the last lines are the claims
     python rlhf.py --full                # both tasks, 500 inputs x 16 outputs as in the paper, 3
                                          # seeds, all sweeps: a night
+    python rlhf.py --data tldr --init gpt2 --judge gpt-4.1            # the same on other data
 
 Every policy is sampled, scored and measured by the same code. Outputs are kept as JSON lines and
 used again, so an interrupted study goes on where it stopped, and a new measure costs no sampling.
@@ -36,7 +37,7 @@ from data import report
 
 @dataclass
 class Config:
-    data: str = "summarise"  # summarise or instruct (the full study does both)
+    data: str = "summarise"  # as for the stages (the full study does both summarise and instruct)
     quick: bool = False  # one seed, 100 prompts a split, no sweeps: what is done without any flag
     full: bool = False  # the paper's size, 3 seeds and the sweeps, instead of the quick study
     sweeps: bool = False  # other betas, learning rates, sizes and the controls (always, if full)
@@ -47,6 +48,8 @@ class Config:
     out: str = "out"  # the folder of run folders
     device: str = "auto"  # auto, cpu or cuda
     judge: str = ""  # a language model that judges too, one output a prompt (see data/judge.py)
+    encoder: str = ""  # of embedding diversity: a sentence-transformers model (default: the base)
+    nli: str = ""  # of NLI diversity: a transformers classifier (default: the world's own facts)
 
     def __post_init__(self):
         if self.quick and (self.full or self.sweeps):
@@ -58,10 +61,9 @@ class Config:
         metrics.within(self, 1, float("inf"), "seeds")
         metrics.within(self, 4, float("inf"), "inputs")
         metrics.within(self, 2, float("inf"), "samples")
-        if self.data not in data.WORLD:
-            raise ValueError(f"--data {self.data}: the study needs a gold score, which only "
-                             f"{' and '.join(data.WORLD)} have; python -m tests.evaluate measures "
-                             f"runs on other data")
+        if self.full and self.data not in data.WORLD:
+            raise ValueError(f"--full is the study of {' and '.join(data.WORLD)}; for --data "
+                             f"{self.data} give --seeds, --inputs, --samples and --sweeps")
 
 
 N = 16  # of best of n
@@ -107,15 +109,31 @@ def run_stages(config, seed, **size):
     "The three stages of one seed -> seconds by stage."
     return {"sft": run_stage(config, seed, sft, init=config.init, **size),
             "reward": run_stage(config, seed, reward),
-            "ppo": run_stage(config, seed, ppo, beta=BETA[config.data])}
+            "ppo": run_stage(config, seed, ppo, **main_run(config, seed))}
 
 
-def shuffled_labels(folder, seed):
+def main_run(config, seed):
+    """What the main run of ppo.py has that its defaults have not; its variants have it too. It may
+    have been trained by hand, with other flags."""
+    path = data.run_folder(config.data, seed, config.out) / "ppo.json"
+    if not path.exists():
+        return {"beta": BETA[config.data]} if config.data in BETA else {}
+    kept = json.loads(path.read_text(encoding="utf-8"))["config"]
+    for name in ("data", "seed", "out", "device", "resume", "variant"):
+        kept.pop(name)
+    return kept
+
+
+def shuffled_labels(name, folder, seed):
     "A folder of the run's comparisons, each of which prefers the other text half of the time."
     rng, target = np.random.default_rng(seed), folder / "shuffled"
     target.mkdir(exist_ok=True)
+    collected = folder / "comparisons.jsonl"
     for split in ("train", "validation"):
-        rows = [row for row in metrics.read(folder / "comparisons.jsonl") if row["split"] == split]
+        if collected.exists():
+            rows = [row for row in metrics.read(collected) if row["split"] == split]
+        else:
+            rows = [asdict(pair) for pair in data.comparisons(name, split)]
         for row in rows:
             if rng.random() < 0.5:
                 row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
@@ -123,13 +141,18 @@ def shuffled_labels(folder, seed):
     return target
 
 
+def variants(config):
+    "The variants that there are for a dataset: a gold score only the world has."
+    return [name for name in SWEEP if name != "gold" or config.data in data.WORLD]
+
+
 def run_variant(config, seed, name):
     "PPO once more with one thing changed; for the `shuffled` control, the reward model too."
-    changes = {"beta": BETA[config.data]} | SWEEP[name]
+    changes = main_run(config, seed) | SWEEP[name]
     if name == "shuffled":
         folder = data.run_folder(config.data, seed, config.out)
         if not (folder / name / "reward.pt").exists():
-            shuffled_labels(folder, seed)
+            shuffled_labels(config.data, folder, seed)
         run_stage(config, seed, reward, name, comparisons=str(folder / name))
         changes["reward"] = str(folder / name / "reward.pt")
     return run_stage(config, seed, ppo, name, **changes)
@@ -145,7 +168,8 @@ def load_run(config, seed):
     start, record = m.load(folder / "sft.pt", "policy", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     networks, digests = {"sft": start}, {"sft": record["digest"]}
-    base = {"base": sft.BASE, "scratch": folder / "base.pt"}.get(config.init, config.init)
+    init = record["meta"]["config"]["init"]
+    base = {"base": sft.BASE, "scratch": folder / "base.pt"}.get(init, init)
     paths = {"base": base, "ppo": folder / "ppo.pt", "reward": folder / "reward.pt"}
     if config.sweeps:
         paths |= {name: path for name in SWEEP if (path := folder / name / "ppo.pt").exists()}
@@ -176,8 +200,8 @@ def outputs_of(run, config, policy, split):
     """Rows of a policy's outputs on a split, from disk if they are of the same checkpoints:
 
     {"prompt", "reference", "outputs", and for each output its "length" in tokens, "kl", the
-    log-ratio to SFT at temperature 1, and the scores "gold", "proxy" and, with several seeds,
-    "other"; "reference_gold", "reference_length" and so on of the reference}.
+    log-ratio to SFT at temperature 1, and the scores "gold" (in the world), "proxy" and, with
+    several seeds, "other"; "reference_gold", "reference_length" and so on of the reference}.
     """
     checkpoint, temperature = {**POLICIES, **FRONTIER}.get(policy, (policy, 1.0))
     samples = 1 if policy in FRONTIER or temperature == 0 else config.samples
@@ -188,7 +212,7 @@ def outputs_of(run, config, policy, split):
     path = run.folder / "samples" / f"{split}.{policy}.jsonl"
     if path.exists():
         rows = metrics.read(path)
-        if len(rows) == config.inputs and all(row["of"] == of for row in rows):
+        if rows and all(row["of"] == of for row in rows):
             return rows
     tokenizer, network, gold = run.tokenizer, run.networks[checkpoint], data.gold(config.data)
     examples = data.load(config.data, split, config.inputs)
@@ -210,10 +234,11 @@ def outputs_of(run, config, policy, split):
     for e, answers, ratios in zip(examples, pool, kl):
         texts = [tokenizer.decode(r).strip() for r in answers]
         rows.append({"prompt": e.prompt, "reference": e.response, "outputs": texts,
-                     "reference_gold": gold(e.prompt, e.response),
-                     "gold": [gold(e.prompt, t) for t in texts], "kl": [float(k) for k in ratios],
-                     "length": [len(r) for r in answers],
+                     "kl": [float(k) for k in ratios], "length": [len(r) for r in answers],
                      "reference_length": len(tokenizer.response(e.response)), "of": of})
+        if gold:
+            rows[-1] |= {"reference_gold": gold(e.prompt, e.response),
+                         "gold": [gold(e.prompt, t) for t in texts]}
     for name, judge in run.judges.items():
         scores = judge(owners, ids).view(len(pool), -1).tolist()
         references = judge(prompts, [tokenizer.response(e.response) for e in examples]).tolist()
@@ -260,32 +285,43 @@ def encoder(run, texts):
     return embed
 
 
+SCORES = {"gold": "the gold score", "other": "the reward model of another seed",
+          "proxy": "the reward model that RLHF optimises"}
+
+
+def decisive(rows):
+    "By which score of an output a win is decided: the fairest that there is."
+    return next(name for name in SCORES if name in rows[0])
+
+
 def measure(rows, sft_rows, embed=None, relation=None):
     """Values of every measure, one per prompt, and the texts -> {measure: (inputs,)}, outputs.
 
     `vs_sft` compares the k-th output with SFT's k-th; both are independent samples. Without `embed`
     and `relation` the diversities that need them are left out.
     """
-    gold = np.array([row["gold"] for row in rows])  # (inputs, samples)
+    score = decisive(rows)
+    mine = np.array([row[score] for row in rows])  # (inputs, samples)
     beats = lambda a, b: ((a > b) + 0.5 * (a == b)).mean(1)
-    values = {"vs_sft": beats(gold, np.array([row["gold"] for row in sft_rows])[:, :gold.shape[1]]),
+    values = {"vs_sft": beats(mine, np.array([row[score] for row in sft_rows])[:, :mine.shape[1]]),
               "words": np.array([np.mean([len(text.split()) for text in row["outputs"]])
                                  for row in rows])}
-    for name in ("gold", "proxy", "other"):
+    for name in SCORES:
         if name in rows[0]:
             scores = np.array([row[name] for row in rows])  # (inputs, samples)
             reference = np.array([[row[f"reference_{name}"]] for row in rows])
-            values[name] = scores.mean(1)
-            values["win_rate" if name == "gold" else f"win_rate_{name}"] = beats(scores, reference)
+            values[name], values[f"win_rate_{name}"] = scores.mean(1), beats(scores, reference)
+    values["win_rate"] = values[f"win_rate_{score}"]
     for name in ("kl", "length"):
         if rows[0][name] is not None:
             values[name] = np.array([np.mean(row[name]) for row in rows])
     outputs = [row["outputs"] for row in rows]
-    if gold.shape[1] > 1:
+    if mine.shape[1] > 1:
         diversities = {"ead": metrics.ead, "distinct": metrics.distinct}
         if embed:
-            diversities |= {"embedding": lambda t: metrics.embedding_diversity(t, embed),
-                            "nli": lambda t: metrics.nli_diversity(t, relation)}
+            diversities["embedding"] = lambda t: metrics.embedding_diversity(t, embed)
+        if relation:
+            diversities["nli"] = lambda t: metrics.nli_diversity(t, relation)
         values |= {f"per_input_{name}": metrics.per_input(outputs, diversity)
                    for name, diversity in diversities.items()}
     return values, outputs
@@ -340,8 +376,8 @@ def claims(values, reports, rewards, splits):
     """The paper's claims C1 to C7, on differences paired by prompt -> list of dicts.
 
     values: {policy: {split: {measure: (seeds, inputs)}}}; reports: {policy: {split: summaries}};
-    rewards: {split: {"gold": the reward model's accuracy with each seed}}. C5 is about policies of
-    the sweep, and left out where they are not among the values.
+    rewards: {split: {"gold": the reward model's accuracy with each seed}}. What was not measured is
+    left out: C5 without a sweep, C6 without NLI, C7 without comparisons under a shift.
     """
     found, shifted = [], splits[1:]
 
@@ -403,18 +439,22 @@ def claims(values, reports, rewards, splits):
                 f"per-input EAD of the beta with most of it, of {len(betas)}, less sft",
                 overall([verdict(d, -1) for d in each.values()]),
                 f"{top}: " + "; ".join(f"{s} {said(d)}" for s, d in each.items()))
-    span = (at("sft", "per_input_nli") + 2) / 4, (at("rlhf", "per_input_nli") + 2) / 4
-    nli = 1 - span[1] / span[0]  # on a scale from 0 to 1
-    add("C6", "NLI diversity hardly sees the loss", "its relative drop under half of EAD's",
-        "supported" if (nli < drop["per"] / 2).all() else
-        "not supported" if (nli >= drop["per"] / 2).all() else "inconclusive",
-        f"NLI loses {nli.mean():.1%} of its range's share, EAD {drop['per'].mean():.1%}")
-    lost = np.array([np.array(rewards[splits[0]]["gold"]) - np.array(rewards[s]["gold"])
-                     for s in shifted])  # (splits, seeds)
-    add("C7", "the reward model's accuracy falls little out of distribution",
-        "accuracy in distribution less that under each shift, at most .05",
-        "supported" if (lost <= 0.05).all() else "not supported" if (lost.mean(1) > 0.05).all()
-        else "inconclusive", "; ".join(f"{s} {x.mean():+.3f}" for s, x in zip(shifted, lost)))
+    if "per_input_nli" in reports["sft"][splits[0]]:
+        span = (at("sft", "per_input_nli") + 2) / 4, (at("rlhf", "per_input_nli") + 2) / 4
+        nli = 1 - span[1] / span[0]  # on a scale from 0 to 1
+        add("C6", "NLI diversity hardly sees the loss", "its relative drop under half of EAD's",
+            "supported" if (nli < drop["per"] / 2).all() else
+            "not supported" if (nli >= drop["per"] / 2).all() else "inconclusive",
+            f"NLI loses {nli.mean():.1%} of its range's share, EAD {drop['per'].mean():.1%}")
+    compared = [s for s in shifted if s in rewards and splits[0] in rewards]
+    if compared:
+        lost = np.array([np.array(rewards[splits[0]]["gold"]) - np.array(rewards[s]["gold"])
+                         for s in compared])  # (splits, seeds)
+        add("C7", "the reward model's accuracy falls little out of distribution",
+            "accuracy in distribution less that under each shift, at most .05",
+            "supported" if (lost <= 0.05).all() else
+            "not supported" if (lost.mean(1) > 0.05).all() else "inconclusive",
+            "; ".join(f"{s} {x.mean():+.3f}" for s, x in zip(compared, lost)))
     return found
 
 
@@ -423,20 +463,23 @@ def controls(values, split):
     [{"control", "expected", "found", "holds"}]."""
     at = lambda policy, measure: values[policy][split][measure]
     apart = {p: summarised(at(p, "win_rate") - at(q, "win_rate"))
-             for p, q in (("shuffled", "sft"), ("gold", "rlhf"))}
+             for p, q in (("shuffled", "sft"), ("gold", "rlhf")) if p in values}
     said = lambda d: f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
     kl = at("beta-10", "kl").mean(1)
-    return [
+    found = [
         {"control": "PPO on a reward model of shuffled labels", "expected": "does not beat sft",
          "found": f"win rate less sft's {said(apart['shuffled'])}, "
                   f"KL {at('shuffled', 'kl').mean():.2f}",
          "holds": verdict(apart["shuffled"]) != "supported"},
-        {"control": "PPO on the gold score", "expected": "the ceiling: no lower than rlhf",
-         "found": f"win rate {at('gold', 'win_rate').mean():.3f}, less rlhf's "
-                  f"{said(apart['gold'])}, KL {at('gold', 'kl').mean():.2f}",
-         "holds": verdict(apart["gold"], -1) != "supported"},
         {"control": "PPO with beta 10", "expected": "stays at sft: KL under .05",
          "found": "KL " + ", ".join(f"{x:.3f}" for x in kl), "holds": bool((abs(kl) < 0.05).all())}]
+    if "gold" in values:  # in the world only
+        found.insert(1, {
+            "control": "PPO on the gold score", "expected": "the ceiling: no lower than rlhf",
+            "found": f"win rate {at('gold', 'win_rate').mean():.3f}, less rlhf's "
+                     f"{said(apart['gold'])}, KL {at('gold', 'kl').mean():.2f}",
+            "holds": verdict(apart["gold"], -1) != "supported"})
+    return found
 
 
 # ---- the frontier, and the study -----------------------------------------------------------------
@@ -446,7 +489,8 @@ def frontier(values, rows, splits):
     """Win rate against KL to SFT, in distribution and over the prompts of all shifts ->
     {family: [{"label", "kl", "win_rate": summary, "shifted_kl", "shifted_win_rate": summary}]}.
 
-    SFT and RLHF at every temperature, and best of n at temperature 1, from SFT's own samples.
+    SFT and RLHF at every temperature, and best of n at temperature 1, from SFT's own samples
+    (`rows`; None where a win is not decided by a score of each of them).
     """
     def point(label, kl, wins):  # {split: nats}, {split: (seeds, inputs)}
         shifted = np.concatenate([wins[s] for s in splits[1:]], axis=1)
@@ -462,9 +506,10 @@ def frontier(values, rows, splits):
             found[family].append(point(f"T {temperature:g}",
                                        {s: at[s]["kl"].mean() for s in splits},
                                        {s: at[s]["win_rate"] for s in splits}))
-    found["bon"] = [point(f"n {n}", dict.fromkeys(splits, bon.kl_bound(n)),
-                          {s: best(rows["sft"][s], n)["win"] for s in splits})
-                    for n in sizes_of(rows["sft"][splits[0]])]
+    if rows:
+        found["bon"] = [point(f"n {n}", dict.fromkeys(splits, bon.kl_bound(n)),
+                              {s: best(rows[s], n)["win"] for s in splits})
+                        for n in sizes_of(rows[splits[0]])]
     return found
 
 
@@ -488,15 +533,16 @@ def sizes_of(seeds):
 
 
 def best(seeds, n):
-    "Expected win, gold and proxy score of the best of n of these outputs, each (seeds, inputs)."
-    found = {"win": [], "gold": [], "proxy": []}
+    """What is expected of the best of n of these outputs, by the proxy: "win" and each score there
+    is -> {name: (seeds, inputs)}."""
+    found = []
     for rows in seeds:
-        gold, proxy = (np.array([row[k] for row in rows]) for k in ("gold", "proxy"))
-        reference = np.array([[row["reference_gold"]] for row in rows])
-        win = (gold > reference) + (gold == reference) / 2
-        for name, values in (("win", win), ("gold", gold), ("proxy", proxy)):
-            found[name].append(bon.expected_best(proxy, values, n))
-    return {name: np.stack(values) for name, values in found.items()}
+        scores = {k: np.array([row[k] for row in rows]) for k in SCORES if k in rows[0]}
+        mine = scores[decisive(rows)]
+        reference = np.array([[row[f"reference_{decisive(rows)}"]] for row in rows])
+        scores["win"] = (mine > reference) + (mine == reference) / 2
+        found.append({k: bon.expected_best(scores["proxy"], v, n) for k, v in scores.items()})
+    return {name: np.stack([one[name] for one in found]) for name in found[0]}
 
 
 def quality_of(run, config, split):
@@ -515,7 +561,8 @@ def quality_of(run, config, split):
 
 def sweep_rows(config, runs, splits):
     "Outputs of every run of the sweep, as in `train`; on validation too, where choices are made."
-    names = {name: ["validation"] * name.startswith("lr") + list(splits) for name in SWEEP}
+    names = {name: ["validation"] * name.startswith("lr") + list(splits)
+             for name in variants(config)}
     names |= {"rlhf": ["validation"], "sft": ["validation"]}
     return {name: {split: [outputs_of(run, config, name, split) for run in runs]
                    for split in where} for name, where in names.items()}
@@ -532,18 +579,27 @@ def of_size(config, name, splits):
 
 
 def study(config):
-    "Run the study of one task, and return the path of its report."
-    data.gold(config.data)  # the world, before anything is trained in it
+    """Run the study of one dataset, and return the path of its report.
+
+    A win is decided by the gold score; outside the world by `--judge` if it is given, else by a
+    reward model. ValueError if no split is shifted: there is nothing to generalise to.
+    """
+    gold, splits = data.gold(config.data), data.test_splits(config.data)
+    if len(splits) < 2:
+        raise ValueError(f"{config.data} has only {splits[0]!r} to test on, and this study is of "
+                         f"shifts: name another dataset, or add a file such as other.jsonl to its "
+                         f"folder (python -m tests.evaluate measures runs without shifts)")
     seconds, began, judge = {}, time.time(), None
     if config.judge:
         from data.judge import llm
 
         judge = llm(config.judge, Path(config.out) / "judge.jsonl")
-    splits = data.test_splits(config.data)
+    encode = config.encoder and metrics.sentence_encoder(config.encoder)
+    relation = config.nli and metrics.nli_relation(config.nli)
     for seed in range(config.seeds):
         for stage, spent in run_stages(config, seed).items():
             seconds[f"{stage}, seed {seed}"] = spent
-        for name in SWEEP if config.sweeps else ():
+        for name in variants(config) if config.sweeps else ():
             seconds[f"{name}, seed {seed}"] = run_variant(config, seed, name)
     folder = data.run_folder(config.data, 0, config.out)
     runs, sampling = load_runs(config), time.time()
@@ -554,16 +610,18 @@ def study(config):
     seconds["sampling and scoring"] = time.time() - sampling
 
     # ---- measures: values by prompt and seed, and their summaries
-    relation = data.world.relation(rows["sft"][splits[0]][0][0]["prompt"])
-    embed = encoder(runs[0], [row["reference"] for row in rows["sft"][splits[0]][0]])
+    if gold and not relation:
+        relation = data.world.relation(rows["sft"][splits[0]][0][0]["prompt"])
+    embed = encode or encoder(runs[0], [row["reference"] for row in rows["sft"][splits[0]][0]])
     values, reports, measuring = {}, {}, time.time()
     for policy, by_split in rows.items():
         values[policy], reports[policy] = {}, {}
         for split, seeds in by_split.items():
             found = [measure(r, s, embed, relation) for r, s in zip(seeds, rows["sft"][split])]
-            if judge and policy in POLICIES:
+            if judge and (policy in POLICIES or not gold):
                 for (v, _), r in zip(found, seeds):
                     v["win_rate_judge"] = judged_by(judge, r)
+                    v["win_rate"] = v["win_rate" if gold else "win_rate_judge"]
             values[policy][split] = {k: np.stack([v[k] for v, _ in found]) for k in found[0][0]}
             reports[policy][split] = {k: summarised(v) for k, v in values[policy][split].items()}
             if policy not in FRONTIER:
@@ -579,12 +637,12 @@ def study(config):
 
     # ---- the reward model's accuracy, other sizes, the claims, the report
     judged, judging = {}, time.time()
-    for split in splits:
+    for split in splits if gold else data.test_splits(config.data, pairs=True):
         each = [quality_of(run, config, split) for run in runs]
         judged[split] = {key: [found[key] for found in each] for key in each[0]}
     seconds["judging the reward model"] = time.time() - judging
     sizes = {}
-    for name in SIZES if config.sweeps else ():
+    for name in SIZES if config.sweeps and gold else ():
         resizing = time.time()
         sizes[name] = of_size(config, name, splits)
         seconds[f"width {name}"] = time.time() - resizing
@@ -594,21 +652,24 @@ def study(config):
             for p in ("sft", "rlhf")}
     sizes = {name: {p: {s: {k: summarised([of[p][s][k]]) for k in ("win_rate", "per_input_ead")}
                         for s in splits} for p in of} for name, of in sizes.items()}
+    score = decisive(rows["sft"][splits[0]][0])
     result = {
-        "settings": asdict(config), "beta": BETA[config.data], "policies": reports,
+        "settings": asdict(config), "policies": reports,
+        **{name: main_run(config, 0)[name] for name in ("beta", "lr")},
+        "judge": config.judge if judge and not gold else SCORES[score], "score": SCORES[score],
         "reward_model": judged,
         "claims": claims(values, reports, judged, splits),
         "controls": controls(values, splits[0]) if config.sweeps else [],
-        "frontier": frontier(values, rows, splits),
+        "frontier": frontier(values, None if judge and not gold else rows["sft"], splits),
         "bargain": [bargain(values, split) for split in splits], "sweep": sweep, "sizes": sizes,
         "bon": [{"n": n, "kl": bon.kl_bound(n),
                  **{k: float(v.mean()) for k, v in best(rows["sft"][splits[0]], n).items()}}
                 for n in sizes_of(rows["sft"][splits[0]])],
-        "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold")}
+        "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold") if k in row}
                  for row in metrics.read(run.folder / "ppo.jsonl")] for run in runs],
         "seconds": {k: v for k, v in seconds.items() if v} | {"all": time.time() - began}}
     shown = [{"split": split, "prompt": rows["sft"][split][0][i]["prompt"],
-              "answers": {p: (rows[p][split][0][i]["outputs"][0], rows[p][split][0][i]["gold"][0])
+              "answers": {p: (rows[p][split][0][i]["outputs"][0], rows[p][split][0][i][score][0])
                           for p in [*POLICIES, "reference"]}} for split in splits for i in range(2)]
     path = report.write(folder, result, shown)
     for claim in result["claims"]:

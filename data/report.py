@@ -88,8 +88,9 @@ def frontiers(path, result):
 
 
 def overoptimisation(path, result):
-    made, axes = figure(2, 4.2, 3.2)
-    for axis, score in zip(axes, ("proxy", "gold")):
+    scores = [score for score in ("proxy", "gold") if score in result["bon"][0]]
+    made, axes = figure(len(scores), 4.2, 3.2)
+    for axis, score in zip(axes, scores):
         for seed, rows in enumerate(result["ppo"]):
             x = np.sqrt(np.maximum([row["kl"] for row in rows], 0))
             axis.plot(x, [row[score] for row in rows], ".", ms=4, color=COLOURS["rlhf"],
@@ -105,10 +106,13 @@ def overoptimisation(path, result):
 
 def reward_accuracy(path, result, splits):
     made, (axis,) = figure(1, 1.3 * len(splits) + 1)
-    shown = {"gold": ("two samples, by gold score", "#0072B2"),
+    known = {key for split in splits for key in result["reward_model"][split]}
+    shown = {"gold": ("two samples, by gold score" if "wrong_fact" in known else
+                      "stored comparisons, as people chose", "#0072B2"),
              "length": ("longer wins", "#999999"),
              "wrong_fact": ("one fact wrong", "#D55E00"),
              "wrong_fact_permuted": ("the same, another prompt", "#E69F00")}
+    shown = {key: style for key, style in shown.items() if key in known}
     for k, (key, (label, colour)) in enumerate(shown.items()):
         means = [np.mean(result["reward_model"][s][key]) for s in splits]
         place = np.arange(len(splits)) + (k - 1.5) * 0.2
@@ -230,7 +234,7 @@ def write(folder, result, shown):
     """report.json, report.md and figures -> path of report.md.
 
     `result` is the study's dict (see rlhf.py); `shown` a list of {"split", "prompt", "answers":
-    {policy: (text, gold)}}.
+    {policy: (text, score)}}.
     """
     folder = Path(folder)
     splits = list(result["policies"]["sft"])
@@ -242,8 +246,10 @@ def write(folder, result, shown):
     diversities(folder / "diversity.png", result, splits)
     frontiers(folder / "frontier.png", result)
     overoptimisation(folder / "overoptimisation.png", result)
-    reward_accuracy(folder / "reward_model.png", result, splits)
-    n, k = settings["inputs"], settings["samples"]
+    judged = list(result["reward_model"])
+    if judged:
+        reward_accuracy(folder / "reward_model.png", result, judged)
+    n, k = result["policies"]["sft"][splits[0]]["win_rate"]["n"], settings["samples"]
     rows = lambda measure, names: [[p, *(cell(result["policies"][p][s][measure]) for s in splits)]
                                    for p in names if measure in result["policies"][p][splits[0]]]
     widely = ["base", "sft", "sft-t0.7", "bon16", "rlhf"]
@@ -259,19 +265,13 @@ def write(folder, result, shown):
         *(table([name.replace("win_rate_", ""), *splits], rows(name, policies)) for name in judges)]
     if result["sweep"]:
         betas(folder / "betas.png", result, splits[0])
-        sizes(folder / "sizes.png", result, splits)
-        rates = {"1e-4": "lr-1e-4", "2e-4 (the main run)": "rlhf", "4e-4": "lr-4e-4"}
+        rates = {"1e-4": "lr-1e-4", f"{result['lr']:g} (the main run)": "rlhf", "4e-4": "lr-4e-4"}
         extras += [
             "## What does the KL penalty do?",
             "![beta](betas.png)",
             f"*Runs of PPO with other betas, on `{splits[0]}`; k1 and k2 are the estimators of the "
             "KL in the reward (the paper's code has k2). Look for a beta at which the orange curve "
             "is back at the blue band on the right and still above it in the middle.*",
-            "## How much is the size of the model?",
-            "![sizes](sizes.png)",
-            f"*Base, SFT, reward model and PPO at other widths, seed 0, the same steps, {n} "
-            "prompts a split. Look for whether orange stays above blue (left, middle) and below it "
-            "(right) at every width.*",
             "## How was the learning rate of PPO chosen?",
             table(["learning rate", "win rate on validation", "KL"],
                   [[name, *(cell(result["sweep"][run]["validation"][k])
@@ -280,6 +280,14 @@ def write(folder, result, shown):
             table(["control", "expected", "found", "holds"],
                   [[c["control"], c["expected"], c["found"], "yes" if c["holds"] else "**no**"]
                    for c in result["controls"]])]
+    if result["sizes"]:
+        sizes(folder / "sizes.png", result, splits)
+        extras += [
+            "## How much is the size of the model?",
+            "![sizes](sizes.png)",
+            f"*Base, SFT, reward model and PPO at other widths, seed 0, the same steps, {n} "
+            "prompts a split. Look for whether orange stays above blue (left, middle) and below it "
+            "(right) at every width.*"]
     text = [
         f"# What each stage does to generalisation and diversity: {settings['data']}",
         f"{settings['seeds']} seed(s), {n} prompts a split, {k} outputs a prompt; brackets are "
@@ -288,13 +296,14 @@ def write(folder, result, shown):
         abstract(result, splits),
         "## Does it generalise?",
         "![win rates](win_rate.png)",
-        f"*Win rate by gold score against people's references on {n} prompts a split, ties half. "
+        f"*Win rate by {result['judge']} against people's references on {n} prompts a split, ties "
+        "half. "
         "Look for the order of the colours within a group, and for how far each falls from the "
         "first group.*",
         table(["policy", *splits], rows("win_rate", policies)),
         "![head to head](head_to_head.png)",
-        "*The same judge and prompts, each policy against SFT at temperature 1. Look for bars "
-        "above the dotted line in every group.*",
+        f"*The same prompts, each policy against SFT at temperature 1, by {result['score']}. Look "
+        "for bars above the dotted line in every group.*",
         "## What does it cost in diversity?",
         "![diversity](diversity.png)",
         f"*EAD of {k} outputs to one prompt (left) and of one output to each of {n} prompts "
@@ -304,7 +313,8 @@ def write(folder, result, shown):
            "64, so its per-input bars are a little too low.*"),
         table(["per-input EAD", *splits], rows("per_input_ead", widely)),
         table(["per-input embedding", *splits], rows("per_input_embedding", widely)),
-        table(["per-input NLI", *splits], rows("per_input_nli", widely)),
+        *([table(["per-input NLI", *splits], rows("per_input_nli", widely))] if
+          rows("per_input_nli", widely) else []),
         table(["across-input EAD", *splits], rows("across_input_ead", widely)),
         "## What does a nat of KL buy?",
         "![frontier](frontier.png)",
@@ -320,12 +330,14 @@ def write(folder, result, shown):
                   else ["none so near", "", "", ""])] for b in result["bargain"]]),
         "![over-optimisation](overoptimisation.png)",
         "*The score that PPO optimises (left) and the one nobody does (right) along PPO's path. If "
-        "the right one turns down while the left one climbs, the reward model is being exploited.*",
-        "## Does the reward model know what it judges?",
-        "![reward model](reward_model.png)",
-        "*Share of pairs it orders as the gold score does, a dot for each seed, on about "
-        f"{result['reward_model'][splits[0]]['pairs'][0]:.0f} pairs. With another prompt, only "
-        "what can be known without the prompt is left.*",
+        "the right one turns down while the left one climbs, the reward model is being exploited.*"
+        if "gold" in result["bon"][0] else "*The score that PPO optimises, along its path.*",
+        *([
+            "## Does the reward model know what it judges?",
+            "![reward model](reward_model.png)",
+            "*Share of pairs it orders rightly, a dot for each seed, on about "
+            f"{result['reward_model'][judged[0]]['pairs'][0]:.0f} pairs. With another prompt, only "
+            "what can be known without the prompt is left.*"] if judged else []),
         *extras,
         "## The claims",
         table(["claim", "", "verdict", "evidence"],
@@ -333,8 +345,8 @@ def write(folder, result, shown):
         "## Which method for which use", advice(result, splits),
         "## Samples"]
     for item in shown:
-        answers = "\n".join(f"{p:>10} [{gold:5.2f}]  {answer}"
-                            for p, (answer, gold) in item["answers"].items())
+        answers = "\n".join(f"{p:>10} [{score:5.2f}]  {answer}"
+                            for p, (answer, score) in item["answers"].items())
         text.append(f"```text\n({item['split']}) {item['prompt']}\n{answers}\n```")
     text.append("## Time\n" + table(["what", "minutes"], [
         [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()]))

@@ -119,11 +119,7 @@ def evaluate_text(name, seed, n, out, base, judge=None):
             for e, r in zip(examples[:4], ids):
                 print(f"{split}, {which:>4}: ...{e.prompt[-60:]!r}{tokenizer.decode(r)}")
     for split in ("validation", *data.test_splits(name, pairs=True)):
-        pairs = data.comparisons(name, split, 5 * n)
-        texts = [p.prompt for p in pairs], [p.chosen for p in pairs], [p.rejected for p in pairs]
-        words = [[len(text.split()) for text in side] for side in texts[1:]]
-        found["reward model"][split] = {"pairs": len(pairs), "accuracy": reward.accuracy(
-            fn, tokenizer, *texts), "length": float(metrics.win_rate(*words).mean())}
+        found["reward model"][split] = reward.quality(fn, policy, tokenizer, name, split, 5 * n)
     print(json.dumps(found, indent=1))
     return found
 

@@ -171,7 +171,7 @@ def test_the_frontier():  # splits or families exchanged, the best by gold, the 
                   for s in SPLITS} for p in {**rlhf.POLICIES, **rlhf.FRONTIER}}
     row = {"outputs": ["a", "b"], "gold": [1.0, 3.0], "proxy": [0.5, 0.2], "reference_gold": 2.0}
     other = row | {"proxy": [0.2, 0.5]}  # here the proxy is right
-    found = rlhf.frontier(values, {"sft": {s: [[row] * 3 + [other]] * 2 for s in SPLITS}}, SPLITS)
+    found = rlhf.frontier(values, {s: [[row] * 3 + [other]] * 2 for s in SPLITS}, SPLITS)
     assert [p["label"] for p in found["sft"]] == ["T 1", "T 0.8", "T 0.7", "T 0.5", "T 0.3", "T 0"]
     for family, label, near, far in (("sft", "T 1", 0.6, 0.525), ("sft", "T 0.3", 0.5, 0.3),
                                      ("rlhf", "T 1", 0.6, 0.4), ("rlhf", "T 0", 0.4, 0.125)):
@@ -307,10 +307,82 @@ def test_best_of_n_is_chosen_by_the_proxy(study):  # chosen by gold, or not at a
 
 
 @pytest.mark.parametrize("changes", [dict(quick=True, full=True), dict(inputs=2), dict(samples=1),
-                                     dict(seeds=-1), dict(data="my.jsonl")])
+                                     dict(seeds=-1), dict(data="my", full=True)])
 def test_impossible_studies(changes):  # an interval over nothing
     with pytest.raises(ValueError):
         rlhf.Config(**changes)
+
+
+@pytest.fixture(scope="module")
+def other_data(small, tmp_path_factory):
+    "A folder of files with a shifted split, which knows no gold score."
+    folder = tmp_path_factory.mktemp("other") / "mine"
+    folder.mkdir()
+    rows = [{"prompt": e.prompt, "response": e.response} for e in data.load("instruct", "train")]
+    for split, a, b in (("train", 0, 60), ("validation", 60, 70), ("test", 70, 76),
+                        ("far", 80, 85)):
+        metrics.write(folder / f"{split}.jsonl", rows[a:b])
+        metrics.write(folder / f"comparisons.{split}.jsonl", [
+            {"prompt": row["prompt"], "chosen": row["response"],
+             "rejected": row["response"] + " no"} for row in rows[a:b]])
+    return folder
+
+
+def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more rows than there are
+    config = rlhf.Config(data=str(other_data), inputs=6, samples=3, device="cpu",
+                         out=str(tmp_path))
+    rlhf.sft.train(rlhf.sft.Config(data=config.data, init=str(rlhf.sft.BASE), out=config.out))
+    result = json.loads((rlhf.train(config).parent / "report.json").read_text())
+    assert list(result["policies"]["rlhf"]) == ["test", "far"] and result["sizes"] == {}
+    for split, n in (("test", 6), ("far", 5)):
+        measures = result["policies"]["rlhf"][split]
+        assert measures["win_rate"] == measures["win_rate_proxy"] and measures["kl"]["n"] == n
+        assert "gold" not in measures and "per_input_nli" not in measures
+        assert result["reward_model"][split]["pairs"] == [n]
+    assert result["judge"] == "the reward model that RLHF optimises"
+    assert {c["id"] for c in result["claims"]} == {"C1a", "C1b", "C2", "C3a", "C3b", "C4", "C7"}
+    assert [p["kl"] for p in result["frontier"]["bon"]][0] == 0
+
+
+def test_a_language_model_decides_where_no_gold_score_does(other_data, monkeypatch, tmp_path):
+    # the proxy decides, its wins in the frontier of best of n
+    shorter = judge.by_score(lambda prompts, texts: [-len(t) for t in texts])
+    monkeypatch.setattr(judge, "llm", lambda name, cache: shorter)
+    config = rlhf.Config(data=str(other_data), inputs=5, samples=2, device="cpu", judge="a-model",
+                         out=str(tmp_path))
+    path = rlhf.train(config)
+    result = json.loads((path.parent / "report.json").read_text())
+    assert result["judge"] == "a-model" and "by a-model against" in path.read_text()
+    for policy, by_split in result["policies"].items():
+        for split, measures in by_split.items():
+            assert measures["win_rate"] == measures["win_rate_judge"], policy
+            rows = [r for r in metrics.read(path.parent / "samples" / f"{split}.sft.jsonl")]
+    won = [np.sign(len(r["reference"]) - len(r["outputs"][0])) / 2 + 0.5 for r in rows]
+    assert result["policies"]["sft"]["far"]["win_rate"]["mean"] == pytest.approx(np.mean(won))
+    assert set(result["frontier"]) == {"sft", "rlhf"}
+
+
+def test_without_a_shift_there_is_no_study(other_data, tmp_path):  # after an hour of training
+    for path in other_data.iterdir():
+        if "far" not in path.name:
+            shutil.copy(path, tmp_path)
+    with pytest.raises(ValueError, match="has only 'test' to test on"):
+        rlhf.train(rlhf.Config(data=str(tmp_path), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_variants_are_of_the_main_run(tmp_path, monkeypatch):  # of its defaults, in its own folder
+    config = rlhf.Config(data="instruct", out=str(tmp_path))
+    assert rlhf.main_run(config, 1) == {"beta": rlhf.BETA["instruct"]}
+    by_hand = rlhf.ppo.Config(data="instruct", seed=1, out="elsewhere", beta=0.07, steps=7)
+    path = tmp_path / "instruct" / "seed-1" / "ppo.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"config": dataclasses.asdict(by_hand)}))
+    seen = []
+    monkeypatch.setattr(rlhf.ppo, "train", seen.append)
+    rlhf.run_variant(config, 1, "k2-1")
+    assert seen == [dataclasses.replace(by_hand, out=str(tmp_path), variant="k2-1", kl="k2",
+                                        beta=1.0)]
 
 
 @pytest.mark.slow
@@ -349,7 +421,7 @@ def test_shuffled_labels_prefer_either(tmp_path):  # no swap, all swapped, a com
     rows = [{"prompt": f"p{k}", "chosen": "a", "rejected": "b", "of": "edits",
              "split": "train" if k % 4 else "validation"} for k in range(400)]
     metrics.write(tmp_path / "comparisons.jsonl", rows)
-    folder = rlhf.shuffled_labels(tmp_path, 0)
+    folder = rlhf.shuffled_labels("instruct", tmp_path, 0)
     found = [c for split in ("train", "validation") for c in data.comparisons(folder, split)]
     assert {c.prompt for c in found} == {row["prompt"] for row in rows}
     assert 160 < sum(c.chosen == "a" for c in found) < 240
