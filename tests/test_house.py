@@ -149,12 +149,14 @@ def test_stages_have_one_anatomy(stage):  # a trainer class, or a second train
 
 
 def commands():
-    "The python commands in the README's bash blocks, each as a list of words."
+    "The python commands in the README, in bash blocks or between backticks, as lists of words."
     readme = ROOT / "README.md"
     if not readme.exists():
         return []
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", readme.read_text(encoding="utf-8"), re.S)
+    text = readme.read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines += re.findall(r"`(python [^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
     parts = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
     return [part for part in parts if part and part[0] == "python"]
 
