@@ -105,7 +105,7 @@ def gae(rewards, values, is_response, gamma, lam):
     ahead = next_value = torch.zeros_like(rewards[:, 0])  # (B,)
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        ahead = torch.where(is_response[:, t], delta + gamma * lam * ahead, 0.0)
+        ahead = delta + gamma * lam * ahead  # still 0 on padding, where delta is
         advantages[:, t] = ahead
         next_value = values[:, t]
     return advantages, advantages + values
