@@ -309,11 +309,16 @@ def labelled_file(path, n=6, **more):
     return path
 
 
+def heard():
+    "Ctrl-C reaches a process even if this one, in a script's background, was told to ignore it."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def command(*words, cwd):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-m", "data.judge", *map(str, words)], text=True,
                             cwd=cwd, env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+                            stderr=subprocess.PIPE, preexec_fn=heard)
 
 
 @pytest.mark.parametrize("how", [
@@ -612,6 +617,7 @@ def test_the_page_in_a_browser(chromium, tmp_path, scheme, width):
         tab.keyboard.press(key)
     assert text("#status") == "10 of 40" and text("#save") == "Save 8 comparisons"
     before = shown()
+    tab.wait_for_timeout(2000)  # a browser stores what it is told a little later
     tab.reload()
     assert text("#status") == "10 of 40" and shown() == before
     tab.keyboard.press("u")  # the tie, which becomes a choice
