@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 
@@ -180,6 +181,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.frozen = 0  # how many blocks `freeze` has frozen
+        self.precision = None  # what it computes in, if not in that of its weights: see `settle`
+        self.recompute = False  # keep only each block's input, and compute the rest in backward
         width = config.embed_width or config.channels
         self.embed = nn.Embedding(config.vocab_size, width)
         narrow = config.embed_width > 0
@@ -231,11 +234,19 @@ class Transformer(nn.Module):
 
     def embeddings(self, ids, positions):
         x = self.embed(ids.where(ids < self.config.vocab_size, 0))  # PAD is fed as 0: (B, T, C)
-        x = x if self.project_in is None else self.project_in(x)
-        return x if self.position is None else x + self.position(positions)
+        x = x.to(self.precision or x.dtype)
+        x = x if self.project_in is None else self.run(self.project_in, x)
+        return x if self.position is None else x + self.position(positions).to(x.dtype)
 
     def rotation(self, positions):
         return None if self.position is not None else self.table[:, positions].unsqueeze(-2)
+
+    def run(self, module, x, *where):
+        "module(x, *where), its fp32 weights rounded here, where they are used, to x's precision."
+        if self.precision is None:
+            return module(x, *where)
+        rounded = {name: p.to(x.dtype) for name, p in module.named_parameters()}
+        return functional_call(module, rounded, (x, *where))
 
     def forward(self, ids, is_real=None, start=None, segment=None):
         """
@@ -248,12 +259,19 @@ class Transformer(nn.Module):
         x = self.embeddings(ids, positions) if start is None else start
         rotation = self.rotation(positions)
         for block in self.blocks[0 if start is None else self.frozen:]:
-            x = block(x, rotation, is_visible)
-        return self.norm(x)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(self.run, block, x, rotation, is_visible, use_reentrant=False,
+                               preserve_rng_state=False)
+            else:
+                x = self.run(block, x, rotation, is_visible)
+        return self.run(self.norm, x)
 
     def logits(self, hidden):
-        hidden = hidden if self.project_out is None else self.project_out(hidden)
-        return F.linear(hidden, self.embed.weight if self.lm_head is None else self.lm_head.weight)
+        hidden = hidden if self.project_out is None else self.run(self.project_out, hidden)
+        weight = self.embed.weight if self.lm_head is None else self.lm_head.weight
+        if self.precision is not None:  # a logit near 20 in bf16 would be off by up to .06 nats
+            hidden, weight = hidden.float(), weight.to(self.precision).float()
+        return F.linear(hidden, weight)
 
     @torch.no_grad()
     def frozen_output(self, ids, is_real=None):
@@ -263,7 +281,7 @@ class Transformer(nn.Module):
         positions, is_visible = self.layout(ids, is_real)
         x, rotation = self.embeddings(ids, positions), self.rotation(positions)
         for block in self.blocks[:self.frozen]:
-            x = block(x, rotation, is_visible)
+            x = self.run(block, x, rotation, is_visible)
         return x
 
     def new_cache(self, rows, columns):
@@ -308,10 +326,12 @@ class ScalarModel(nn.Module):
 
 
 def scalar_from(policy):
-    "A scalar model that starts as a copy of `policy`, with a fresh head."
-    model = ScalarModel(policy.config).to(policy.embed.weight)  # same device, same precision
-    model.trunk = copy.deepcopy(policy)
+    "A scalar model that starts as a copy of `policy` (frozen layers are shared), with a new head."
+    model, like = ScalarModel(policy.config), at_least_fp32(policy.embed.weight[:1])
+    model.trunk = branch(policy)
     model.trunk.lm_head = model.trunk.project_out = None
+    model.head.to(like)
+    model.shift, model.scale = model.shift.to(like), model.scale.to(like)
     return model
 
 
@@ -384,10 +404,18 @@ def freeze(model, fraction):
             part.requires_grad_(False)
 
 
+def branch(model):
+    "A copy to be trained apart: the layers that `freeze` holds are shared, the rest is copied."
+    net = transformer(model)
+    held = frozen_parts(net).values() if net.frozen else ()
+    return copy.deepcopy(model, {id(p): p for part in held for p in part.parameters()})
+
+
 def share_trunk(model, other):
     """
     Make `other` use `model`'s frozen layers, so that policy, reference, reward model and value
-    network hold them in memory once. Only allowed where they are the same numbers already.
+    network hold them in memory once. Only allowed where they are the same numbers already, in the
+    precision that `model` holds them in. `other` may still be on the CPU, and `settle`d afterwards.
     """
     model, other = transformer(model), transformer(other)
     if model.embed.weight.requires_grad:
@@ -396,7 +424,7 @@ def share_trunk(model, other):
     mine, its = frozen_parts(model), frozen_parts(other)
     shared = mine.keys() & its.keys()  # a scalar model has no output matrix of its own
     same = mine.keys() - {"project_out", "lm_head"} <= shared and all(
-        torch.equal(value, other_value) for name in shared for value, other_value
+        torch.equal(value, other_value.to(value)) for name in shared for value, other_value
         in zip(mine[name].parameters(), its[name].parameters(), strict=True))
     if not same:
         raise ValueError("the frozen layers differ: train both from the same base with the same "
@@ -406,7 +434,56 @@ def share_trunk(model, other):
         setattr(other.get_submodule(parent), last, mine[name])
 
 
+# ---- precision -----------------------------------------------------------------------------------
+
+
+def precision(device):
+    "What networks on a device compute in: bf16 on a GPU that has it; None: as their weights are."
+    has_it = (torch.device(device).type == "cuda"
+              and torch.cuda.get_device_capability(device) >= (8, 0))  # since Ampere
+    return torch.bfloat16 if has_it else None
+
+
+def settle(model, device, dtype=None):
+    """
+    Move a model to `device`, to compute in `dtype` (default: that of the device) from now on. What
+    is frozen is rounded to it for good. What trains stays in fp32, as a master that is rounded
+    where it is used: steps smaller than bf16 resolves (2^-9 of a weight) add up. The head and the
+    two numbers of a scalar model stay in fp32. Sec. 3.1, Micikevicius et al. 2018, arXiv:1710.03740
+    """
+    net, dtype = transformer(model), dtype or precision(device)
+    if dtype is not None:
+        net.precision = dtype
+        for p in net.parameters():
+            if not p.requires_grad:
+                p.data = p.data.to(device, dtype)  # rounded first: no fp32 copy on the GPU
+        if net.position is None:
+            net.table = net.table.to(dtype)
+    return model.to(device)
+
+
+def fixed(model, copied=True):
+    """
+    The same network as it is now, with nothing to train, each weight in the precision it is used
+    in. Frozen weights are shared with `model`; if not `copied`, so are all that need no rounding.
+    """
+    dtype, held = transformer(model).precision, {}
+    for p in transformer(model).parameters():
+        value = p.detach().to(dtype or p.dtype, copy=copied and p.requires_grad)
+        held[id(p)] = nn.Parameter(value, requires_grad=False)
+    return copy.deepcopy(model, held).requires_grad_(False)
+
+
 # ---- sampling ------------------------------------------------------------------------------------
+
+
+CACHE = 2**33  # bytes of keys and values that are decoded at once: 15 rows of 1,072 tokens at 7B
+
+
+def cache_bytes(model, columns):
+    "Size of one row's keys and values."
+    width = model.config.channels // model.config.heads * model.config.kv_heads
+    return 2 * model.config.layers * width * columns * model.embed.weight.element_size()
 
 
 def choose(logits, temperature, uniform):
@@ -431,6 +508,7 @@ def decode_rows(model, prompts, which, temperature, uniform):
     device, pad = model.embed.weight.device, model.config.vocab_size
     max_new, width = uniform.shape[1], max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)  # (B, P)
+    several = which != list(range(len(prompts)))
     which = torch.tensor(which, device=device)  # (rows,)
     eos = torch.tensor(model.config.eos, dtype=torch.long, device=device)
     check_every = 1 if device.type == "cpu" else 8  # looking makes the CPU wait for the GPU
@@ -439,7 +517,8 @@ def decode_rows(model, prompts, which, temperature, uniform):
     positions, is_visible = model.layout(ids, ids < pad)
     cache = model.new_cache(len(prompts), width + max_new)  # (L, 2, B, Hkv, S, D)
     hidden = model.decode(ids, positions, is_visible, cache, 0)  # (B, C)
-    hidden, position, cache = hidden[which], positions[which, -1:], cache[:, :, which]
+    hidden, position = hidden[which], positions[which, -1:]
+    cache = cache[:, :, which] if several else cache  # large: not twice without need
     is_key = F.pad(ids < pad, (0, max_new), value=True)[which, None, None]  # (rows, 1, 1, S)
     padded = not is_key.all()  # without padding attention needs no mask
 
@@ -475,8 +554,11 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
     """
     Sample `num_samples` responses to each prompt: lists of ids in, len(prompts) * num_samples
     lists out, prompt by prompt, each with its EOS if it came to one. Temperature 0 is greedy.
-    At most `batch` rows are decoded at a time; that changes the memory, not the random numbers.
+    At most `batch` rows are decoded at a time, and fewer where their keys and values would take
+    more than CACHE bytes; that changes the memory, not the random numbers.
     """
+    if model.precision is not None:
+        model = fixed(model, copied=False)  # round masters once, not once per token
     room = model.config.context - max_new_tokens
     if temperature < 0 or max_new_tokens < 1 or num_samples < 1 or batch < 1:
         raise ValueError(f"temperature={temperature} must not be negative, and max_new_tokens="
@@ -495,6 +577,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
     eos, out = set(model.config.eos), [None] * len(uniform)
     # rows of like length go together; the longest first, so that memory runs out now or never
     order = sorted(range(len(out)), key=lambda row: -len(prompts[row // num_samples]))
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    batch = min(batch, max(CACHE // cache_bytes(model, longest), 1))
     for i in range(0, len(order), batch):
         rows = order[i:i + batch]
         owners = {row // num_samples: None for row in rows}  # prompts in this batch, in order
@@ -560,6 +644,7 @@ def pretrainers(model, lr):
 
 FORMAT = 1
 MADE_BY = {"policy": "python sft.py", "reward": "python reward.py"}
+LARGE = 10**8  # parameters of a model that `load` does not hold twice, not even for a moment
 
 
 def digest(record):
@@ -666,9 +751,15 @@ def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
     if not unfinished and not record["meta"].get("finished", True):
         raise ValueError(f"{path} was saved at step {record['meta']['step']} of a run that was "
                          f"interrupted: finish it with the same command and --resume.")
-    config = ModelConfig(**record["model"])
-    model = Transformer(config) if kind == "policy" else ScalarModel(config)
-    model.load_state_dict(record.pop("weights"))  # copies into fp32 whatever it was stored in
+    config, weights = ModelConfig(**record["model"]), record.pop("weights")
+    large = sum(value.numel() for value in weights.values()) > LARGE
+    with torch.device("meta" if large else "cpu"):
+        model = Transformer(config) if kind == "policy" else ScalarModel(config)
+    if large:  # takes over what was read, instead of drawing and holding as much again
+        weights = {name: weights.pop(name).float() for name in list(weights)}
+        if config.positions == "rotary":
+            transformer(model).table = rope_table(config)
+    model.load_state_dict(weights, assign=large)  # else copies into fp32 whatever it was stored in
     return model.to(device), record
 
 

@@ -11,7 +11,6 @@ KL penalty token by token; estimate advantages; take `epochs` passes of clipped 
 steps. Temperature is part of the policy: what was sampled at T is scored at T everywhere.
 """
 
-import copy
 import importlib.util
 import itertools
 import math
@@ -205,7 +204,7 @@ def value_network(config, policy, reward_model):
     if reward_model is None:
         raise ValueError("--value reward copies a reward checkpoint, and --reward names none: add "
                          "--value shared")
-    return copy.deepcopy(reward_model)
+    return m.branch(reward_model)
 
 
 def act(policy, value, ids, positions, temperature, start=None, entropy=False):
@@ -220,7 +219,7 @@ def act(policy, value, ids, positions, temperature, start=None, entropy=False):
     if isinstance(value, m.ScalarModel):
         values = value(ids, start=start)  # (B, T)
     else:
-        values = value(hidden).squeeze(-1)
+        values = value(m.at_least_fp32(hidden)).squeeze(-1)
     values = values.gather(1, positions - 1)
     return (logp[0], values, logp[1]) if entropy else (logp, values)
 
@@ -231,14 +230,21 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
     device = next(policy.parameters()).device
     ids, positions, is_response = (
         t.to(device) for t in data.join(prompts, responses, tokenizer.pad))
-    start = policy.frozen_output(ids) if config.freeze else None  # once per rollout
-    logp_old, values, entropy = act(policy, value, ids, positions, config.temperature, start,
-                                    entropy=True)
-    logp_ref = m.logprobs(reference, ids, positions, config.temperature, start=start)
-    if isinstance(reward_fn, m.ScalarModel):
-        scores = reward.score(reward_fn, ids, positions, is_response, start).cpu()  # (B,)
-    else:
-        scores = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)  # (B,)
+    parts = []
+    for rows in torch.arange(len(ids)).split(config.micro or len(ids)):
+        part = ids[rows], positions[rows]
+        start = policy.frozen_output(part[0]) if config.freeze else None  # once per rollout
+        logp_old, values, entropy = act(policy, value, *part, config.temperature, start,
+                                        entropy=True)
+        logp_ref = m.logprobs(reference, *part, config.temperature, start=start)
+        scores = (reward.score(reward_fn, *part, is_response[rows], start)
+                  if isinstance(reward_fn, m.ScalarModel) else None)
+        parts.append((logp_old, values, entropy, logp_ref, scores, start))
+    logp_old, values, entropy, logp_ref, scores, start = (  # (B, R) four times, (B,), (B, T, C)
+        None if column[0] is None else torch.cat(column) for column in zip(*parts))
+    if scores is None:
+        scores = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)
+    scores = scores.cpu()
     if scores.shape != (len(prompts),) or not torch.isfinite(scores).all():
         raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
                          f"is {scores}")
@@ -280,8 +286,10 @@ def update(config, policy, value, optimizer, fixed, generator):
                     step[name] = max(step.get(name, 0), x) if name == "ratio_gap" else (
                         step.get(name, 0.0) + x)
             if not infos:  # nothing was learned yet, so nothing may have changed
-                assert step["ratio_gap"] < 1e-4 and step["clip_fraction"] == 0, (
-                    f"before its first step the policy differs from itself: {step}")
+                same = step["ratio_gap"] < 1e-4 and step["clip_fraction"] == 0
+                if policy.precision is not None:  # eight bits, rounded otherwise in another batch
+                    same = step["approx_kl"] < 0.01
+                assert same, f"before its first step the policy differs from itself: {step}"
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             step["gradient"] = nn.utils.clip_grad_norm_(parameters, 1.0).item()
             if not math.isfinite(step["gradient"] + step["policy_loss"] + step["value_loss"]):
@@ -305,8 +313,11 @@ def train(config, reward_fn=None):
     path = folder / "ppo.pt"
     gold = data.gold(config.data)
 
-    reference, parent = m.load(config.init or parents / "sft.pt", "policy", device)
-    policy = copy.deepcopy(reference)
+    # what is frozen is held once: it is rounded, moved and shared before the rest is copied
+    policy, parent = m.load(config.init or parents / "sft.pt", "policy")
+    m.freeze(policy, config.freeze)
+    m.settle(policy, device)
+    reference = m.fixed(policy)
     tokenizer = data.Tokenizer.of(parent["tokenizer"])
     reward_model = None
     if reward_fn is None and config.reward == "gold":
@@ -314,18 +325,18 @@ def train(config, reward_fn=None):
     elif reward_fn is None and config.reward.endswith(".py"):
         reward_fn = custom_reward(config.reward)
     elif reward_fn is None:
-        reward_model, _ = m.load(config.reward or parents / "reward.pt", "reward", device,
-                                 tokenizer.fingerprint)
-        reward_fn = reward_model  # as a network, it can start from the frozen trunk
+        reward_model, _ = m.load(config.reward or parents / "reward.pt", "reward",
+                                 tokenizer=tokenizer.fingerprint)
+        m.freeze(reward_model, config.freeze)
+        if config.freeze:  # it then has the policy's bottom: that is checked
+            m.share_trunk(policy, reward_model)
+        m.settle(reward_model, device)
     value = value_network(config, policy, reward_model).to(device)
-    m.freeze(policy, config.freeze)
-    if config.freeze:  # every network then has the same bottom: check that, and hold it once
-        for other in (reference, reward_model, value):
-            if isinstance(other, (m.Transformer, m.ScalarModel)):
-                m.freeze(other, config.freeze)
-                m.share_trunk(policy, other)
-    for fixed_network in filter(None, (reference, reward_model)):
-        fixed_network.requires_grad_(False)
+    if reward_model is not None:
+        reward_fn = m.fixed(reward_model)  # as a network, it can start from the frozen trunk
+        del reward_model
+    for network in (policy, getattr(value, "trunk", policy)):
+        network.recompute = config.micro > 0
     optimizer = m.adamw(nn.ModuleList([policy, value]), config.lr, betas=(0.9, 0.999), eps=1e-5)
     # prompts of like length share an iteration, in an order that depends on the seed alone
     texts = data.prompts(config.data)
@@ -333,7 +344,7 @@ def train(config, reward_fn=None):
     sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
     beta, start = config.beta, 0
     if config.resume:
-        trained, record = m.load(path, "policy", device, tokenizer.fingerprint, unfinished=True)
+        trained, record = m.load(path, "policy", tokenizer=tokenizer.fingerprint, unfinished=True)
         policy.load_state_dict(trained.state_dict())
         start, state = metrics.resumed(config, record), record["state"]
         value.load_state_dict(state["value"])
@@ -364,6 +375,7 @@ def train(config, reward_fn=None):
             row["gold"] = sum(gold(texts[i], tokenizer.decode(r).strip())
                               for i, r in zip(index, responses)) / len(index)
         row |= update(config, policy, value, optimizer, fixed, shuffler)
+        del fixed  # the trunk's output is large, and the next rollout needs the room
         if config.target_kl:
             beta = adapted(beta, row["kl"], config.target_kl, len(index))
 

@@ -294,19 +294,22 @@ def train(config):
     parents = data.run_folder(config.data, config.seed, config.out)
     folder = parents / config.variant
     path = folder / "reward.pt"
-    policy, parent = m.load(config.init or parents / "sft.pt", "policy", device)
-    policy.requires_grad_(False)
+    policy, parent = m.load(config.init or parents / "sft.pt", "policy")
+    m.freeze(policy, config.freeze)
+    model = m.scalar_from(m.settle(policy, device))
+    model.trunk.recompute = config.micro > 0
+    policy = m.fixed(policy)
     tokenizer = data.Tokenizer.of(parent["tokenizer"])
     train_rows, validation = comparisons(config, folder, policy, tokenizer)
     if not train_rows or not validation:
         raise ValueError(f"{config.comparisons or config.data} has {len(train_rows)} comparisons "
                          f"to train on and {len(validation)} to validate with: both need some")
 
-    model, start, state = m.scalar_from(policy), 0, None
+    start, state = 0, None
     if config.resume:
-        model, record = m.load(path, "reward", device, tokenizer.fingerprint, unfinished=True)
+        trained, record = m.load(path, "reward", tokenizer=tokenizer.fingerprint, unfinished=True)
         start, state = metrics.resumed(config, record), record["state"]
-    m.freeze(model, config.freeze)
+        model.load_state_dict(trained.state_dict())
     optimizer = m.adamw(model, config.lr)
     if state:
         optimizer.load_state_dict(state["optimizer"])

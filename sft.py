@@ -12,7 +12,6 @@ Pretraining is the same loss with every token counted as response: `--stage base
 random weights, `--init scratch` runs it first and fine-tunes the result.
 """
 
-import copy
 import itertools
 import math
 import time
@@ -127,8 +126,8 @@ def start_from(config, device):
                               layers=config.layers, heads=config.heads, kv_heads=config.heads,
                               channels=config.channels, hidden=config.channels * 11 // 4,
                               eos=(tokenizer.eos,))
-        return m.Transformer(shape).to(device), tokenizer, None
-    policy, record = m.load(BASE if config.init == "base" else config.init, "policy", device)
+        return m.Transformer(shape), tokenizer, None
+    policy, record = m.load(BASE if config.init == "base" else config.init, "policy")
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     tokenizer.prompt_tokens = config.prompt_tokens or tokenizer.prompt_tokens
     tokenizer.response_tokens = config.response_tokens or tokenizer.response_tokens
@@ -155,12 +154,15 @@ def train(config):
         raise ValueError(f"--prompt-tokens {tokenizer.prompt_tokens} and --response-tokens "
                          f"{tokenizer.response_tokens} are more than the {policy.config.context} "
                          f"tokens that this model can read")
-    before = copy.deepcopy(policy)  # for the samples at the end
+    m.freeze(policy, config.freeze)
+    m.settle(policy, device)
+    policy.recompute = config.micro > 0
+    before = m.fixed(policy)  # for the samples at the end
     start, state = 0, None
     if config.resume:
-        policy, record = m.load(path, "policy", device, tokenizer.fingerprint, unfinished=True)
+        trained, record = m.load(path, "policy", tokenizer=tokenizer.fingerprint, unfinished=True)
         start, state = metrics.resumed(config, record), record["state"]
-    m.freeze(policy, config.freeze)
+        policy.load_state_dict(trained.state_dict())
     fresh = config.stage == "base"
     optimizers = m.pretrainers(policy, config.lr) if fresh else [m.adamw(policy, config.lr)]
     if state:
