@@ -483,6 +483,9 @@ def part(prompt, of=("validation", "test")):
     return bucket if bucket in of else "train"
 
 
+LONGEST = 2**24  # bytes of a line: what was written to fill a memory is not read into it
+
+
 def read_rows(path):
     """Yield (object, "file, line n") for each line of JSON; ValueError names what is wrong. Rows of
     CSV and Parquet files likewise."""
@@ -492,11 +495,15 @@ def read_rows(path):
         for number, row in enumerate(hub.open_file(path, path), 1):
             yield row, f"{path}, row {number}"
         return
-    number = 0
+    number, unpacked, size = 0, 0, path.stat().st_size
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            for number, line in enumerate(f, 1):
+            for number, line in enumerate(iter(lambda: f.readline(LONGEST + 1), b""), 1):
                 at = f"{path}, line {number}"
+                unpacked += len(line)
+                if len(line) > LONGEST or unpacked > max(LONGEST, 200 * size):
+                    raise ValueError(f"{at}: more text than any data has: lines of at most "
+                                     f"{LONGEST:,} bytes, packed to no less than a 200th")
                 try:
                     line = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                     row = json.loads(line) if line else None
