@@ -200,6 +200,8 @@ def train(config):
     examples = data.load(config.data, config.split, config.prompts)
     prompts = [tokenizer.prompt(e.prompt) for e in examples]
 
+    _held = metrics.lock(folder)  # until this function ends
+
     # ---- the pool: m samples for each of P prompts, their scores, and the cost of the temperature
     pool = sample_pool(policy, prompts, config.pool, tokenizer.response_tokens, config.temperature,
                        config.seed)
@@ -227,7 +229,6 @@ def train(config):
         if row["n"] & (row["n"] - 1) == 0 or row["n"] == config.n:
             print(f"{row['n']:10}" + "".join(f"{row[k]:10.3f}" for k in ("kl", *values)))
     chosen = best_of_n(scores, config.n)  # (P,)
-    folder.mkdir(parents=True, exist_ok=True)
     path, curve = folder / f"bon{config.n}.jsonl", folder / "bon.jsonl"
     metrics.write(path, [
         {"prompt": e.prompt, "outputs": [samples[k]], "reference": e.response,

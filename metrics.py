@@ -12,9 +12,12 @@ every stage shares: `within` and `cli` (flags from a Config), `Log` and `curve` 
 import argparse
 import ast
 import collections
+import contextlib
 import dataclasses
 import difflib
+import errno
 import functools
+import gc
 import gzip
 import inspect
 import io
@@ -30,6 +33,8 @@ import textwrap
 import tokenize
 import types
 import typing
+import weakref
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -323,10 +328,12 @@ def within(config, low, high, *names):
     """Raise ValueError unless each named field is in [low, high]; inf is no bound, NaN never is."""
     for name in names:
         value = getattr(config, name)
-        if value is None or low <= value <= high:  # None: not given
+        if value is None or low <= value <= high and abs(value) < 2**40:  # None: not given
             continue
         bounds = f"between {low} and {high}"
-        if high == math.inf:
+        if value >= 2**40:  # more than any of them can mean, and than a generator's seed can hold
+            bounds = f"below {2**40}"
+        elif high == math.inf:
             bounds = f"of at least {low}" if low > -math.inf else "that is a number"
         elif low == -math.inf:
             bounds = f"of at most {high}"
@@ -355,20 +362,68 @@ def options(kind, default):
     return {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
 
 
+class CannotResume(ValueError):
+    "There is a checkpoint, but not of a part of this run."
+
+
 def resumed(config, record):
     """
-    The step to go on from. ValueError unless the checkpoint `record` is of an unfinished run with
+    The step to go on from. CannotResume unless the checkpoint `record` is of an unfinished run with
     the very flags of `config`: with others, its curve and its name would tell of neither run.
     """
-    saved, free = record["meta"]["config"], ("resume", "out", "device", "every")
+    saved = record["meta"]["config"]
+    free = ("resume", "out", "device", "every", "micro", "max_kl")  # they make no other run of it
     for name, value in dataclasses.asdict(config).items():
         if name not in free and name in saved and value != saved[name]:
-            raise ValueError(f"--resume goes on with the flags of the interrupted run, and that "
-                             f"had {flag(name)} {saved[name]}, not {value}")
+            raise CannotResume(f"--resume goes on with the flags of the interrupted run, and that "
+                               f"had {flag(name)} {saved[name]}, not {value}")
     if record["meta"]["finished"]:
-        raise ValueError(f"this run finished at step {record['meta']['step']}: there is nothing to "
-                         f"resume; leave out --resume to train anew")
+        raise CannotResume(f"this run finished at step {record['meta']['step']}: there is nothing "
+                           f"to resume; leave out --resume to train anew")
     return record["meta"]["step"]
+
+
+def halved(config):
+    """
+    A stage's config with half as many rows per forward pass: as many in a step, for half the
+    memory. ValueError where there is no half.
+    """
+    if not hasattr(config, "micro"):
+        raise ValueError("out of memory: run the stage that ran out by itself, with --auto-batch, "
+                         "and this goes on from there")
+    whole = -(-config.batch // getattr(config, "minibatches", 1))
+    rows = min(config.micro or whole, whole)
+    if rows == 1:
+        raise ValueError("out of memory, even with --micro 1: try a smaller --batch, or --freeze")
+    return dataclasses.replace(config, micro=rows // 2)
+
+
+def fitted(config, train, auto_batch):
+    """
+    Train; with `auto_batch`, where memory runs out, once more with half as many rows per forward
+    pass, from what the attempt before has saved, if it came to that. ValueError without.
+    """
+    going_on = False  # from a checkpoint, without having been told to
+    while True:
+        try:
+            return train(config)
+        except (CannotResume, FileNotFoundError):
+            if not going_on:
+                raise
+            following, going_on = dataclasses.replace(config, resume=False), False
+        except RuntimeError as error:
+            if (type(error).__name__ != "OutOfMemoryError"
+                    and "can't allocate memory" not in str(error)):
+                raise
+            following = halved(config)
+            if not auto_batch:
+                raise ValueError(f"out of memory: try --micro {following.micro} (--auto-batch "
+                                 f"tries by itself), and --resume if it had saved") from error
+            following, going_on = (dataclasses.replace(following, resume=True),
+                                   going_on or not config.resume)
+            print(f"out of memory: once more, with --micro {following.micro}")
+        config = following
+        gc.collect()  # what the attempt held
 
 
 def cli(Config, train, argv=None):
@@ -391,13 +446,18 @@ def cli(Config, train, argv=None):
         note += "" if f.default is None else f" (default {f.default})"
         parser.add_argument(flag(f.name), default=f.default, help=note.strip(),
                             **options(hints[f.name], f.default))
+    if hasattr(Config, "micro"):
+        parser.add_argument("--auto-batch", action="store_true",
+                            help="where memory runs out, halve --micro and go on")
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         known = [flag(f.name) for f in dataclasses.fields(Config)]
         close = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
         fail(f"there is no {unknown[0]}: " + (f"try {close[0]}" if close else "--help lists all"))
+    auto_batch = vars(args).pop("auto_batch", False)
     try:
-        return train(Config(**vars(args)))
+        config = Config(**vars(args))
+        return fitted(config, train, auto_batch)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("TRACEBACK"):
             raise
@@ -412,7 +472,44 @@ def fail(problem):
 
 
 # --------------------------------------------------------------------------------------------
-# The log: what happened, one JSON object per step
+# The run folder, which one process at a time writes into, and its log: what happened, one JSON
+# object per step
+
+HELD = weakref.WeakValueDictionary()  # lock files of this process, which may ask for one twice
+
+
+def lock(folder):
+    """
+    Keep other processes out of a run folder for as long as the file that this returns is held.
+
+    ValueError if another has it. The system lets go of it when a process ends, however it ends, so
+    that the file which stays behind locks nobody out; on a drive without locks there are none.
+    """
+    path = Path(folder).resolve() / ".lock"
+    mine = os.getpid(), path  # a forked copy of this process is another one
+    if mine in HELD:
+        return HELD[mine]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")
+    except OSError as error:
+        raise OSError(f"{folder} is no place to write into ({error.strerror}): give another "
+                      f"--out") from error
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            raise ValueError(f"another process is at work in {folder}: wait until it has ended, or "
+                             f"give this one another --out or --seed") from None
+    HELD[mine] = file
+    return file
 
 
 class Log:
@@ -431,10 +528,8 @@ class Log:
         rows = []
         if resume_step is not None and self.path.exists():
             rows = [row for row in read(self.path) if row["step"] <= resume_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, self.path)
-        self.file = open(self.path, "a", encoding="utf-8", buffering=1)
+        write(self.path, rows)
+        self.file = open(self.path, "ab", buffering=0)
         self.header, self.printed, self.show = None, 0, show
 
     def log(self, step, **fields):
@@ -447,8 +542,13 @@ class Log:
             except ValueError:
                 raise ValueError(f"{name} is {value} at step {step}: not a finite number") from None
             row[name] = value
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        line = json.dumps(row).encode() + b"\n"
+        try:
+            if self.file.write(line) < len(line):  # the disk had room for half of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(f"{self.path} could not be written at step {step} ({error.strerror}): "
+                          f"make room, then --resume from the last checkpoint") from error
         self.print({k: v for k, v in row.items() if not self.show or k in ("step", *self.show)})
 
     def print(self, row):
@@ -477,16 +577,33 @@ def read(path):
     for number, line in enumerate(whole, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{path}, line {number}: not JSON; the log was altered") from None
     return rows
 
 
 def write(path, rows):
     """Write a list of dicts as JSON lines: all of them, or none."""
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)
+    put(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def put(path, content):
+    """
+    Write text or bytes beside `path`, then rename: whoever looks while a run goes on, or after it
+    was killed, finds the old file or the new one, whole. Lone surrogates, which no file can hold,
+    become "?". OSError names the file that there was no room for.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode("utf-8", "replace") if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written ({error.strerror}); an older file of that name "
+                      f"is still whole") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def curve(path_png, rows, panels, x="step"):
@@ -517,23 +634,35 @@ def curve(path_png, rows, panels, x="step"):
         if len(fields) > 1:
             axis.legend(frameon=False, fontsize=9)
     figure.tight_layout()
-    # Written beside and renamed: whoever looks while training runs sees a whole picture.
-    temporary = f"{path_png}.tmp"
-    figure.savefig(temporary, format="png", dpi=150)
-    os.replace(temporary, path_png)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    put(path_png, picture.getvalue())
+
+
+@contextlib.contextmanager
+def at(where):
+    "A ValueError inside says where it was, and that nothing came of it."
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; this step was not taken: try a lower --lr, or go on "
+                         f"from the last checkpoint with --resume") from error
 
 
 def stop_signal():
     """
-    A list that is no longer empty once Ctrl-C or SIGTERM has come: a stage looks at it after each
-    step, saves, and raises KeyboardInterrupt. A second Ctrl-C does not wait.
+    A set that is no longer empty once Ctrl-C or SIGTERM has come: a stage looks at it after each
+    step, saves, and raises KeyboardInterrupt. A second Ctrl-C does not wait, nor does one after the
+    stage, when nobody looks any more.
     """
-    asked = []
+    asked = set()
+    listener = weakref.ref(asked)
 
     def ask(number, frame):
-        if asked:
+        heard = listener()
+        if heard is None or heard:
             raise KeyboardInterrupt
-        asked.append(number)
+        heard.add(number)
 
     for name in ("SIGINT", "SIGTERM"):
         try:
@@ -554,9 +683,9 @@ def side_by_side(path, prompts, answers, gold=None):
         for name, texts in answers.items():
             score = "" if gold is None else f" [{gold(prompt, texts[i].strip()):5.2f}]"
             lines.append(f"  {name:>9}{score}  {texts[i].strip()}")
-    text = "\n".join(lines)
+    text = "\n".join(lines).encode("utf-8", "replace").decode()  # no console has lone surrogates
     print("\n" + text + "\n" + "-" * 88)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    put(path, text + "\n")
 
 
 # --------------------------------------------------------------------------------------------
@@ -597,6 +726,30 @@ def nli_relation(name):
     return relation
 
 
+LONGEST = 2**24  # bytes of a line: what was written to fill a memory is not read into it
+
+
+def json_lines(path):
+    "Yields (value, 'file, line n') of each line, plain or .gz; ValueError names what is wrong."
+    number, unpacked, size = 0, 0, Path(path).stat().st_size
+    try:
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+                at, unpacked = f"{path}, line {number}", unpacked + len(line)
+                if len(line) > LONGEST or unpacked > max(LONGEST, 200 * size):
+                    raise ValueError(f"{at}: more text than any data has: lines of at most "
+                                     f"{LONGEST:,} bytes, packed to no less than a 200th")
+                try:
+                    if line.strip():
+                        yield json.loads(line.decode()), at
+                except UnicodeDecodeError:
+                    raise ValueError(f"{at}: not UTF-8") from None
+                except (ValueError, RecursionError):
+                    raise ValueError(f"{at}: not JSON") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}, after line {number}: broken gzip ({error})") from None
+
+
 def read_outputs(path):
     """
     (outputs, references or None) of a file of JSON lines, plain or .gz: {"prompt", "outputs":
@@ -604,27 +757,19 @@ def read_outputs(path):
     them than the line before, something that is not text.
     """
     outputs, references = [], []
-    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            at = f"{path}, line {number}"
-            try:
-                row = json.loads(line) if line.strip() else None
-            except ValueError:
-                raise ValueError(f"{at}: not JSON") from None
-            if row is None:
-                continue
-            texts = row.get("outputs") if isinstance(row, dict) else None
-            if not isinstance(texts, list) or not texts:
-                raise ValueError(f'{at}: no "outputs", a list with at least one text')
-            if not all(isinstance(t, str) for t in texts):
-                raise ValueError(f"{at}: an output is not text")
-            if outputs and len(texts) != len(outputs[0]):
-                raise ValueError(f"{at}: {len(texts)} outputs where the lines before have "
-                                 f"{len(outputs[0])}; give every input as many")
-            if not isinstance(row.get("reference", ""), str):
-                raise ValueError(f"{at}: the reference is not text")
-            outputs.append(texts)
-            references.append(row.get("reference"))
+    for row, at in json_lines(path):
+        texts = row.get("outputs") if isinstance(row, dict) else None
+        if not isinstance(texts, list) or not texts:
+            raise ValueError(f'{at}: no "outputs", a list with at least one text')
+        if not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{at}: an output is not text")
+        if outputs and len(texts) != len(outputs[0]):
+            raise ValueError(f"{at}: {len(texts)} outputs where the lines before have "
+                             f"{len(outputs[0])}; give every input as many")
+        if not isinstance(row.get("reference", ""), str):
+            raise ValueError(f"{at}: the reference is not text")
+        outputs.append(texts)
+        references.append(row.get("reference"))
     if not outputs:
         raise ValueError(f"{path} holds no outputs")
     return outputs, references if all(r is not None for r in references) else None
@@ -682,7 +827,7 @@ def main(argv=None):
         found = measure(outputs, references, args.encoder and sentence_encoder(args.encoder),
                         args.nli and nli_relation(args.nli))
         path = Path(args.out or f"{args.file}.metrics.json")
-        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        put(path, json.dumps(found, indent=1))
     except (ValueError, OSError, ImportError) as error:
         fail(error)
     print(f"{len(outputs)} inputs, {len(outputs[0])} outputs each\n\n"

@@ -22,6 +22,7 @@ import math
 import os
 import struct
 import sys
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,8 +63,9 @@ class ModelConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {choices}.")
         for name in ("vocab_size", "context", "layers", "heads", "kv_heads", "channels", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+            largest = 1000 if name == "layers" else 2**24  # of any model; more is a damaged file
+            if not 1 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name}={getattr(self, name)} must be in 1 to {largest}.")
         if self.channels % self.heads:
             raise ValueError(f"channels={self.channels} must be a multiple of heads={self.heads}.")
         if self.heads % self.kv_heads:
@@ -625,6 +627,23 @@ def adamw(model, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0):
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, foreach=True)
 
 
+def clip_gradients(named, losses, limit=1.0):
+    """
+    Scale gradients to a common norm of at most `limit` -> that norm. `named` is pairs of name and
+    parameter. ValueError if one of `losses`, {name: number}, or a gradient is not finite: which
+    tensor it is, before anything was changed by it.
+    """
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the {name} is {value}")
+    held = [(name, p) for name, p in named if p.grad is not None]
+    try:
+        return nn.utils.clip_grad_norm_([p for _, p in held], limit, error_if_nonfinite=True).item()
+    except RuntimeError:
+        name = next((name for name, p in held if not p.grad.isfinite().all()), "all, together,")
+        raise ValueError(f"the gradient of {name} is not finite") from None
+
+
 def pretrainers(model, lr):
     """
     Optimisers of a network that starts from nothing: Muon (Jordan et al. 2024) for the blocks'
@@ -662,6 +681,8 @@ def digest(record):
             for item in value:
                 walk(item)
         elif issubclass(kind, torch.Tensor):
+            if value.nbytes > value.untyped_storage().nbytes():
+                raise ValueError(f"a tensor of {value.nbytes} bytes is larger than its storage.")
             sha.update(f"tensor {value.dtype} {tuple(value.shape)}\n".encode())
             value = value.detach().cpu().contiguous().reshape(-1)
             sha.update(value.view(torch.uint8).numpy())
@@ -678,7 +699,7 @@ def digest(record):
 def replace_file(path, write):
     "Write beside `path`, then rename: a kill at any moment leaves the old file or the new, whole."
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # always that: the next run's, after a kill
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -709,8 +730,15 @@ def save(path, kind, model, tokenizer, meta, state=None, dtype=None):
         record["state"] = state
     record["digest"] = digest(record)
     readable = json.dumps(meta, indent=2, default=str).encode()
-    replace_file(path, lambda file: torch.save(record, file))
-    replace_file(path.with_suffix(".json"), lambda file: file.write(readable))
+
+    def write(file):
+        torch.save(record, file)
+        file.flush()
+        # There was room for the weights; they get their name last. After a kill between the two,
+        # what goes on from the old ones writes both again.
+        replace_file(path.with_suffix(".json"), lambda facts: facts.write(readable))
+
+    replace_file(path, write)
 
 
 def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
@@ -731,12 +759,16 @@ def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
     path, remedy = Path(path), f"make a {kind} with `{MADE_BY[kind]}`."
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {remedy}")
-    try:  # weights_only: nothing in a file can run code
+    try:
+        with zipfile.ZipFile(path) as parts:  # torch packs nothing: what would grow is not its own
+            if sum(part.file_size for part in parts.infolist()) > path.stat().st_size:
+                raise ValueError("more inside than outside")
+        # weights_only: nothing in a file can run code
         record = torch.load(path, map_location="cpu", weights_only=True)
         actual = digest(record)
     except Exception as error:  # truncated, altered or foreign: torch has a dozen ways to say so
         raise ValueError(f"{path} is damaged or not a checkpoint; {remedy}") from error
-    if not {"format", "kind", "digest"} <= record.keys():
+    if not {"format", "kind", "model", "weights", "tokenizer", "meta", "digest"} <= record.keys():
         raise ValueError(f"{path} is not a checkpoint of this project; {remedy}")
     if record["format"] != FORMAT:
         raise ValueError(f"{path} has format {record['format']}, and this version reads format "
@@ -751,14 +783,25 @@ def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
     if not unfinished and not record["meta"].get("finished", True):
         raise ValueError(f"{path} was saved at step {record['meta']['step']} of a run that was "
                          f"interrupted: finish it with the same command and --resume.")
-    config, weights = ModelConfig(**record["model"]), record.pop("weights")
+    weights = record.pop("weights")
+    make = Transformer if kind == "policy" else ScalarModel
+    try:
+        config = ModelConfig(**record["model"])
+        with torch.device("meta"):  # shapes without memory
+            model = make(config)
+        if ({name: value.shape for name, value in model.state_dict().items()}
+                != {name: value.shape for name, value in weights.items()}):
+            raise ValueError("other shapes")
+    except Exception as error:
+        raise ValueError(f"{path} holds weights of another network than it says; "
+                         f"{remedy}") from error
     large = sum(value.numel() for value in weights.values()) > LARGE
-    with torch.device("meta" if large else "cpu"):
-        model = Transformer(config) if kind == "policy" else ScalarModel(config)
     if large:  # takes over what was read, instead of drawing and holding as much again
         weights = {name: weights.pop(name).float() for name in list(weights)}
         if config.positions == "rotary":
             transformer(model).table = rope_table(config)
+    else:
+        model = make(config)
     model.load_state_dict(weights, assign=large)  # else copies into fp32 whatever it was stored in
     return model.to(device), record
 

@@ -52,14 +52,14 @@ class Config:
     minibatches: int = 4  # optimiser steps per pass
     micro: int = 0  # responses per forward pass, for memory (0: the whole minibatch)
     length_penalty: float = 0.0  # taken off the score of a response of full length, in proportion
-    reward_clip: float = 0.0  # bound on the score's size (0: none)
+    max_kl: float = 0.0  # nats per response beyond which training stops (0: none)
     every: int = 10  # iterations between saves and samples
     variant: str = ""  # a folder below the run's, for a run that differs from the main one
 
     def __post_init__(self):
         metrics.within(self, 1, float("inf"), "steps", "batch", "epochs", "minibatches", "every")
         metrics.within(self, 0, float("inf"), "lr", "beta", "target_kl", "micro", "length_penalty",
-                       "reward_clip", "seed")
+                       "max_kl", "seed")
         metrics.within(self, 1e-3, float("inf"), "temperature")
         metrics.within(self, 0, 1, "freeze", "lam")
         if self.minibatches > self.batch:
@@ -160,9 +160,7 @@ def adapted(beta, kl, target, responses):
 
 
 def shaped(scores, response_ids, eos, max_tokens, config):
-    "The scores PPO sees, (B,): clipped, less the length penalty, and fixed where EOS is missing."
-    if config.reward_clip:
-        scores = scores.clamp(-config.reward_clip, config.reward_clip)
+    "The scores PPO sees, (B,): less the length penalty, and fixed where EOS is missing."
     lengths = torch.tensor([float(len(r)) for r in response_ids])
     scores = scores - config.length_penalty * lengths / max_tokens
     ended = torch.tensor([r[-1] in eos for r in response_ids])
@@ -180,7 +178,7 @@ def gold_reward(gold, tokenizer):
 
 
 def custom_reward(path):
-    "`reward_fn` of a student's own file: lists of prompt and of response ids -> (B,)."
+    "`reward_fn` of a student's own file, which may clip: lists of prompt and response ids -> (B,)."
     spec = importlib.util.spec_from_file_location("custom_reward", path)
     if spec is None:
         raise ValueError(f"--reward {path}: give a reward checkpoint, gold, or a .py file")
@@ -189,6 +187,8 @@ def custom_reward(path):
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"{path} is not Python: {error}") from error
+    except Exception as error:  # whatever it does while it is read
+        raise ValueError(f"{path} raised {type(error).__name__}: {error}") from error
     if not hasattr(module, "reward_fn"):
         raise ValueError(f"{path} defines no reward_fn(prompt_ids, response_ids) -> (B,) tensor")
     return module.reward_fn
@@ -243,7 +243,13 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
     logp_old, values, entropy, logp_ref, scores, start = (  # (B, R) four times, (B,), (B, T, C)
         None if column[0] is None else torch.cat(column) for column in zip(*parts))
     if scores is None:
-        scores = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)
+        try:
+            scores = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a file of one's own may do
+            raise ValueError(f"the reward function raised {type(error).__name__}: "
+                             f"{error}") from error
     scores = scores.cpu()
     if scores.shape != (len(prompts),) or not torch.isfinite(scores).all():
         raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
@@ -257,11 +263,18 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
     fixed = {"ids": ids, "positions": positions, "is_response": is_response, "logp_old": logp_old,
              "values_old": torch.where(is_response, values, 0.0), "returns": returns,
              "advantages": whiten(advantages, is_response), "start": start}
-    return fixed, {"score": score.mean().item(), "proxy": scores.mean().item(),
-                   "kl": float(k1.mean()), "kl_k3": float(k3.mean()),
-                   "entropy": masked_mean(entropy, is_response).item(),
-                   "length": sum(map(len, responses)) / len(responses),
-                   "ended": sum(r[-1] in policy.config.eos for r in responses) / len(responses)}
+    row = {"score": score.mean().item(), "proxy": scores.mean().item(),
+           "kl": float(k1.mean()), "kl_k3": float(k3.mean()),
+           "entropy": masked_mean(entropy, is_response).item(),
+           "length": sum(map(len, responses)) / len(responses),
+           "ended": sum(r[-1] in policy.config.eos for r in responses) / len(responses)}
+    for name, number in row.items():
+        if not math.isfinite(number):
+            raise ValueError(f"the {name} is {number}")
+    if config.max_kl and row["kl"] > config.max_kl:
+        raise ValueError(f"the KL to the SFT policy is {row['kl']:.2f} nats, beyond --max-kl "
+                         f"{config.max_kl:g}, which a higher --beta would keep")
+    return fixed, row
 
 
 def update(config, policy, value, optimizer, fixed, generator):
@@ -290,11 +303,11 @@ def update(config, policy, value, optimizer, fixed, generator):
                 if policy.precision is not None:  # eight bits, rounded otherwise in another batch
                     same = step["approx_kl"] < 0.01
                 assert same, f"before its first step the policy differs from itself: {step}"
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            step["gradient"] = nn.utils.clip_grad_norm_(parameters, 1.0).item()
-            if not math.isfinite(step["gradient"] + step["policy_loss"] + step["value_loss"]):
-                raise ValueError(f"not a finite loss or gradient: {step}; the last checkpoint is "
-                                 f"good, and --resume goes on from it")
+            names = {p: name for name, p in nn.ModuleDict(
+                {"policy": policy, "value": value}).named_parameters()}
+            step["gradient"] = m.clip_gradients(
+                [(names[p], p) for group in optimizer.param_groups for p in group["params"]],
+                {name: step[name] for name in ("policy_loss", "value_loss")})
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             infos.append(step)
@@ -352,13 +365,21 @@ def train(config, reward_fn=None):
         sampler.set_state(state["sampler"])
         shuffler.set_state(state["shuffler"])
         beta = state["beta"]
+    _held = metrics.lock(folder)  # until this function ends
     log = metrics.Log(folder, "ppo", start if config.resume else None,
                       show=("proxy", "gold", "kl", "length", "entropy", "value_loss",
                             "clip_fraction"))
     stop = metrics.stop_signal()
     order = data.epochs([len(p) for p in prompts], config.batch, config.seed)
     batches = itertools.islice(order, start, config.steps)
-    began = time.time()
+    began, row = time.time(), record["meta"]["metrics"] if config.resume else None
+
+    def save(step, finished):  # finished: whatever the run writes is there
+        m.save(path, "policy", policy, tokenizer.record,
+               {"stage": "ppo", "step": step, "finished": finished, "config": asdict(config),
+                "parent": parent["digest"], "seed": config.seed, "metrics": row},
+               {"optimizer": optimizer.state_dict(), "value": value.state_dict(), "beta": beta,
+                "sampler": sampler.get_state(), "shuffler": shuffler.get_state()})
 
     for step, index in enumerate(tqdm(batches, "ppo", config.steps - start, unit="iteration"),
                                  start + 1):
@@ -368,27 +389,25 @@ def train(config, reward_fn=None):
         chosen = [prompts[i] for i in index]
         responses = m.generate(policy, chosen, tokenizer.response_tokens, config.temperature,
                                generator=sampler)
-        fixed, row = experience(config, policy, value, reference, reward_fn, chosen, responses,
-                                beta, tokenizer)
+        with metrics.at(f"ppo, iteration {step}"):
+            fixed, row = experience(config, policy, value, reference, reward_fn, chosen, responses,
+                                    beta, tokenizer)
         row["beta"] = beta
         if gold:  # seen by the reader only
             row["gold"] = sum(gold(texts[i], tokenizer.decode(r).strip())
                               for i, r in zip(index, responses)) / len(index)
-        row |= update(config, policy, value, optimizer, fixed, shuffler)
+        with metrics.at(f"ppo, iteration {step}"):
+            row |= update(config, policy, value, optimizer, fixed, shuffler)
         del fixed  # the trunk's output is large, and the next rollout needs the room
         if config.target_kl:
             beta = adapted(beta, row["kl"], config.target_kl, len(index))
 
         # ---- once in a while: log, save
         log.log(step, **row, seconds=time.time() - began)
-        finished = step == config.steps
-        if step % config.every == 0 or finished or stop:
-            m.save(path, "policy", policy, tokenizer.record,
-                   {"stage": "ppo", "step": step, "finished": finished, "config": asdict(config),
-                    "parent": parent["digest"], "seed": config.seed, "metrics": row},
-                   {"optimizer": optimizer.state_dict(), "value": value.state_dict(), "beta": beta,
-                    "sampler": sampler.get_state(), "shuffler": shuffler.get_state()})
-        if stop and not finished:
+        last = step == config.steps
+        if step % config.every == 0 or last or stop:
+            save(step, finished=False)
+        if stop and not last:
             print(f"stopped after iteration {step} and saved: the same with --resume goes on")
             raise KeyboardInterrupt
 
@@ -408,6 +427,7 @@ def train(config, reward_fn=None):
         for name, net in (("sft", reference), ("rlhf", policy))}
     answers["reference"] = [e.response for e in shown]
     metrics.side_by_side(folder / "samples.txt", [e.prompt for e in shown], answers, gold)
+    save(config.steps, finished=True)
     first, last = ({k: sum(r[k] for r in part) / len(part) for k in ("proxy", "gold", "kl")
                     if k in rows[0]} for part in (rows[:5], rows[-5:]))
     print("ppo: " + ", ".join(f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first)

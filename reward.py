@@ -16,7 +16,6 @@ language-modelling loss of chosen responses, `--lm 0` for none (see `lm_loss`).
 """
 
 import itertools
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -204,7 +203,6 @@ def comparisons(config, folder, policy, tokenizer):
         sizes = {"train": config.steps * config.batch, "validation": -(-config.eval_size // 3)}
         rows = [row for split, size in sizes.items()
                 for row in collect(config, policy, tokenizer, split, size, judge)]
-        folder.mkdir(parents=True, exist_ok=True)  # as it may not, with an --init from elsewhere
         metrics.write(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected,
                               **r.meta} for r in rows])
     rows = [data.comparison(row, at) for row, at in data.read_rows(path)]
@@ -300,6 +298,7 @@ def train(config):
     model.trunk.recompute = config.micro > 0
     policy = m.fixed(policy)
     tokenizer = data.Tokenizer.of(parent["tokenizer"])
+    _held = metrics.lock(folder)  # until this function ends
     train_rows, validation = comparisons(config, folder, policy, tokenizer)
     if not train_rows or not validation:
         raise ValueError(f"{config.comparisons or config.data} has {len(train_rows)} comparisons "
@@ -318,7 +317,16 @@ def train(config):
     stop = metrics.stop_signal()
 
     batches = itertools.islice(stream(config, train_rows), start, config.steps)
-    recent, held_out, began = state["recent"] if state else [], None, time.time()
+    recent, held_out, began = [], None, time.time()
+    if state:
+        recent, held_out = state["recent"], record["meta"]["metrics"]["validation_accuracy"]
+
+    def save(step, finished):  # finished: whatever the run writes is there
+        m.save(path, "reward", model, parent["tokenizer"],
+               {"stage": "reward", "step": step, "finished": finished, "config": asdict(config),
+                "parent": parent["digest"], "seed": config.seed,
+                "metrics": {"validation_accuracy": held_out}},
+               {"optimizer": optimizer.state_dict(), "recent": recent})
 
     for step, groups in enumerate(tqdm(batches, "reward", config.steps - start, unit="step"),
                                   start + 1):
@@ -339,35 +347,29 @@ def train(config):
             for name, x in {"loss": value.item(), **info}.items():
                 sums[name] += x * shares[0]
             sums["lm_loss"] += written.mean().item() * shares[1]
-        if not math.isfinite(sums["loss"]):
-            raise ValueError(f"the loss is {sums['loss']} at step {step}, which was not taken; try "
-                             f"--lr {config.lr / 3:.0e}, or --resume from the last checkpoint")
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        with metrics.at(f"reward, step {step}"):
+            m.clip_gradients(model.named_parameters(), {k: sums[k] for k in ("loss", "lm_loss")})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         recent.append(sums)
 
         # ---- once in a while: evaluate, log, save
-        finished = step == config.steps
-        if step % config.every == 0 or finished:
+        last = step == config.steps
+        if step % config.every == 0 or last:
             held_out = accuracy(fn, tokenizer, *zip(*((r.prompt, r.chosen, r.rejected)
                                                       for r in validation[:config.eval_size])))
             log.log(step, **{k: sum(s[k] for s in recent) / len(recent) for k in sums},
                     validation_accuracy=held_out, lr=group["lr"], seconds=time.time() - began)
             recent = []
-        if step % config.every == 0 or finished or stop:
-            if finished:  # the zero and the unit of the score: reference responses
+        if step % config.every == 0 or last or stop:
+            if last:  # the zero and the unit of the score: reference responses
                 references = [data.Example(r.prompt, r.chosen) for r in train_rows[:500]]
                 if config.data in data.WORLD:
                     references = data.load(config.data, "train")[:500]
                 normalise(model, fn, tokenizer, [e.prompt for e in references],
                           [e.response for e in references])
-            m.save(path, "reward", model, parent["tokenizer"],
-                   {"stage": "reward", "step": step, "finished": finished, "config": asdict(config),
-                    "parent": parent["digest"], "seed": config.seed,
-                    "metrics": {"validation_accuracy": held_out}},
-                   {"optimizer": optimizer.state_dict(), "recent": recent})
-            if stop and not finished:
+            save(step, finished=False)
+            if stop and not last:
                 print(f"stopped after step {step} and saved: the same with --resume goes on")
                 raise KeyboardInterrupt
 
@@ -383,6 +385,7 @@ def train(config):
                          {"chosen": [r.chosen for r in shown],
                           "rejected": [r.rejected for r in shown]},
                          lambda prompt, text: scored(fn, tokenizer, [prompt], [text])[0])
+    save(config.steps, finished=True)
     print(f"reward: orders {held_out:.3f} of {min(len(validation), config.eval_size)} held-out "
           f"comparisons as they were labelled")
     if config.data in data.WORLD:

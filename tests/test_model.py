@@ -592,13 +592,13 @@ def test_truncated_and_flipped_files_are_refused(tmp_path):  # damage that train
     path, rng = tmp_path / "a.pt", random.Random(0)
     write(path, "reward")
     good, truth = path.read_bytes(), m.digest(torch.load(path, weights_only=True))
-    for _ in range(20):
+    for _ in range(100):
         path.write_bytes(good[:rng.randrange(len(good))])
         with pytest.raises(ValueError) as error:
             m.load(path, "reward")
         one_sentence(error)
     refused = 0
-    for _ in range(20):
+    for _ in range(100):
         bad = bytearray(good)
         bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
@@ -608,7 +608,7 @@ def test_truncated_and_flipped_files_are_refused(tmp_path):  # damage that train
         except ValueError as error:
             assert "\n" not in str(error) and "reward.py" in str(error)
             refused += 1
-    assert refused >= 10
+    assert refused >= 50
 
 
 def test_digest_sees_everything():  # a field, a type, a shape or a dtype left out of the hash

@@ -382,7 +382,7 @@ def test_runs_write_what_they_say(runs, corpus):  # a file or a field that the R
     shown = (folder / "samples.txt").read_text()
     for name in ("sft", "rlhf", "reference"):
         assert len(re.findall(rf"^ +{name} ", shown, re.M)) == 4
-    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*"))
+    assert not list(folder.glob(".*.tmp")) and not list(folder.glob("*.tmp"))
 
 
 def test_parents_are_named_by_digest(runs, base):  # a lineage that cannot be checked
