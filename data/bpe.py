@@ -14,11 +14,12 @@ import argparse
 import base64
 import gzip
 import heapq
-import json
 import os
 import re
 import sys
+import zlib
 from collections import Counter, defaultdict
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -142,17 +143,14 @@ def load(path):
 
 def read(path):
     """Yield a .txt file whole, or from JSON lines the texts under the keys in FIELDS."""
+    from . import read_rows
+
+    if ".jsonl" in path:
+        for row, _ in read_rows(Path(path)):
+            yield from (row[key] for key in FIELDS if isinstance(row.get(key), str))
+        return
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:
-        if ".jsonl" not in path:
-            yield f.read()
-            return
-        for number, line in enumerate(f, 1):
-            if line.strip():
-                try:
-                    row = dict(json.loads(line))
-                except (ValueError, TypeError):
-                    raise ValueError(f"{path}, line {number}: not a JSON object") from None
-                yield from (row[key] for key in FIELDS if isinstance(row.get(key), str))
+        yield f.read()
 
 
 if __name__ == "__main__":
@@ -166,7 +164,7 @@ if __name__ == "__main__":
         texts = [text for path in args.files for text in read(path)]
         ranks = train(texts, args.vocab, progress=True)
         save(args.out, ranks)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -3,7 +3,9 @@ Labels from a language model, asked of a scripted server on this machine, and fr
 After each test's name stands the bug that turns it red.
 """
 
+import contextlib
 import dataclasses
+import gzip
 import http.server
 import json
 import os
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -176,6 +179,16 @@ def trickle(handler):
     endless(handler, 0.05, b" ")
 
 
+def packed(handler, body):
+    handler.send_response(200)
+    for name, value in (("content-encoding", "gzip"), ("content-length", len(body))):
+        handler.send_header(name, str(value))
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        handler.wfile.write(body)
+    handler.close_connection = True
+
+
 def cut(handler):
     handler.send_response(200)
     handler.send_header("content-length", "999")
@@ -196,6 +209,19 @@ def test_what_passes_is_tried_again(server, tmp_path, monkeypatch, kind):  # a l
     began, timeout = time.monotonic(), 0.3 if kind in ("late", "trickle") else 60
     assert judge.llm("m", tmp_path / "c", timeout=timeout, retries=1)(ROWS[:1]) == [1]
     assert len(server.asked) == 2 and time.monotonic() - began < 20
+
+
+def test_a_reply_that_unpacks_to_far_more(server, tmp_path):  # all of it in memory
+    body = gzip.compress(bytes(10**8), 1)
+    server.script = lambda shown, before: lambda handler: packed(handler, body)
+    ask = judge.llm("m", tmp_path / "c", retries=0)
+    tracemalloc.start()
+    with pytest.raises(OSError, match="m at 127.0.0.1: "):
+        ask(ROWS[:1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 10**7
+    assert server.requests[0][2]["accept-encoding"] == "identity"
 
 
 @pytest.mark.parametrize("kind", ["500", "hang up", "late", "endless"])
