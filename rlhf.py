@@ -6,7 +6,8 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
                                                         Eq. 2-3, Kirk et al. 2024, arXiv:2310.06452
     python rlhf.py                       # about eleven minutes on two CPU cores: trains what
                                          # is missing, samples every policy on every split, writes
-                                         # report.md with figures; the last lines are the claims
+                                         # report.md and report.html with figures; the last lines
+                                         # are the claims
     python rlhf.py --full                # both tasks, 500 inputs x 16 outputs as in the paper, 3
                                          # seeds, all sweeps: a night
     python rlhf.py --data tldr --init gpt2 --judge gpt-4.1            # the same on other data
@@ -67,6 +68,7 @@ class Config:
 
 
 N = 16  # of best of n
+SHOWN = 36  # prompts of each split whose answers stand in report.html
 POLICIES = {  # name: (checkpoint, temperature); those of every table
     "base": ("base", 1.0), "sft": ("sft", 1.0), "sft-t0.7": ("sft", 0.7), "sft-greedy": ("sft", 0),
     f"bon{N}": ("sft", 0.7), "rlhf": ("ppo", 1.0)}
@@ -578,6 +580,19 @@ def of_size(config, name, splits):
                      for split in splits} for policy in ("sft", "rlhf")}
 
 
+def shown(rows, values, splits):
+    """The first prompts of every split, with the first answer of every policy of seed 0 ->
+    [{"split", "prompt", "answers": {policy: {"text", and its score by each judge there is}}}]."""
+    def answer(policy, split, i):
+        row, judged = rows[policy][split][0][i], values[policy][split].get("win_rate_judge")
+        return {"text": row["outputs"][0], **{k: row[k][0] for k in SCORES if k in row},
+                **({} if judged is None else {"judge": float(judged[0, i])})}
+
+    return [{"split": split, "prompt": row["prompt"], "answers": {
+                policy: answer(policy, split, i) for policy in [*POLICIES, "reference"]}}
+            for split in splits for i, row in enumerate(rows["sft"][split][0][:SHOWN])]
+
+
 def study(config):
     """Run the study of one dataset, and return the path of its report.
 
@@ -658,6 +673,8 @@ def study(config):
         "settings": asdict(config), "policies": reports,
         **{name: main_run(config, 0)[name] for name in ("beta", "lr")},
         "judge": config.judge if judge and not gold else SCORES[score], "score": SCORES[score],
+        "scores": {name: SCORES[name] for name in SCORES if name in rows["sft"][splits[0]][0][0]}
+        | ({"judge": f"{config.judge}, 1 if better than the reference"} if judge else {}),
         "reward_model": judged,
         "claims": claims(values, reports, judged, splits),
         "controls": controls(values, splits[0]) if config.sweeps else [],
@@ -669,10 +686,7 @@ def study(config):
         "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold") if k in row}
                  for row in metrics.read(run.folder / "ppo.jsonl")] for run in runs],
         "seconds": {k: v for k, v in seconds.items() if v} | {"all": time.time() - began}}
-    shown = [{"split": split, "prompt": rows["sft"][split][0][i]["prompt"],
-              "answers": {p: (rows[p][split][0][i]["outputs"][0], rows[p][split][0][i][score][0])
-                          for p in [*POLICIES, "reference"]}} for split in splits for i in range(2)]
-    path = report.write(folder, result, shown)
+    path = report.write(folder, result, shown(rows, values, splits))
     for claim in result["claims"]:
         print(f"{claim['id']:>4} {claim['verdict']:>14}  {claim['claim']}\n{'':21}"
               f"{claim['evidence']}")
@@ -680,7 +694,8 @@ def study(config):
         print(f"{'holds' if control['holds'] else 'FAILS':>19}  {control['control']}: "
               f"{control['expected']}\n{'':21}{control['found']}")
     print(f"rlhf: {config.seeds} seeds, {config.inputs} prompts a split, {config.samples} outputs "
-          f"each, {(time.time() - began) / 60:.1f} minutes\nwrote {path} and its figures")
+          f"each, {(time.time() - began) / 60:.1f} minutes\nwrote {path} and its "
+          f"figures\nfor a browser, with samples: {path.with_suffix('.html')}")
     return path
 
 

@@ -2,11 +2,16 @@
 The study's figures and its report, made from one dict of numbers.
 
 Every figure keeps one colour for one policy, shows 95 % intervals, and says in its caption what to
-look for. `write` puts report.json, report.md and the figures into a run folder.
+look for. `write` puts report.json, the figures, and what is said of them into a run folder twice:
+as report.md, and as report.html, one file with all it needs (its template lies beside this file).
 """
 
+import base64
 import json
+import re
+from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -179,13 +184,19 @@ def sizes(path, result, splits):
     save(made, path)
 
 
+class Figure(NamedTuple):
+    file: str
+    what: str
+    caption: str
+
+
+class Table(NamedTuple):
+    header: list
+    rows: list
+
+
 def cell(row):
     return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def table(header, rows):
-    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def mean_over(result, policy, measure, splits):
@@ -230,126 +241,206 @@ def advice(result, splits):
             f"of 16 pays with sixteen times the sampling; rlhf pays once, in training.")
 
 
-def write(folder, result, shown):
-    """report.json, report.md and figures -> path of report.md.
-
-    `result` is the study's dict (see rlhf.py); `shown` a list of {"split", "prompt", "answers":
-    {policy: (text, score)}}.
-    """
-    folder = Path(folder)
-    splits = list(result["policies"]["sft"])
-    settings = result["settings"]
-    (folder / "report.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+def contents(folder, result):
+    """What the report says, its figures drawn into the folder -> [(title, parts)], where a part is
+    a paragraph, a Figure or a Table. `result` is the study's dict (see rlhf.py)."""
+    splits, settings = list(result["policies"]["sft"]), result["settings"]
     policies = ["base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf"]
     win_rates(folder / "win_rate.png", result, splits, policies, "win_rate", "references")
     win_rates(folder / "head_to_head.png", result, splits, policies[2:], "vs_sft", "sft at T 1")
     diversities(folder / "diversity.png", result, splits)
     frontiers(folder / "frontier.png", result)
     overoptimisation(folder / "overoptimisation.png", result)
-    judged = list(result["reward_model"])
-    if judged:
-        reward_accuracy(folder / "reward_model.png", result, judged)
     n, k = result["policies"]["sft"][splits[0]]["win_rate"]["n"], settings["samples"]
-    rows = lambda measure, names: [[p, *(cell(result["policies"][p][s][measure]) for s in splits)]
-                                   for p in names if measure in result["policies"][p][splits[0]]]
     widely = ["base", "sft", "sft-t0.7", "bon16", "rlhf"]
+
+    def by_policy(label, measure, names):  # empty, if that was not measured
+        rows = [[p, *(cell(result["policies"][p][s][measure]) for s in splits)] for p in names
+                if measure in result["policies"][p][splits[0]]]
+        return [Table([label, *splits], rows)] * bool(rows)
+
+    sections = [
+        ("In short", [abstract(result, splits)]),
+        ("The claims", [Table(["claim", "verdict", "what it says", "evidence"], [
+            [c["id"], c["verdict"], c["claim"], c["evidence"]] for c in result["claims"]])]),
+        ("Does it generalise?", [
+            Figure("win_rate.png", "win rates",
+                   f"Win rate by {result['judge']} against people's references on {n} prompts a "
+                   "split, ties half. Look for the order of the colours within a group, and for "
+                   "how far each falls from the first group."),
+            *by_policy("policy", "win_rate", policies),
+            Figure("head_to_head.png", "head to head",
+                   "The same prompts, each policy against SFT at temperature 1, by "
+                   f"{result['score']}. Look for bars above the dotted line in every group.")]),
+        ("What does it cost in diversity?", [
+            Figure("diversity.png", "diversity",
+                   f"EAD of {k} outputs to one prompt (left) and of one output to each of {n} "
+                   "prompts (right). Look for the drop from blue to orange on the left, and how "
+                   "little of it is on the right."
+                   + ("" if settings["full"] else " Best of 16 is drawn from overlapping hands of "
+                      "a pool of 64, so its per-input bars are a little too low.")),
+            *by_policy("per-input EAD", "per_input_ead", widely),
+            *by_policy("per-input embedding", "per_input_embedding", widely),
+            *by_policy("per-input NLI", "per_input_nli", widely),
+            *by_policy("across-input EAD", "across_input_ead", widely)]),
+        ("What does a nat of KL buy?", [
+            Figure("frontier.png", "frontier",
+                   "Win rate against KL to SFT, for SFT and RLHF at every temperature and best of "
+                   f"n at temperature 1, {n} prompts a split. A curve further up and to the left "
+                   "is the better bargain."),
+            "SFT at the best of its temperatures, against RLHF at the best of those where it is no "
+            "further from SFT:",
+            Table(["split", "SFT's best", "KL", "RLHF", "KL", "gain in win rate", "each seed"],
+                  [[b["split"], b["sft"], f"{b['sft_kl']:.2f}", *(
+                      [b["rlhf"], f"{b['rlhf_kl']:.2f}", cell(b["gain"]),
+                       " ".join(f"{x:+.2f}" for x in b["gain"]["seeds"])] if b["rlhf"]
+                      else ["none so near", "", "", ""])] for b in result["bargain"]]),
+            Figure("overoptimisation.png", "over-optimisation",
+                   "The score that PPO optimises (left) and the one nobody does (right) along "
+                   "PPO's path. If the right one turns down while the left one climbs, the reward "
+                   "model is being exploited." if "gold" in result["bon"][0] else
+                   "The score that PPO optimises, along its path.")])]
+    if judged := list(result["reward_model"]):
+        reward_accuracy(folder / "reward_model.png", result, judged)
+        sections.append(("Does the reward model know what it judges?", [Figure(
+            "reward_model.png", "reward model",
+            "Share of pairs it orders rightly, a dot for each seed, on about "
+            f"{result['reward_model'][judged[0]]['pairs'][0]:.0f} pairs. With another prompt, only "
+            "what can be known without the prompt is left.")]))
     judges = [name for name in ("win_rate_proxy", "win_rate_other", "win_rate_judge")
               if name in result["policies"]["rlhf"][splits[0]]]
-    extras = [
-        "## Do other judges agree?",
+    sections.append(("Do other judges agree?", [
         "Win rate against the same references by the reward model that rlhf and bon16 optimised "
         "(proxy)" + (", and by the reward model of another seed, which they did not (other)"
                      if "win_rate_other" in judges else "")
         + (f", and of one output a prompt by {settings['judge']} (judge)."
            if "win_rate_judge" in judges else "."),
-        *(table([name.replace("win_rate_", ""), *splits], rows(name, policies)) for name in judges)]
+        *(part for name in judges
+          for part in by_policy(name.removeprefix("win_rate_"), name, policies))]))
     if result["sweep"]:
         betas(folder / "betas.png", result, splits[0])
         rates = {"1e-4": "lr-1e-4", f"{result['lr']:g} (the main run)": "rlhf", "4e-4": "lr-4e-4"}
-        extras += [
-            "## What does the KL penalty do?",
-            "![beta](betas.png)",
-            f"*Runs of PPO with other betas, on `{splits[0]}`; k1 and k2 are the estimators of the "
-            "KL in the reward (the paper's code has k2). Look for a beta at which the orange curve "
-            "is back at the blue band on the right and still above it in the middle.*",
-            "## How was the learning rate of PPO chosen?",
-            table(["learning rate", "win rate on validation", "KL"],
-                  [[name, *(cell(result["sweep"][run]["validation"][k])
-                            for k in ("win_rate", "kl"))] for name, run in rates.items()]),
-            "## Controls",
-            table(["control", "expected", "found", "holds"],
-                  [[c["control"], c["expected"], c["found"], "yes" if c["holds"] else "**no**"]
-                   for c in result["controls"]])]
+        sections += [
+            ("What does the KL penalty do?", [Figure(
+                "betas.png", "beta",
+                f"Runs of PPO with other betas, on {splits[0]}; k1 and k2 are the estimators of "
+                "the KL in the reward (the paper's code has k2). Look for a beta at which the "
+                "orange curve is back at the blue band on the right and still above it in the "
+                "middle.")]),
+            ("How was the learning rate of PPO chosen?", [Table(
+                ["learning rate", "win rate on validation", "KL"],
+                [[name, *(cell(result["sweep"][run]["validation"][k]) for k in ("win_rate", "kl"))]
+                 for name, run in rates.items()])]),
+            ("Controls", [Table(["control", "expected", "found", "holds"], [
+                [c["control"], c["expected"], c["found"], "yes" if c["holds"] else "NO"]
+                for c in result["controls"]])])]
     if result["sizes"]:
         sizes(folder / "sizes.png", result, splits)
-        extras += [
-            "## How much is the size of the model?",
-            "![sizes](sizes.png)",
-            f"*Base, SFT, reward model and PPO at other widths, seed 0, the same steps, {n} "
+        sections.append(("How much is the size of the model?", [Figure(
+            "sizes.png", "sizes",
+            f"Base, SFT, reward model and PPO at other widths, seed 0, the same steps, {n} "
             "prompts a split. Look for whether orange stays above blue (left, middle) and below it "
-            "(right) at every width.*"]
-    text = [
-        f"# What each stage does to generalisation and diversity: {settings['data']}",
-        f"{settings['seeds']} seed(s), {n} prompts a split, {k} outputs a prompt; brackets are "
-        f"95 % intervals over prompts. bon16 and sft-t0.7 sample at temperature 0.7 (the "
-        f"paper's), the others at 1.",
-        abstract(result, splits),
-        "## Does it generalise?",
-        "![win rates](win_rate.png)",
-        f"*Win rate by {result['judge']} against people's references on {n} prompts a split, ties "
-        "half. "
-        "Look for the order of the colours within a group, and for how far each falls from the "
-        "first group.*",
-        table(["policy", *splits], rows("win_rate", policies)),
-        "![head to head](head_to_head.png)",
-        f"*The same prompts, each policy against SFT at temperature 1, by {result['score']}. Look "
-        "for bars above the dotted line in every group.*",
-        "## What does it cost in diversity?",
-        "![diversity](diversity.png)",
-        f"*EAD of {k} outputs to one prompt (left) and of one output to each of {n} prompts "
-        "(right). Look for the drop from blue to orange on the left, and how little of it is on "
-        "the right.*"
-        + ("" if settings["full"] else " *Best of 16 is drawn from overlapping hands of a pool of "
-           "64, so its per-input bars are a little too low.*"),
-        table(["per-input EAD", *splits], rows("per_input_ead", widely)),
-        table(["per-input embedding", *splits], rows("per_input_embedding", widely)),
-        *([table(["per-input NLI", *splits], rows("per_input_nli", widely))] if
-          rows("per_input_nli", widely) else []),
-        table(["across-input EAD", *splits], rows("across_input_ead", widely)),
-        "## What does a nat of KL buy?",
-        "![frontier](frontier.png)",
-        "*Win rate against KL to SFT, for SFT and RLHF at every temperature and best of n at "
-        f"temperature 1, {n} prompts a split. A curve further up and to the left is the better "
-        "bargain.*",
-        "SFT at the best of its temperatures, against RLHF at the best of those where it is no "
-        "further from SFT:",
-        table(["split", "SFT's best", "KL", "RLHF", "KL", "gain in win rate", "each seed"],
-              [[b["split"], b["sft"], f"{b['sft_kl']:.2f}", *(
-                  [b["rlhf"], f"{b['rlhf_kl']:.2f}", cell(b["gain"]),
-                   " ".join(f"{x:+.2f}" for x in b["gain"]["seeds"])] if b["rlhf"]
-                  else ["none so near", "", "", ""])] for b in result["bargain"]]),
-        "![over-optimisation](overoptimisation.png)",
-        "*The score that PPO optimises (left) and the one nobody does (right) along PPO's path. If "
-        "the right one turns down while the left one climbs, the reward model is being exploited.*"
-        if "gold" in result["bon"][0] else "*The score that PPO optimises, along its path.*",
-        *([
-            "## Does the reward model know what it judges?",
-            "![reward model](reward_model.png)",
-            "*Share of pairs it orders rightly, a dot for each seed, on about "
-            f"{result['reward_model'][judged[0]]['pairs'][0]:.0f} pairs. With another prompt, only "
-            "what can be known without the prompt is left.*"] if judged else []),
-        *extras,
-        "## The claims",
-        table(["claim", "", "verdict", "evidence"],
-              [[c["id"], c["claim"], c["verdict"], c["evidence"]] for c in result["claims"]]),
-        "## Which method for which use", advice(result, splits),
-        "## Samples"]
-    for item in shown:
-        answers = "\n".join(f"{p:>10} [{score:5.2f}]  {answer}"
-                            for p, (answer, score) in item["answers"].items())
-        text.append(f"```text\n({item['split']}) {item['prompt']}\n{answers}\n```")
-    text.append("## Time\n" + table(["what", "minutes"], [
-        [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()]))
+            "(right) at every width.")]))
+    return [*sections,
+            ("Which method for which use", [advice(result, splits)]),
+            ("Time", [Table(["what", "minutes"], [
+                [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()])])]
+
+
+def in_markdown(part):
+    if isinstance(part, Figure):
+        return f"![{part.what}]({part.file})\n\n*{part.caption}*"
+    if isinstance(part, Table):
+        lines = [part.header, ["---"] + ["--:"] * (len(part.header) - 1), *part.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return part
+
+
+def in_html(part, folder):
+    "A part as HTML; a figure holds its picture. All texts are escaped: some are a user's."
+    if isinstance(part, Figure):
+        png = (folder / part.file).read_bytes()
+        width, height = (int.from_bytes(png[k:k + 4], "big") for k in (16, 20))
+        return (f'<figure><div class="picture scroll" tabindex="0" role="region" aria-label="'
+                f'Figure: {escape(part.what)}"><img alt="{escape(part.what)}" width="{width}" '
+                f'height="{height}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+                f"</div><figcaption>{escape(part.caption)}</figcaption></figure>")
+    if not isinstance(part, Table):
+        return f"<p>{escape(part)}</p>"
+
+    def data_cell(text):  # an interval stands back; of a list, each has its line
+        shown = re.sub(r"(\[[^\]]*\])", r"<small>\1</small>", escape(text)).replace("; ", "<br>")
+        kind = {"supported": "short good", "not supported": "short bad", "NO": "short bad"}.get(
+            text, "short" if len(text) < 24 else "long")
+        return f'<td class="{kind}">{shown}</td>'
+
+    rows = "".join(f'<tr><th scope="row">{escape(first)}</th>{"".join(map(data_cell, others))}</tr>'
+                   for first, *others in part.rows)
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Table: '
+            f'{escape(part.header[0])}"><table><thead><tr>'
+            + "".join(f'<th scope="col">{escape(name)}</th>' for name in part.header)
+            + f"</tr></thead><tbody>{rows}</tbody></table></div>")
+
+
+def disagreements(shown, by):
+    """Adds to every answer "apart", how much better it is by the proxy than by the score `by`, each
+    in standard deviations from its mean over all answers shown: above 0 the proxy overrates it."""
+    answers = [answer for item in shown for answer in item["answers"].values()]
+    scores = np.array([[answer["proxy"], answer[by]] for answer in answers])
+    scores = (scores - scores.mean(0)) / np.maximum(scores.std(0), 1e-12)
+    for answer, (proxy, other) in zip(answers, scores):
+        answer["apart"] = float(proxy - other)
+
+
+def page(folder, title, about, sections, shown, scores):
+    """The report as one HTML file: no script, style or picture of it lies anywhere else. `scores`
+    {name: what it is} are those of the answers; the first decides."""
+    by = next(iter(scores))
+    name = lambda title: re.sub(r"\W+", "-", title.lower()).strip("-")
+    if by != "proxy":
+        disagreements(shown, by)
+    parts = {
+        "title": escape(title), "about": escape(about),
+        "links": "".join(f'<li><a href="#{name(title)}">{escape(title)}</a></li>'
+                         for title, _ in sections),
+        "sections": "\n".join(
+            f'<section id="{name(title)}"><h2>{escape(title)}</h2>\n'
+            + "\n".join(in_html(part, folder) for part in parts) + "</section>"
+            for title, parts in sections),
+        "scores": escape("; ".join(f"{name}: {what}" for name, what in scores.items())),
+        # As JSON without a "<", no text can end the script element that it stands in.
+        "samples": json.dumps({"by": by, "samples": shown}).replace("<", "\\u003c")}
+    template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
+    return re.sub(r"<!--(\w+)-->", lambda place: parts[place[1]], template)
+
+
+def write(folder, result, shown):
+    """report.json, report.md, report.html and figures -> path of report.md.
+
+    `result` is the study's dict (see rlhf.py); `shown` a list of {"split", "prompt", "answers":
+    {policy: {"text", and its score by each judge there is}}}: the page shows them all, report.md
+    the first two of each split.
+    """
+    folder, settings = Path(folder), result["settings"]
+    (folder / "report.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    sections = contents(folder, result)
+    title = f"What each stage does to generalisation and diversity: {settings['data']}"
+    n = next(iter(result["policies"]["sft"].values()))["win_rate"]["n"]
+    about = (f"{settings['seeds']} seed(s), {n} prompts a split, {settings['samples']} outputs a "
+             f"prompt; brackets are 95 % intervals over prompts. bon16 and sft-t0.7 sample at "
+             f"temperature 0.7 (the paper's), the others at 1.")
+    text = [f"# {title}", about]
+    for heading, parts in sections:
+        text += [f"## {heading}", *map(in_markdown, parts)]
+    text.append("## Samples")
+    by = next(iter(result["scores"]))
+    for split in result["policies"]["sft"]:
+        for item in [item for item in shown if item["split"] == split][:2]:
+            answers = "\n".join(f"{p:>10} [{answer[by]:5.2f}]  {answer['text']}"
+                                for p, answer in item["answers"].items())
+            text.append(f"```text\n({split}) {item['prompt']}\n{answers}\n```")
     path = folder / "report.md"
     path.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    path.with_suffix(".html").write_text(
+        page(folder, title, about, sections, shown, result["scores"]), encoding="utf-8")
     return path

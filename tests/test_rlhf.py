@@ -5,6 +5,7 @@ test's name stands the bug that turns it red.
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,7 +16,8 @@ import data
 import metrics
 import model as m
 import rlhf
-from data import judge, world
+from data import judge, report, world
+from tests.test_judge import EVIL, chromium  # noqa: F401 (a fixture)
 
 SPLITS = ("id", "near", "far")
 BEST = f"bon{rlhf.N}"
@@ -236,6 +238,114 @@ def test_the_report_has_its_schema(study):  # a measure that others rely on, ren
         assert f"({name}.png)" in text and (folder / f"{name}.png").stat().st_size > 5000
 
 
+def test_the_page_says_what_the_report_says(study):  # a table of another measure, a hole, a leak
+    config, path = study
+    page, text = path.with_suffix(".html").read_text(), path.read_text()
+    assert "<!--" not in page and "://" not in page  # all filled in; no address, of anything
+    assert page.count("data:image/png;base64,") == page.count("<img") == text.count("](")
+    found = lambda pattern: re.findall(pattern, re.sub(r"</?small>", "", page))
+    assert found(r"<td[^>]*>(\d\.\d+ \[[^<]*\])</td>") == re.findall(
+        r"(?<=\| )(\d\.\d+ \[[^|]*\])(?= \|)", text)
+    assert found(r"<h2>([^<]*)</h2>") == re.findall("^## (.*)", text, re.M)
+    held = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    rows = {(split, p): metrics.read(path.parent / "samples" / f"{split}.{p}.jsonl")
+            for split in data.world.SPLITS["instruct"] for p in rlhf.POLICIES}
+    assert held["by"] == "gold" and len(held["samples"]) == 3 * 6
+    for k, item in enumerate(held["samples"]):
+        assert list(item["answers"]) == [*rlhf.POLICIES, "reference"]
+        for policy in rlhf.POLICIES:
+            row, answer = rows[item["split"], policy][k % 6], item["answers"][policy]
+            assert item["prompt"] == row["prompt"] and answer["text"] == row["outputs"][0]
+            assert [answer[k] for k in ("gold", "proxy")] == [row[k][0] for k in ("gold", "proxy")]
+        assert item["answers"]["reference"]["text"] == row["reference"]
+
+
+def test_what_the_proxy_overrates():  # gold less proxy, scores of different size, a zero deviation
+    shown = [{"answers": {p: {"gold": gold, "proxy": proxy} for p, gold in (("a", 10), ("b", 30))}}
+             for proxy in (0.1, 0.3)]
+    apart = lambda: [[answer["apart"] for answer in x["answers"].values()] for x in shown]
+    report.disagreements(shown, "gold")
+    assert apart() == [pytest.approx([0, -2]), pytest.approx([2, 0])]
+    report.disagreements(shown[:1], "gold")
+    assert apart()[0] == pytest.approx([1, -1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme, width", [
+    ("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
+def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noqa: F811
+    # a text that runs, the worst first, another policy's answer, a page wider than the phone
+    result = json.loads((study[1].parent / "report.json").read_text())
+    result["settings"]["data"] = EVIL
+    result["claims"][0]["evidence"] = f"{EVIL}; <b>id</b>"
+    rng, shown = np.random.default_rng(0), []
+    for i in range(40):
+        score = lambda: round(rng.normal(), 2)
+        answers = {p: {"text": f"{p} {i} {EVIL}", "gold": score(), "proxy": score()}
+                   for p in [*rlhf.POLICIES, "reference"]}
+        shown.append({"split": ("near", "far")[i % 2], "prompt": f"{i} {EVIL}" + "word " * 300,
+                      "answers": answers})
+    page = report.write(tmp_path, result, shown).with_suffix(".html")
+    context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
+    context.set_default_timeout(120_000)  # a busy machine is no failure
+    tab, trouble, requests = context.new_page(), [], []
+    tab.on("pageerror", lambda error: trouble.append(str(error)))
+    tab.on("console", lambda message: trouble.append(message.text))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(page.as_uri())
+    fits = lambda: tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert fits() and EVIL in tab.title() and EVIL in tab.locator("h1").text_content()
+    colour = lambda name: tab.evaluate(
+        "name => getComputedStyle(document.querySelector(name)).backgroundColor", name)
+    lightness = sum(map(int, re.findall(r"\d+", colour("body"))))
+    assert (lightness > 380) == (scheme == "light")
+    assert colour(".picture") == "rgb(255, 255, 255)"  # the curves' own paper
+    assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 500)")
+
+    def numbers():  # of the prompts, in the table's order
+        rows = tab.locator("#body tr:not(.rest)")
+        return [int(t.split()[0]) for t in rows.locator("td:first-child .text").all_text_contents()]
+
+    def ordered(value, split=None):
+        kept = [k for k, item in enumerate(shown) if split in (None, item["split"])]
+        return sorted(kept, key=lambda k: -value(shown[k]["answers"]))
+
+    apart = lambda a: max(abs(a["sft"]["apart"]), abs(a["rlhf"]["apart"]))
+    assert numbers() == ordered(apart)[:12]
+    first = shown[ordered(apart)[0]]
+    cells = tab.locator("#body tr").first.locator("td").all_text_contents()
+    for cell, policy in zip(cells[1:], ("reference", "sft", "rlhf")):
+        answer = first["answers"][policy]
+        assert answer["text"] in cell  # as it is, tags and all
+        for score in ("gold", "proxy"):
+            assert f"{score}\u00a0{answer[score]:.2f}".replace("-", "\u2212") in cell
+    tab.locator("summary").first.focus()
+    tab.keyboard.press("Enter")
+    said = tab.locator("#body tr.rest").first.text_content()
+    assert all(answer["text"] in said for answer in first["answers"].values()) and fits()
+    tab.locator("#more").focus()
+    tab.keyboard.press("Enter")
+    assert numbers() == ordered(apart)[:24]
+
+    gain = lambda p, q: lambda a: a[q]["gold"] - a[p]["gold"]
+    size = lambda p, q: lambda a: abs(a[q]["gold"] - a[p]["gold"])
+    choose = lambda name, value: tab.locator(f"#{name}").select_option(value)
+    for order, value in (("policies", size), ("gains", gain), ("losses", lambda p, q: gain(q, p))):
+        choose("order", order)
+        assert numbers() == ordered(value("sft", "rlhf"))[:12], order
+    choose("second", "bon16")
+    assert numbers() == ordered(gain("bon16", "sft"))[:12]
+    assert tab.locator("#order option:checked").text_content() == "bon16 is worse than sft"
+    choose("split", "far")
+    assert numbers() == ordered(gain("bon16", "sft"), "far")[:12]
+    assert "12 of 20 prompts" in tab.locator("#said").text_content()
+    choose("order", "data")
+    assert numbers() == list(range(1, 24, 2)) and fits()
+    assert trouble == [] and [r for r in requests if not r.startswith("data:")] == [page.as_uri()]
+    assert tab.locator("#samples b, #samples img").count() == 0 and EVIL in tab.title()
+    context.close()
+
+
 def test_samples_are_kept_and_are_the_policies_own(study):  # another policy's file, a stale one
     config, path = study
     files = {p: p.stat().st_mtime_ns for p in (path.parent / "samples").glob("*.jsonl")}
@@ -280,7 +390,12 @@ def test_a_language_model_judges_too(study, monkeypatch, tmp_path):  # the judge
                      for r in rows]
             assert measures["win_rate_judge"]["mean"] == pytest.approx(
                 metrics.win_rate(*zip(*words)).mean())
+            page = path.with_suffix(".html").read_text()
+            shown = json.loads(page.split('id="data">')[1].split("</script>")[0])["samples"]
+            assert [x["answers"][policy]["judge"] for x in shown if x["split"] == split] == (
+                list(metrics.win_rate(*zip(*words))))
     assert "one output a prompt by a-model (judge)" in path.read_text()
+    assert "judge: a-model" in page
 
 
 @pytest.mark.parametrize("stage", ["reward", "ppo"])
