@@ -207,9 +207,11 @@ def outputs_of(run, config, policy, split):
     """
     checkpoint, temperature = {**POLICIES, **FRONTIER}.get(policy, (policy, 1.0))
     samples = 1 if policy in FRONTIER or temperature == 0 else config.samples
+    best = policy.startswith("bon")
+    pool = (4 * N if not config.full else N * samples) if best else samples  # of each prompt
     of = hashlib.sha256(json.dumps([
         run.digests[checkpoint], run.digests["sft"], run.digests["reward"],
-        run.digests.get("other"), temperature, samples, config.inputs, policy
+        run.digests.get("other"), temperature, samples, pool, config.inputs, policy
     ]).encode()).hexdigest()[:16]
     path = run.folder / "samples" / f"{split}.{policy}.jsonl"
     if path.exists():
@@ -219,30 +221,29 @@ def outputs_of(run, config, policy, split):
     tokenizer, network, gold = run.tokenizer, run.networks[checkpoint], data.gold(config.data)
     examples = data.load(config.data, split, config.inputs)
     prompts = [tokenizer.prompt(e.prompt) for e in examples]
-    best = policy.startswith("bon")
-    size = 4 * N if best and not config.full else N * samples if best else samples
-    pool = bon.sample_pool(network, prompts, size, tokenizer.response_tokens, temperature, run.seed)
+    answers = bon.sample_pool(network, prompts, pool, tokenizer.response_tokens, temperature,
+                              run.seed)
     if best:  # from disjoint hands if there are enough, else from hands that overlap
-        proxy = run.judges["proxy"]([p for p in prompts for _ in range(size)],
-                                    [r for row in pool for r in row]).view(len(pool), size)
-        deal = bon.disjoint_bests if size >= N * samples else bon.simulated_bests
-        pool = [[row[k] for k in deal(scores, N, samples, run.seed)]
-                for row, scores in zip(pool, proxy.numpy())]
-    owners, ids = [p for p in prompts for _ in range(samples)], [r for row in pool for r in row]
+        proxy = run.judges["proxy"]([p for p in prompts for _ in range(pool)],
+                                    [r for row in answers for r in row]).view(-1, pool)
+        deal = bon.disjoint_bests if pool >= N * samples else bon.simulated_bests
+        answers = [[row[k] for k in deal(scores, N, samples, run.seed)]
+                   for row, scores in zip(answers, proxy.numpy())]
+    owners, ids = [p for p in prompts for _ in range(samples)], [r for row in answers for r in row]
     kl = (bon.loglikelihood(network, owners, ids, temperature, tokenizer.pad)
           - bon.loglikelihood(run.networks["sft"], owners, ids, 1.0, tokenizer.pad))
-    kl = kl.reshape(len(pool), -1) + (bon.kl_bound(N) if best else 0)
+    kl = kl.reshape(len(prompts), -1) + (bon.kl_bound(N) if best else 0)
     rows = []
-    for e, answers, ratios in zip(examples, pool, kl):
-        texts = [tokenizer.decode(r).strip() for r in answers]
+    for e, mine, ratios in zip(examples, answers, kl):
+        texts = [tokenizer.decode(r).strip() for r in mine]
         rows.append({"prompt": e.prompt, "reference": e.response, "outputs": texts,
-                     "kl": [float(k) for k in ratios], "length": [len(r) for r in answers],
+                     "kl": [float(k) for k in ratios], "length": [len(r) for r in mine],
                      "reference_length": len(tokenizer.response(e.response)), "of": of})
         if gold:
             rows[-1] |= {"reference_gold": gold(e.prompt, e.response),
                          "gold": [gold(e.prompt, t) for t in texts]}
     for name, judge in run.judges.items():
-        scores = judge(owners, ids).view(len(pool), -1).tolist()
+        scores = judge(owners, ids).view(len(prompts), -1).tolist()
         references = judge(prompts, [tokenizer.response(e.response) for e in examples]).tolist()
         for row, each, one in zip(rows, scores, references):
             row[name], row[f"reference_{name}"] = each, one
@@ -374,89 +375,126 @@ def overall(verdicts):
     return verdicts[0] if len(set(verdicts)) == 1 else "inconclusive"
 
 
+def claim(id, text, statistic, verdict, evidence):
+    return {"id": id, "claim": text, "statistic": statistic, "verdict": verdict,
+            "evidence": evidence}
+
+
+def differences(values, a, b, measure, splits):
+    "Policy a less policy b, paired by prompt -> {split: summary}."
+    return {s: summarised(values[a][s][measure] - values[b][s][measure]) for s in splits}
+
+
+def said(summary):
+    seeds = ", ".join(f"{x:+.3f}" for x in summary["seeds"])
+    return f"{summary['mean']:+.3f} [{summary['low']:+.3f}, {summary['high']:+.3f}] ({seeds})"
+
+
+def said_by_split(each):
+    return "; ".join(f"{split} {said(summary)}" for split, summary in each.items())
+
+
+def better_everywhere(id, policy, values, splits):  # C1
+    each = differences(values, policy, "sft", "win_rate", splits)
+    return claim(id, f"{policy} beats sft in win rate, in distribution and under every shift",
+                 "win rate less that of sft, both at the table's temperature",
+                 overall([verdict(d) for d in each.values()]), said_by_split(each))
+
+
+def gains_more_further_out(values, splits):  # C2
+    rate = {p: np.array([values[p][s]["win_rate"].mean(1) for s in splits])
+            for p in ("sft", "rlhf")}  # (splits, seeds)
+    drop, gain = rate["sft"][0] - rate["sft"], rate["rlhf"] - rate["sft"]
+    centred = drop - drop.mean(0)  # least squares: a straight line through the splits
+    slopes = (centred * gain).sum(0) / np.maximum((centred**2).sum(0), 1e-12)  # (seeds,)
+    slopes = [float(slope) for slope in slopes]
+    mean, low, high, n = metrics.t_interval(slopes)
+    found = {"mean": mean, "low": low, "high": high, "n": n, "seeds": slopes}
+    return claim("C2", "the larger the shift, the more rlhf gains over sft",
+                 "slope of (rlhf - sft) on sft's own drop from in distribution, over the splits; "
+                 "t interval over seeds", verdict(found),
+                 said(found) if n > 1 else f"{mean:+.3f}, one seed")
+
+
+def costs_diversity(id, measure, values, splits):  # C3
+    each = differences(values, "rlhf", "sft", measure, splits)
+    return claim(id, f"rlhf lowers {measure.replace('_', ' ')}", f"{measure}, rlhf less sft",
+                 overall([verdict(d, -1) for d in each.values()]), said_by_split(each))
+
+
+def seeds_of(reports, policy, measure, split):
+    return np.array(reports[policy][split][measure]["seeds"])
+
+
+def lost(reports, measure, split):
+    "The share of sft's diversity that rlhf loses, in each seed."
+    return 1 - seeds_of(reports, "rlhf", measure, split) / seeds_of(reports, "sft", measure, split)
+
+
+def less_across_inputs(reports, split):  # C4
+    best, per, across = f"bon{N}", *(lost(reports, f"{k}_input_ead", split)
+                                     for k in ("per", "across"))
+    its, sft = (seeds_of(reports, p, "across_input_ead", split) for p in (best, "sft"))
+    smaller, kept = bool((across < per).all()), bool((its > sft - 0.02).all())
+    return claim("C4", "across inputs diversity falls less than per input, and best of n loses "
+                 "none", "relative drop of EAD from sft, in distribution; best of n no lower than "
+                 "sft - .02",
+                 "supported" if smaller and kept else "inconclusive" if smaller or kept
+                 else "not supported",
+                 f"rlhf loses {per.mean():.1%} per input and {across.mean():.1%} across; {best} "
+                 f"has {its.mean():.3f} across, sft {sft.mean():.3f}")
+
+
+def no_beta_gives_it_back(id, kl, values, splits):  # C5
+    betas = [p for p in values if p.startswith(f"{kl}-")] + ["rlhf"] * (kl == "k1")
+    top = max(betas, key=lambda p: np.mean([values[p][s]["per_input_ead"].mean() for s in splits]))
+    each = differences(values, top, "sft", "per_input_ead", splits)
+    return claim(id, f"no beta gives the diversity back ({kl} in the reward)",
+                 f"per-input EAD of the beta with most of it, of {len(betas)}, less sft",
+                 overall([verdict(d, -1) for d in each.values()]), f"{top}: {said_by_split(each)}")
+
+
+def nli_hardly_sees_it(reports, split):  # C6
+    share = {p: (seeds_of(reports, p, "per_input_nli", split) + 2) / 4 for p in ("sft", "rlhf")}
+    nli, ead = 1 - share["rlhf"] / share["sft"], lost(reports, "per_input_ead", split)
+    return claim("C6", "NLI diversity hardly sees the loss",
+                 "its relative drop under half of EAD's",
+                 "supported" if (nli < ead / 2).all() else
+                 "not supported" if (nli >= ead / 2).all() else "inconclusive",
+                 f"NLI loses {nli.mean():.1%} of its range's share, EAD {ead.mean():.1%}")
+
+
+def reward_model_generalises(rewards, near, far):  # C7
+    lost = np.array([np.array(rewards[near]["gold"]) - np.array(rewards[s]["gold"])
+                     for s in far])  # (splits, seeds)
+    return claim("C7", "the reward model's accuracy falls little out of distribution",
+                 "accuracy in distribution less that under each shift, at most .05",
+                 "supported" if (lost <= 0.05).all() else
+                 "not supported" if (lost.mean(1) > 0.05).all() else "inconclusive",
+                 "; ".join(f"{s} {x.mean():+.3f}" for s, x in zip(far, lost)))
+
+
 def claims(values, reports, rewards, splits):
-    """The paper's claims C1 to C7, on differences paired by prompt -> list of dicts.
+    """The paper's claims C1 to C7 -> list of dicts.
 
     values: {policy: {split: {measure: (seeds, inputs)}}}; reports: {policy: {split: summaries}};
     rewards: {split: {"gold": the reward model's accuracy with each seed}}. What was not measured is
     left out: C5 without a sweep, C6 without NLI, C7 without comparisons under a shift.
     """
-    found, shifted = [], splits[1:]
-
-    def add(id, claim, statistic, verdict, evidence):
-        found.append({"id": id, "claim": claim, "statistic": statistic, "verdict": verdict,
-                      "evidence": evidence})
-
-    def difference(a, b, measure, split):
-        return summarised(values[a][split][measure] - values[b][split][measure])
-
-    def said(summary):
-        seeds = ", ".join(f"{x:+.3f}" for x in summary["seeds"])
-        return f"{summary['mean']:+.3f} [{summary['low']:+.3f}, {summary['high']:+.3f}] ({seeds})"
-
-    best = f"bon{N}"
-    for policy, id in (("rlhf", "C1a"), (best, "C1b")):
-        each = {s: difference(policy, "sft", "win_rate", s) for s in splits}
-        add(id, f"{policy} beats sft in win rate, in distribution and under every shift",
-            "win rate less that of sft, both at the table's temperature",
-            overall([verdict(d) for d in each.values()]),
-            "; ".join(f"{s} {said(d)}" for s, d in each.items()))
-    rate = {p: np.array([values[p][s]["win_rate"].mean(1) for s in splits])
-            for p in ("sft", "rlhf")}  # (splits, seeds)
-    drop, gain = rate["sft"][:1] - rate["sft"], rate["rlhf"] - rate["sft"]
-    centred = drop - drop.mean(0)
-    slopes = (centred * gain).sum(0) / np.maximum((centred**2).sum(0), 1e-12)
-    slopes = [float(slope) for slope in slopes]
-    mean, low, high, n = metrics.t_interval(slopes)
-    c2 = {"mean": mean, "low": low, "high": high, "n": n, "seeds": slopes}
-    add("C2", "the larger the shift, the more rlhf gains over sft",
-        "slope of (rlhf - sft) on sft's own drop from in distribution, over the splits; t interval "
-        "over seeds", verdict(c2), said(c2) if n > 1 else f"{mean:+.3f}, one seed")
-    for measure in ("per_input_ead", "per_input_embedding"):
-        each = {s: difference("rlhf", "sft", measure, s) for s in splits}
-        add("C3" + ("a" if measure.endswith("ead") else "b"),
-            f"rlhf lowers {measure.replace('_', ' ')}", f"{measure}, rlhf less sft",
-            overall([verdict(d, -1) for d in each.values()]),
-            "; ".join(f"{s} {said(d)}" for s, d in each.items()))
-    at = lambda policy, measure: np.array(reports[policy][splits[0]][measure]["seeds"])
-    drop = {k: 1 - at("rlhf", f"{k}_input_ead") / at("sft", f"{k}_input_ead")
-            for k in ("per", "across")}
-    smaller = bool((drop["across"] < drop["per"]).all())
-    kept = bool((at(best, "across_input_ead") > at("sft", "across_input_ead") - 0.02).all())
-    add("C4", "across inputs diversity falls less than per input, and best of n loses none",
-        "relative drop of EAD from sft, in distribution; best of n no lower than sft - .02",
-        "supported" if smaller and kept else "not supported" if not smaller and not kept
-        else "inconclusive",
-        f"rlhf loses {drop['per'].mean():.1%} per input and {drop['across'].mean():.1%} across; "
-        f"{best} has {at(best, 'across_input_ead').mean():.3f} across, sft "
-        f"{at('sft', 'across_input_ead').mean():.3f}")
-    for kl in ("k1", "k2"):
-        betas = [p for p in values if p.startswith(f"{kl}-")]
-        if betas:
-            betas += ["rlhf"] * (kl == "k1")
-            ead = lambda p: np.mean([values[p][s]["per_input_ead"].mean() for s in splits])
-            top = max(betas, key=ead)
-            each = {s: difference(top, "sft", "per_input_ead", s) for s in splits}
-            add(f"C5{'ab'[kl == 'k2']}", f"no beta gives the diversity back ({kl} in the reward)",
-                f"per-input EAD of the beta with most of it, of {len(betas)}, less sft",
-                overall([verdict(d, -1) for d in each.values()]),
-                f"{top}: " + "; ".join(f"{s} {said(d)}" for s, d in each.items()))
-    if "per_input_nli" in reports["sft"][splits[0]]:
-        span = (at("sft", "per_input_nli") + 2) / 4, (at("rlhf", "per_input_nli") + 2) / 4
-        nli = 1 - span[1] / span[0]  # on a scale from 0 to 1
-        add("C6", "NLI diversity hardly sees the loss", "its relative drop under half of EAD's",
-            "supported" if (nli < drop["per"] / 2).all() else
-            "not supported" if (nli >= drop["per"] / 2).all() else "inconclusive",
-            f"NLI loses {nli.mean():.1%} of its range's share, EAD {drop['per'].mean():.1%}")
-    compared = [s for s in shifted if s in rewards and splits[0] in rewards]
-    if compared:
-        lost = np.array([np.array(rewards[splits[0]]["gold"]) - np.array(rewards[s]["gold"])
-                         for s in compared])  # (splits, seeds)
-        add("C7", "the reward model's accuracy falls little out of distribution",
-            "accuracy in distribution less that under each shift, at most .05",
-            "supported" if (lost <= 0.05).all() else
-            "not supported" if (lost.mean(1) > 0.05).all() else "inconclusive",
-            "; ".join(f"{s} {x.mean():+.3f}" for s, x in zip(compared, lost)))
+    near, far = splits[0], [s for s in splits[1:] if s in rewards and splits[0] in rewards]
+    found = [better_everywhere("C1a", "rlhf", values, splits),
+             better_everywhere("C1b", f"bon{N}", values, splits),
+             gains_more_further_out(values, splits),
+             costs_diversity("C3a", "per_input_ead", values, splits),
+             costs_diversity("C3b", "per_input_embedding", values, splits),
+             less_across_inputs(reports, near)]
+    for id, kl in (("C5a", "k1"), ("C5b", "k2")):
+        if any(policy.startswith(f"{kl}-") for policy in values):
+            found.append(no_beta_gives_it_back(id, kl, values, splits))
+    if "per_input_nli" in reports["sft"][near]:
+        found.append(nli_hardly_sees_it(reports, near))
+    if far:
+        found.append(reward_model_generalises(rewards, near, far))
     return found
 
 
@@ -466,7 +504,6 @@ def controls(values, split):
     at = lambda policy, measure: values[policy][split][measure]
     apart = {p: summarised(at(p, "win_rate") - at(q, "win_rate"))
              for p, q in (("shuffled", "sft"), ("gold", "rlhf")) if p in values}
-    said = lambda d: f"{d['mean']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
     kl = at("beta-10", "kl").mean(1)
     found = [
         {"control": "PPO on a reward model of shuffled labels", "expected": "does not beat sft",
@@ -637,7 +674,8 @@ def study(config):
             if judge and (policy in POLICIES or not gold):
                 for (v, _), r in zip(found, seeds):
                     v["win_rate_judge"] = judged_by(judge, r)
-                    v["win_rate"] = v["win_rate" if gold else "win_rate_judge"]
+                    if not gold:
+                        v["win_rate"] = v["win_rate_judge"]
             values[policy][split] = {k: np.stack([v[k] for v, _ in found]) for k in found[0][0]}
             reports[policy][split] = {k: summarised(v) for k, v in values[policy][split].items()}
             if policy not in FRONTIER:

@@ -366,6 +366,17 @@ def test_samples_are_kept_and_are_the_policies_own(study):  # another policy's f
     assert strip(changed.read_bytes()) == strip(before[changed])  # same seed, same samples
 
 
+def test_the_full_study_has_hands_of_its_own(study, monkeypatch):  # quick ones taken for disjoint
+    config, path = study
+    run, file = rlhf.load_run(config, 0), path.parent / "samples" / "id.bon16.jsonl"
+    kept = file.read_bytes()
+    monkeypatch.setattr(rlhf, "N", 2)  # best of 2 from pools of 8, in the full study of 6
+    quick, full = config, dataclasses.replace(config, full=True)
+    rows = [rlhf.outputs_of(run, each, "bon16", "id") for each in (quick, full, full)]
+    file.write_bytes(kept)
+    assert rows[0][0]["of"] != rows[1][0]["of"] and rows[1] == rows[2]
+
+
 def test_the_study_runs_on(study):  # a second run that trains or samples anew
     config, path = study
     first = json.loads((path.parent / "report.json").read_text())
