@@ -50,6 +50,27 @@ def bars(axis, result, policies, splits, measure):
     axis.set_xticks(range(len(splits)), splits, fontsize=9)
 
 
+def overview(path, result, splits):
+    "The study in one picture: what RLHF brings, what it costs, at what distance from SFT."
+    made, axes = figure(3, 4.0, 3.3)
+    for axis, measure, label in ((axes[0], "win_rate", "win rate against people"),
+                                 (axes[1], "per_input_ead", "EAD of the answers to a prompt")):
+        bars(axis, result, ["sft", "bon16", "rlhf"], splits, measure)
+        axis.tick_params(axis="x", rotation=20)
+        axis.set_ylabel(label)
+    axes[0].axhline(0.5, color="#444444", lw=0.8, ls=":")
+    for family, points in result["frontier"].items():
+        line(axes[2], [p["shifted_kl"] for p in points], [p["shifted_win_rate"] for p in points],
+             fmt="o-", color=COLOURS[family])
+    axes[2].set_xlabel("KL to sft, nats per response")
+    axes[2].set_ylabel("win rate, mean of the shifts")
+    for axis, title in zip(axes, ("quality", "diversity", "the bargain")):
+        axis.set_title(title, fontsize=11)
+    made.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=3,
+                loc="upper center")
+    save(made, path, top=0.93)
+
+
 def win_rates(path, result, splits, policies, measure, rival):
     made, (axis,) = figure(1, 1.7 * len(splits) + 1, 3.2)
     bars(axis, result, policies, splits, measure)
@@ -246,6 +267,7 @@ def contents(folder, result):
     a paragraph, a Figure or a Table. `result` is the study's dict (see rlhf.py)."""
     splits, settings = list(result["policies"]["sft"]), result["settings"]
     policies = ["base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf"]
+    overview(folder / "overview.png", result, splits)
     win_rates(folder / "win_rate.png", result, splits, policies, "win_rate", "references")
     win_rates(folder / "head_to_head.png", result, splits, policies[2:], "vs_sft", "sft at T 1")
     diversities(folder / "diversity.png", result, splits)
@@ -260,7 +282,14 @@ def contents(folder, result):
         return [Table([label, *splits], rows)] * bool(rows)
 
     sections = [
-        ("In short", [abstract(result, splits)]),
+        ("In short", [
+            abstract(result, splits),
+            Figure("overview.png", "overview",
+                   "Left: win rate against people's references by split, bon16 at temperature 0.7. "
+                   "Middle: diversity of the answers to one prompt. Right: what each nat from SFT "
+                   "buys under the shifts, for SFT and RLHF at every temperature and best of n for "
+                   "every n. Look for orange above blue on the left, how little below it in the "
+                   "middle, and for the higher curve on the right.")]),
         ("The claims", [Table(["claim", "verdict", "what it says", "evidence"], [
             [c["id"], c["verdict"], c["claim"], c["evidence"]] for c in result["claims"]])]),
         ("Does it generalise?", [
@@ -422,7 +451,8 @@ def write(folder, result, shown):
     the first two of each split.
     """
     folder, settings = Path(folder), result["settings"]
-    (folder / "report.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    kept = result | {"policies": {p: {"splits": x} for p, x in result["policies"].items()}}
+    (folder / "report.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
     sections = contents(folder, result)
     title = f"What each stage does to generalisation and diversity: {settings['data']}"
     n = next(iter(result["policies"]["sft"].values()))["win_rate"]["n"]

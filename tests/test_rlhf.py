@@ -188,6 +188,12 @@ def test_the_frontier():  # splits or families exchanged, the best by gold, the 
     assert two["shifted_kl"] == pytest.approx(np.log(2) - 0.5)
 
 
+def read_report(folder):
+    "The study's numbers as it wrote them: policies, splits, measures."
+    result = json.loads((folder / "report.json").read_text())
+    return result | {"policies": {p: row["splits"] for p, row in result["policies"].items()}}
+
+
 @pytest.fixture(scope="module")
 def small():
     "Stages of a few steps, and little to read."
@@ -213,7 +219,7 @@ def study(small, tmp_path_factory):
 def test_the_report_has_its_schema(study):  # a measure that others rely on, renamed
     config, path = study
     folder = path.parent
-    result = json.loads((folder / "report.json").read_text())
+    result = read_report(folder)
     splits = set(data.world.SPLITS["instruct"])
     for policy in ("base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf", "reference"):
         assert set(result["policies"][policy]) == splits
@@ -233,7 +239,8 @@ def test_the_report_has_its_schema(study):  # a measure that others rely on, ren
     assert beta == result["beta"] == rlhf.BETA["instruct"]
     assert result["settings"]["inputs"] == 6 and result["seconds"]["all"] > 0
     text = path.read_text()
-    for name in ("win_rate", "head_to_head", "diversity", "frontier", "overoptimisation",
+    for name in ("overview", "win_rate", "head_to_head", "diversity", "frontier",
+                 "overoptimisation",
                  "reward_model"):
         assert f"({name}.png)" in text and (folder / f"{name}.png").stat().st_size > 5000
 
@@ -275,7 +282,7 @@ def test_what_the_proxy_overrates():  # gold less proxy, scores of different siz
     ("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)])
 def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noqa: F811
     # a text that runs, the worst first, another policy's answer, a page wider than the phone
-    result = json.loads((study[1].parent / "report.json").read_text())
+    result = read_report(study[1].parent)
     result["settings"]["data"] = EVIL
     result["claims"][0]["evidence"] = f"{EVIL}; <b>id</b>"
     rng, shown = np.random.default_rng(0), []
@@ -379,9 +386,9 @@ def test_the_full_study_has_hands_of_its_own(study, monkeypatch):  # quick ones 
 
 def test_the_study_runs_on(study):  # a second run that trains or samples anew
     config, path = study
-    first = json.loads((path.parent / "report.json").read_text())
+    first = read_report(path.parent)
     files = {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")}
-    again = json.loads((rlhf.train(config).parent / "report.json").read_text())
+    again = read_report(rlhf.train(config).parent)
     assert {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")} == files
     first.pop("seconds"), again.pop("seconds")
     assert first == again
@@ -393,7 +400,7 @@ def test_a_language_model_judges_too(study, monkeypatch, tmp_path):  # the judge
     monkeypatch.setattr(judge, "llm", lambda name, cache: rich)
     shutil.copytree(path.parent, tmp_path / "instruct")
     path = rlhf.train(dataclasses.replace(config, judge="a-model", out=str(tmp_path)))
-    result = json.loads((path.parent / "report.json").read_text())
+    result = read_report(path.parent)
     for policy in rlhf.POLICIES:
         for split, measures in result["policies"][policy].items():
             rows = metrics.read(path.parent / "samples" / f"{split}.{policy}.jsonl")
@@ -458,7 +465,7 @@ def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more ro
     config = rlhf.Config(data=str(other_data), inputs=6, samples=3, device="cpu",
                          out=str(tmp_path))
     rlhf.sft.train(rlhf.sft.Config(data=config.data, init=str(rlhf.sft.BASE), out=config.out))
-    result = json.loads((rlhf.train(config).parent / "report.json").read_text())
+    result = read_report(rlhf.train(config).parent)
     assert list(result["policies"]["rlhf"]) == ["test", "far"] and result["sizes"] == {}
     for split, n in (("test", 6), ("far", 5)):
         measures = result["policies"]["rlhf"][split]
@@ -477,7 +484,7 @@ def test_a_language_model_decides_where_no_gold_score_does(other_data, monkeypat
     config = rlhf.Config(data=str(other_data), inputs=5, samples=2, device="cpu", judge="a-model",
                          out=str(tmp_path))
     path = rlhf.train(config)
-    result = json.loads((path.parent / "report.json").read_text())
+    result = read_report(path.parent)
     assert result["judge"] == "a-model" and "by a-model against" in path.read_text()
     for policy, by_split in result["policies"].items():
         for split, measures in by_split.items():
@@ -516,7 +523,7 @@ def test_a_study_with_sweeps(small, tmp_path):  # a variant that is the main run
     config = rlhf.Config(data="instruct", inputs=5, samples=3, seeds=2, sweeps=True, device="cpu",
                          out=str(tmp_path))
     path = rlhf.train(config)
-    result = json.loads((path.parent / "report.json").read_text())
+    result = read_report(path.parent)
     assert {c["id"] for c in result["claims"]} == {
         "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C5a", "C5b", "C6", "C7"}
     assert len(result["controls"]) == 3
