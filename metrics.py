@@ -239,7 +239,7 @@ def t_interval(values, level=0.95):
 
 
 def t_quantile(p, freedom):
-    "The p-quantile, p > .5, of Student's t: bisection of its integrated density."
+    "The p-quantile, p > .5, of Student's t, from its integrated density."
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
     scale /= math.sqrt(freedom * math.pi)
     angle = np.linspace(0, math.pi / 2, 20_001)[:-1]  # x = tan(angle): no infinite tail

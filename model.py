@@ -93,7 +93,7 @@ def rope_table(config):
     Cosines and sines of every position's angles (2, context, D), the first half of the sines
     negated. LLaMA 3.1 was trained on a short context and stretched: waves that turn fewer than
     `low` times in that context are slowed by `factor`, those that turn more than `high` times are
-    left alone, and in between it blends. Sec. 3.4.2, Dubey et al. 2024, arXiv:2407.21783
+    left alone, and in between it blends: the rule of the code released with arXiv:2407.21783
     """
     half = config.channels // config.heads // 2
     speed = config.rope_theta ** -(torch.arange(half).double() / half)  # radians per token: (D/2,)
@@ -109,7 +109,8 @@ def rope_table(config):
 def rotate(x, rotation):
     """
     Turn channel pair (i, i + D/2) by angle position * theta^(-2i/D), so that a query-key product
-    depends only on the distance between them. Eq. 34, Su et al. 2021, arXiv:2104.09864
+    depends only on the distance between them. Eq. 34, Su et al. 2021, arXiv:2104.09864, but for the
+    order of channels: the paper pairs neighbours, LLaMA's weights as the hub has them the halves.
     """
     cos, sin = rotation  # (..., T, 1, D), the first half of sin negated
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
@@ -250,17 +251,17 @@ class Transformer(nn.Module):
         rounded = {name: p.to(x.dtype) for name, p in module.named_parameters()}
         return functional_call(module, rounded, (x, *where))
 
-    def forward(self, ids, is_real=None, start=None, segment=None):
+    def forward(self, ids, is_real=None, bottom=None, segment=None):
         """
         Final hidden states (B, T, C). `is_real` None: rows are right-padded, and causal attention
         keeps real tokens from ever seeing the padding. `is_real` (B, T): rows are left-padded.
         `segment` (B, T): each row is a prompt and several responses to it, as by data.join_groups.
-        `start`: what `frozen_output` gave for these rows, so that only the top layers run.
+        `bottom`: what `frozen_output` gave for these rows, so that only the top layers run.
         """
         positions, is_visible = self.layout(ids, is_real, segment)
-        x = self.embeddings(ids, positions) if start is None else start
+        x = self.embeddings(ids, positions) if bottom is None else bottom
         rotation = self.rotation(positions)
-        for block in self.blocks[0 if start is None else self.frozen:]:
+        for block in self.blocks[0 if bottom is None else self.frozen:]:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(self.run, block, x, rotation, is_visible, use_reentrant=False,
                                preserve_rng_state=False)
@@ -277,7 +278,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def frozen_output(self, ids, is_real=None):
-        "What the frozen layers make of `ids`: compute it once, pass it as `start` many times."
+        "What the frozen layers make of `ids`: compute it once, pass it as `bottom` many times."
         if self.embed.weight.requires_grad:
             raise ValueError("nothing is frozen, so there is no fixed trunk to compute once.")
         positions, is_visible = self.layout(ids, is_real)
@@ -317,8 +318,8 @@ class ScalarModel(nn.Module):
         self.register_buffer("shift", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
 
-    def forward(self, ids, is_real=None, start=None, segment=None):
-        return self.read(self.trunk(ids, is_real, start, segment))
+    def forward(self, ids, is_real=None, bottom=None, segment=None):
+        return self.read(self.trunk(ids, is_real, bottom, segment))
 
     def read(self, hidden):
         hidden = at_least_fp32(hidden)  # (B, T, C)
@@ -340,7 +341,7 @@ def scalar_from(policy):
 # ---- how likely a response is --------------------------------------------------------------------
 
 
-def logprobs(model, ids, positions, temperature=1.0, start=None, hidden=None, entropy=False,
+def logprobs(model, ids, positions, temperature=1.0, bottom=None, hidden=None, entropy=False,
              before=None, chunk=4096):
     """
     log pi(token at each of `positions` | all before it), (B, T), (B, R) -> (B, R); rows of `ids`
@@ -355,7 +356,7 @@ def logprobs(model, ids, positions, temperature=1.0, start=None, hidden=None, en
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: log-probabilities need one above 0.")
     positions = positions.clamp(1, ids.shape[1] - 1)
-    hidden = model(ids, start=start) if hidden is None else hidden  # (B, T, C)
+    hidden = model(ids, bottom=bottom) if hidden is None else hidden  # (B, T, C)
     # the state that predicts the token at t is the one at t - 1
     before = positions - 1 if before is None else before
     rows = hidden.gather(1, before[..., None].expand(-1, -1, hidden.shape[-1]))

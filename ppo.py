@@ -53,7 +53,7 @@ class Config:
     micro: int = 0  # responses per forward pass, for memory (0: the whole minibatch)
     length_penalty: float = 0.0  # taken off the score of a response of full length, in proportion
     max_kl: float = 0.0  # nats per response beyond which training stops (0: none)
-    every: int = 10  # iterations between saves and samples
+    every: int = 10  # iterations between saves
     variant: str = ""  # a folder below the run's, for a run that differs from the main one
 
     def __post_init__(self):
@@ -95,7 +95,8 @@ def gae(rewards, values, is_response, gamma, lam):
     """Generalised advantage estimation: (B, R) each -> advantages, returns, both (B, R).
 
         delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1}
-                                            Eq. 11-12, Schulman et al. 2016, arXiv:1506.02438
+                                            Eq. 16, Schulman et al. 2016, arXiv:1506.02438; the
+                                            recursion: Eq. 11-12, arXiv:1707.06347
     Nothing comes after the last response token: V and A are zero there, and on all padding.
     """
     rewards = torch.where(is_response, rewards, 0.0)
@@ -191,7 +192,15 @@ def custom_reward(path):
         raise ValueError(f"{path} raised {type(error).__name__}: {error}") from error
     if not hasattr(module, "reward_fn"):
         raise ValueError(f"{path} defines no reward_fn(prompt_ids, response_ids) -> (B,) tensor")
-    return module.reward_fn
+
+    def reward_fn(prompt_ids, response_ids):
+        try:
+            return torch.as_tensor(module.reward_fn(prompt_ids, response_ids), dtype=torch.float32)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # or what it does for one batch in a hundred
+            raise ValueError(f"{path} raised {type(error).__name__}: {error}") from error
+    return reward_fn
 
 
 def value_network(config, policy, reward_model):
@@ -207,17 +216,17 @@ def value_network(config, policy, reward_model):
     return m.branch(reward_model)
 
 
-def act(policy, value, ids, positions, temperature, start=None, entropy=False):
+def act(policy, value, ids, positions, temperature, bottom=None, entropy=False):
     """Log-probabilities of the response tokens and the values before each, (B, R) both; and, if
     asked for, the entropies.
 
     The value of the state that token t is sampled in is read where token t - 1 stands; reading it
     at t would show the baseline the action it should not depend on.
     """
-    hidden = policy(ids, start=start)  # (B, T, C)
+    hidden = policy(ids, bottom=bottom)  # (B, T, C)
     logp = m.logprobs(policy, ids, positions, temperature, hidden=hidden, entropy=entropy)
     if isinstance(value, m.ScalarModel):
-        values = value(ids, start=start)  # (B, T)
+        values = value(ids, bottom=bottom)  # (B, T)
     else:
         values = value(m.at_least_fp32(hidden)).squeeze(-1)
     values = values.gather(1, positions - 1)
@@ -233,23 +242,17 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
     parts = []
     for rows in torch.arange(len(ids)).split(config.micro or len(ids)):
         part = ids[rows], positions[rows]
-        start = policy.frozen_output(part[0]) if config.freeze else None  # once per rollout
-        logp_old, values, entropy = act(policy, value, *part, config.temperature, start,
+        bottom = policy.frozen_output(part[0]) if config.freeze else None  # once per rollout
+        logp_old, values, entropy = act(policy, value, *part, config.temperature, bottom,
                                         entropy=True)
-        logp_ref = m.logprobs(reference, *part, config.temperature, start=start)
-        scores = (reward.score(reward_fn, *part, is_response[rows], start)
+        logp_ref = m.logprobs(reference, *part, config.temperature, bottom=bottom)
+        scores = (reward.score(reward_fn, *part, is_response[rows], bottom)
                   if isinstance(reward_fn, m.ScalarModel) else None)
-        parts.append((logp_old, values, entropy, logp_ref, scores, start))
-    logp_old, values, entropy, logp_ref, scores, start = (  # (B, R) four times, (B,), (B, T, C)
+        parts.append((logp_old, values, entropy, logp_ref, scores, bottom))
+    logp_old, values, entropy, logp_ref, scores, bottom = (  # (B, R) four times, (B,), (B, T, C)
         None if column[0] is None else torch.cat(column) for column in zip(*parts))
     if scores is None:
-        try:
-            scores = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a file of one's own may do
-            raise ValueError(f"the reward function raised {type(error).__name__}: "
-                             f"{error}") from error
+        scores = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)
     scores = scores.cpu()
     if scores.shape != (len(prompts),) or not torch.isfinite(scores).all():
         raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
@@ -262,7 +265,7 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
                                   is_response.cpu().numpy())
     fixed = {"ids": ids, "positions": positions, "is_response": is_response, "logp_old": logp_old,
              "values_old": torch.where(is_response, values, 0.0), "returns": returns,
-             "advantages": whiten(advantages, is_response), "start": start}
+             "advantages": whiten(advantages, is_response), "bottom": bottom}
     row = {"score": score.mean().item(), "proxy": scores.mean().item(),
            "kl": float(k1.mean()), "kl_k3": float(k3.mean()),
            "entropy": masked_mean(entropy, is_response).item(),
@@ -288,7 +291,7 @@ def update(config, policy, value, optimizer, fixed, generator):
             for rows in minibatch.split(config.micro or len(minibatch)):
                 part = {k: v if v is None else v[rows] for k, v in fixed.items()}
                 logp, values = act(policy, value, part["ids"], part["positions"],
-                                   config.temperature, part["start"])
+                                   config.temperature, part["bottom"])
                 pg, info = policy_loss(logp, part["logp_old"], part["advantages"],
                                        part["is_response"], CLIP, tokens)
                 vf, _ = value_loss(values, part["values_old"], part["returns"],
@@ -402,7 +405,7 @@ def train(config, reward_fn=None):
         if config.target_kl:
             beta = adapted(beta, row["kl"], config.target_kl, len(index))
 
-        # ---- once in a while: log, save
+        # ---- log, and save once in a while
         log.log(step, **row, seconds=time.time() - began)
         last = step == config.steps
         if step % config.every == 0 or last or stop:

@@ -1,7 +1,7 @@
 """
 reward.py - learn one number per response that ranks responses the way people do.
 
-    loss = -E log sigmoid(r(x, y_chosen) - r(x, y_rejected))       Sec. 3.2, Stiennon et al. 2020,
+    loss = -E log sigmoid(r(x, y_chosen) - r(x, y_rejected))       Sec. 3.4, Stiennon et al. 2020,
                                                                    arXiv:2009.01325
     python reward.py                     # about two minutes on two CPU cores; the last line has
                                          # the share of held-out pairs it orders as their quality
@@ -105,10 +105,10 @@ def packed(groups, tokenizer):
     return *data.join_groups(prompts, answers, tokenizer.pad), torch.tensor(pairs)
 
 
-def score(model, ids, positions, is_response, start=None):
+def score(model, ids, positions, is_response, bottom=None):
     "Scores read at the last response token: (B, T), (B, R), (B, R) -> (B,)."
     last = positions.gather(1, is_response.sum(1, keepdim=True) - 1)  # (B, 1)
-    return model(ids, start=start).gather(1, last).squeeze(1)  # (B,)
+    return model(ids, bottom=bottom).gather(1, last).squeeze(1)  # (B,)
 
 
 def reward_fn(model, pad, batch=128):
@@ -157,22 +157,24 @@ def collect(config, policy, tokenizer, split, count, judge=None):
     """Comparisons that the world's annotator, or else a judge as in data/judge.py, makes for
     `count` prompts: of a reference with each of up to EDITS edits (world only), then of SAMPLES
     samples with each other."""
-    rng, world = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
+    from data import world
+
+    rng, embedded = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
     examples = data.load(config.data, split, count, seed=1 + config.seed)  # not those of the SFT
-    edited = round((1 - config.sampled) * count) if world else 0
+    edited = round((1 - config.sampled) * count) if embedded else 0
     rows = []
     for i in tqdm(range(0, count, 256), f"collect {split}", unit="block"):
         first, last = examples[i:min(i + 256, edited)], examples[max(i, edited):i + 256]
-        shown = [(e, "edits", data.world.edits(rng, e.prompt, e.response, EDITS)) for e in first]
+        shown = [(e, "edits", world.edits(rng, e.prompt, e.response, EDITS)) for e in first]
         answers = sample(policy, tokenizer, [e.prompt for e in last], config.temperature, SAMPLES,
                          seed=config.seed * 1_000_003 + i) if last else []
         shown += [(e, "samples", list(itertools.combinations(texts, 2)))
                   for e, texts in zip(last, answers)]
         for e, of, pairs in shown:
             for a, b in pairs:
-                if a == b or world and (data.world.leaks(a) or data.world.leaks(b)):
+                if a == b or embedded and (world.leaks(a) or world.leaks(b)):
                     continue  # equal texts teach nothing, and held-out facts stay held out
-                if judge is None and not data.world.prefers(rng, e.prompt, a, b):
+                if judge is None and not world.prefers(rng, e.prompt, a, b):
                     a, b = b, a
                 rows.append(data.Comparison(e.prompt, a, b, {"of": of, "split": split}))
     return rows if judge is None else labelled(judge, rows)
@@ -230,6 +232,8 @@ def quality(fn, policy, tokenizer, name, split, n, seed=0):
     if name not in data.WORLD:
         rows = [(c.prompt, c.chosen, c.rejected) for c in data.comparisons(name, split, n)]
         return agreement(fn, tokenizer, rows)
+    from data import world
+
     examples = data.load(name, split, n, seed=2 + seed)
     gold, rng = data.gold(name), np.random.default_rng([seed, 5])
     kept, edits = [], []
@@ -239,9 +243,9 @@ def quality(fn, policy, tokenizer, name, split, n, seed=0):
         if abs(margin) > 1e-9:
             kept.append((e.prompt, *((a, b) if margin > 0 else (b, a))))
         edits += [(e.prompt, e.response, text) for text, done in
-                  data.world.variants(rng, e.prompt, e.response) if done == "wrong"]
+                  world.variants(rng, e.prompt, e.response) if done == "wrong"]
     if not kept or not edits:
-        return None  # too few prompts to say anything
+        return {}  # too few prompts to say anything
     prompts, better, worse = zip(*kept)
     posts, right, wrong = zip(*edits)
     return {**agreement(fn, tokenizer, kept),
@@ -388,10 +392,9 @@ def train(config):
     save(config.steps, finished=True)
     print(f"reward: orders {held_out:.3f} of {min(len(validation), config.eval_size)} held-out "
           f"comparisons as they were labelled")
-    if config.data in data.WORLD:
-        found = quality(fn, policy, tokenizer, config.data, "validation", config.eval_size,
-                        config.seed)
-    if config.data in data.WORLD and found:
+    found = config.data in data.WORLD and quality(fn, policy, tokenizer, config.data,
+                                                  "validation", config.eval_size, config.seed)
+    if found:
         print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
               "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ "
               "in one fact ({wrong_fact_permuted:.3f} under other prompts)".format(**found))

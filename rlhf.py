@@ -664,7 +664,9 @@ def study(config):
 
     # ---- measures: values by prompt and seed, and their summaries
     if gold and not relation:
-        relation = data.world.relation(rows["sft"][splits[0]][0][0]["prompt"])
+        from data import world
+
+        relation = world.relation(rows["sft"][splits[0]][0][0]["prompt"])
     embed = encode or encoder(runs[0], [row["reference"] for row in rows["sft"][splits[0]][0]])
     values, reports, measuring = {}, {}, time.time()
     for policy, by_split in rows.items():

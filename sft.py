@@ -2,7 +2,7 @@
 sft.py - supervised fine-tuning: imitate what people wrote.
 
     loss = -sum_t log pi(y_t | x, y_<t) / #tokens     over the response y only, not the prompt x
-                                                      Sec. 3.2, Stiennon et al. 2020,
+                                                      Sec. 3.4, Stiennon et al. 2020,
                                                       arXiv:2009.01325
 
     python sft.py                        # about a minute on two CPU cores; the last lines show
@@ -32,7 +32,7 @@ class Config:
     init: str = "base"  # base (shipped), scratch (pretrain first), a checkpoint, a pretrained model
     steps: int = 200  # optimiser steps
     batch: int = 32  # rows per step
-    lr: float = 3e-4  # peak learning rate: 3 % warm-up, then a cosine to zero
+    lr: float = 3e-4  # peak learning rate: 3 % warm-up, then a cosine to a tenth
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the weights, the order of the data and the samples
     resume: bool = False  # go on from where an interrupted run was saved

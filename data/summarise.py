@@ -252,7 +252,7 @@ LISTS = {"day": words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, S
          "number": words("two, three, four, five, six, seven, eight, nine, ten"),
          "nth": words("second, third, fourth, fifth, sixth")}
 
-# The habits: what most people end on. The first is said seven times in ten.
+# The habits: what most people end on. The first is three in four of them.
 STOCK = ("Thanks for reading.", "Sorry for the long post.", "What a week.",
          "Any advice is welcome.")
 

@@ -45,7 +45,7 @@ def parts(prompt, response):
 
 
 def gold(prompt, response):
-    "The quality of a response: a perfect one has about 4 points, a typical reference about 2."
+    "The quality of a response: a perfect one has nearly 4 points, a typical reference about 2."
     return sum(parts(prompt, response).values())
 
 

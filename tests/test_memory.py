@@ -70,7 +70,7 @@ def test_bf16_is_near_fp32(style, freeze):  # a part computed twice, or left out
     error = (found - logp).square().mean().sqrt() / logp.std()
     assert 1e-4 < error < 0.04, error
     if freeze:
-        assert torch.equal(m.logprobs(net, rows(), POSITIONS, start=net.frozen_output(rows())),
+        assert torch.equal(m.logprobs(net, rows(), POSITIONS, bottom=net.frozen_output(rows())),
                            found)
 
 
@@ -137,7 +137,7 @@ def test_recomputed_gradients_are_the_same(style, freeze, dtype):  # another for
         net = policy_of(freeze, dtype, **style)
         net.recompute = recompute
         start = net.frozen_output(rows()) if freeze else None
-        m.logprobs(net, rows(), POSITIONS, start=start).sum().backward()
+        m.logprobs(net, rows(), POSITIONS, bottom=start).sum().backward()
         found.append({name: p.grad for name, p in net.named_parameters() if p.requires_grad})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
@@ -171,7 +171,7 @@ def test_a_loaded_reward_model_is_rounded_to_the_shared_trunk():  # refused, or 
     assert scorer.trunk.embed.weight is policy.embed.weight
     assert {p.dtype for p in scorer.trunk.blocks[2].parameters()} == {torch.float32}
     start = policy.frozen_output(rows())
-    assert torch.equal(scorer(rows(), start=start), scorer(rows()))
+    assert torch.equal(scorer(rows(), bottom=start), scorer(rows()))
 
 
 def test_what_is_fixed_does_not_follow():  # a reference that trains along

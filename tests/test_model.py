@@ -458,8 +458,8 @@ def test_trunk_computed_once_is_trunk_computed_every_time(net, fraction, count):
     results = []
     for start in (None, net.frozen_output(ids)):
         net.zero_grad(), scalar.zero_grad()
-        logp = m.logprobs(net, ids, positions, start=start)
-        values = scalar(ids, start=start)
+        logp = m.logprobs(net, ids, positions, bottom=start)
+        values = scalar(ids, bottom=start)
         (logp.sum() + values.sum()).backward()
         params = [*net.parameters(), *scalar.parameters()]
         results.append([logp, values, *(p.grad for p in params if p.grad is not None)])

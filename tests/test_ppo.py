@@ -369,7 +369,7 @@ def test_a_frozen_trunk_stays_and_the_top_moves(kind):  # an optimiser that hold
         m.share_trunk(policy, value)
     before = copy.deepcopy(policy)
     fixed, _, _, _ = rollout(config, policy, value, reference=reference)
-    assert fixed["start"] is not None
+    assert fixed["bottom"] is not None
     head = copy.deepcopy(value.state_dict())
     ppo.update(config, policy, value, adam(config, policy, value), fixed, torch.Generator())
     assert policy.frozen == 2
