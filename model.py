@@ -307,10 +307,10 @@ class ScalarModel(nn.Module):
     numbers so that human-written responses have mean 0 and standard deviation 1.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, trunk=None):
         super().__init__()
         self.config = config
-        self.trunk = Transformer(config, lm_head=False)
+        self.trunk = Transformer(config, lm_head=False) if trunk is None else trunk
         self.head = nn.Linear(config.channels, 1)
         # hidden states have size about 1 per channel, so the first outputs are about N(0, 1)
         nn.init.normal_(self.head.weight, std=1 / math.sqrt(config.channels + 1))
@@ -330,9 +330,11 @@ class ScalarModel(nn.Module):
 
 def scalar_from(policy):
     "A scalar model that starts as a copy of `policy` (frozen layers are shared), with a new head."
-    model, like = ScalarModel(policy.config), at_least_fp32(policy.embed.weight[:1])
-    model.trunk = branch(policy)
-    model.trunk.lm_head = model.trunk.project_out = None
+    trunk, like = branch(policy), at_least_fp32(policy.embed.weight[:1])
+    trunk.lm_head = trunk.project_out = None
+    large = sum(p.numel() for p in policy.parameters()) > LARGE  # as in `load`
+    model = ScalarModel(policy.config, trunk if large else None)
+    model.trunk = trunk
     model.head.to(like)
     model.shift, model.scale = model.shift.to(like), model.scale.to(like)
     return model

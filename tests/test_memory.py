@@ -199,6 +199,9 @@ def test_large_checkpoints_are_held_once(tmp_path, monkeypatch):  # drawn and th
         assert {p.dtype for p in large.parameters()} == {torch.float32}
         assert all(p.requires_grad for p in large.parameters())
         assert torch.equal(usual(rows()), large(rows()))
+    monkeypatch.setattr(m, "LARGE", 0)
+    monkeypatch.setattr(m.Transformer, "__init__", None)  # is not called
+    assert m.scalar_from(net)(rows()).shape == (5, 17)
 
 
 def test_sampling_in_chunks_changes_nothing(monkeypatch):  # random numbers by place in a chunk
