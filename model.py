@@ -642,7 +642,9 @@ def clip_gradients(named, losses, limit=1.0):
     held = [(name, p) for name, p in named if p.grad is not None]
     try:
         return nn.utils.clip_grad_norm_([p for _, p in held], limit, error_if_nonfinite=True).item()
-    except RuntimeError:
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         name = next((name for name, p in held if not p.grad.isfinite().all()), "all, together,")
         raise ValueError(f"the gradient of {name} is not finite") from None
 
