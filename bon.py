@@ -192,10 +192,10 @@ def train(config):
     "Sample, choose, and return the path of the chosen outputs (nothing is trained)."
     device = m.device(config.device)
     folder = data.run_folder(config.data, config.seed, config.out)
-    policy, record = m.load(config.init or folder / "sft.pt", "policy", device)
+    policy, record = m.settled(config.init or folder / "sft.pt", "policy", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    scorer, _ = m.load(config.reward or folder / "reward.pt", "reward", device,
-                       tokenizer.fingerprint)
+    scorer, _ = m.settled(config.reward or folder / "reward.pt", "reward", device,
+                          tokenizer.fingerprint)
     fn, gold = reward.reward_fn(scorer, tokenizer.pad), data.gold(config.data)
     examples = data.load(config.data, config.split, config.prompts)
     prompts = [tokenizer.prompt(e.prompt) for e in examples]

@@ -467,6 +467,12 @@ def settle(model, device, dtype=None):
     return model.to(device)
 
 
+def settled(path, kind, device, tokenizer=None):
+    "`load` for what is only used, not trained: all of it in the device's precision."
+    model, record = load(path, kind, tokenizer=tokenizer)
+    return settle(model.requires_grad_(False), device), record
+
+
 def fixed(model, copied=True):
     """
     The same network as it is now, with nothing to train, each weight in the precision it is used

@@ -132,7 +132,7 @@ def scored(fn, tokenizer, prompts, responses):
 
 def scorer(path):
     "A reward checkpoint as a function of texts, (prompts, responses) -> (N,) numpy."
-    model, record = m.load(path, "reward", m.device("auto"))
+    model, record = m.settled(path, "reward", m.device("auto"))
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     return lambda prompts, responses: scored(reward_fn(model, tokenizer.pad), tokenizer, prompts,
                                              responses)

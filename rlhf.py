@@ -167,7 +167,7 @@ def load_run(config, seed):
     """The checkpoints of one seed, loaded once, with their digests. ValueError if they do not go
     together: another tokeniser, or trained from another sft.pt."""
     folder, device = data.run_folder(config.data, seed, config.out), m.device(config.device)
-    start, record = m.load(folder / "sft.pt", "policy", device)
+    start, record = m.settled(folder / "sft.pt", "policy", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     networks, digests = {"sft": start}, {"sft": record["digest"]}
     init = record["meta"]["config"]["init"]
@@ -177,7 +177,7 @@ def load_run(config, seed):
         paths |= {name: path for name in SWEEP if (path := folder / name / "ppo.pt").exists()}
     for name, path in paths.items():
         kind = "reward" if name == "reward" else "policy"
-        networks[name], found = m.load(path, kind, device, tokenizer.fingerprint)
+        networks[name], found = m.settled(path, kind, device, tokenizer.fingerprint)
         if name != "base" and found["meta"]["parent"] != record["digest"]:
             raise ValueError(f"{path} was not trained from {folder / 'sft.pt'}, but from another "
                              f"policy: move it away, and it is trained again")

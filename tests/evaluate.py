@@ -42,10 +42,11 @@ def judged(judge, examples, texts):
 
 def evaluate(name, seed, n, out, judge=None):
     folder = data.run_folder(name, seed, out)
-    base, _ = m.load(sft.BASE, "policy")
-    policy, record = m.load(folder / "sft.pt", "policy")
-    rlhf, _ = m.load(folder / "ppo.pt", "policy")
-    scorer, _ = m.load(folder / "reward.pt", "reward")
+    device = m.device("auto")
+    base, _ = m.settled(sft.BASE, "policy", device)
+    policy, record = m.settled(folder / "sft.pt", "policy", device)
+    rlhf, _ = m.settled(folder / "ppo.pt", "policy", device)
+    scorer, _ = m.settled(folder / "reward.pt", "reward", device)
     tokenizer, gold = data.Tokenizer.of(record["tokenizer"]), data.gold(name)
     fn = reward.reward_fn(scorer, tokenizer.pad)
     networks, found = {"base": base, "sft": policy, "rlhf": rlhf}, {}
@@ -92,10 +93,11 @@ def evaluate(name, seed, n, out, judge=None):
 def evaluate_text(name, seed, n, out, base, judge=None):
     "What can be said without a gold score, of one run on a user's own data."
     folder = data.run_folder(name, seed, out)
-    policy, record = m.load(folder / "sft.pt", "policy")
-    networks = {"base": m.load(base, "policy", tokenizer=record["tokenizer"]["fingerprint"])[0],
-                "sft": policy, "rlhf": m.load(folder / "ppo.pt", "policy")[0]}
-    scorer, _ = m.load(folder / "reward.pt", "reward")
+    device = m.device("auto")
+    policy, record = m.settled(folder / "sft.pt", "policy", device)
+    networks = {"base": m.settled(base, "policy", device, record["tokenizer"]["fingerprint"])[0],
+                "sft": policy, "rlhf": m.settled(folder / "ppo.pt", "policy", device)[0]}
+    scorer, _ = m.settled(folder / "reward.pt", "reward", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     fn = reward.reward_fn(scorer, tokenizer.pad)
     found = {"splits": {}, "reward model": {}}
@@ -110,7 +112,7 @@ def evaluate_text(name, seed, n, out, base, judge=None):
             ids = m.generate(network, prompts, tokenizer.response_tokens, seed=seed)
             kl = (bon.loglikelihood(network, prompts, ids, 1.0, tokenizer.pad)
                   - bon.loglikelihood(policy, prompts, ids, 1.0, tokenizer.pad))
-            row[which] = {"loss": sft.evaluate(network, rows, tokenizer.pad, "cpu"),
+            row[which] = {"loss": sft.evaluate(network, rows, tokenizer.pad, device),
                           "proxy": float(fn(prompts, ids).mean()), "kl": float(kl.mean()),
                           "length": float(np.mean([len(r) for r in ids])),
                           "ended": float(np.mean([r[-1] == tokenizer.eos for r in ids]))}

@@ -184,6 +184,20 @@ def test_what_is_fixed_does_not_follow():  # a reference that trains along
         assert torch.equal(m.logprobs(reference, rows(), POSITIONS), before)
 
 
+def test_what_is_only_used_is_rounded(tmp_path, monkeypatch):  # a judge in fp32, or one that trains
+    net = policy_of(0)
+    m.save(tmp_path / "p.pt", "policy", net, {"name": "world", "fingerprint": "x"}, {})
+    plain, _ = m.settled(tmp_path / "p.pt", "policy", "cpu")
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    assert torch.equal(plain(rows()), net(rows()))
+    monkeypatch.setattr(m, "precision", lambda device: BF16)
+    small, record = m.settled(tmp_path / "p.pt", "policy", "cpu", "x")
+    assert {p.dtype for p in small.parameters()} == {BF16} and record["kind"] == "policy"
+    assert not any(p.requires_grad for p in [*small.parameters(), *plain.parameters()])
+    with pytest.raises(ValueError, match="tokeni"):
+        m.settled(tmp_path / "p.pt", "policy", "cpu", "y")
+
+
 def test_large_checkpoints_are_held_once(tmp_path, monkeypatch):  # drawn and then overwritten
     tokenizer = {"name": "world", "fingerprint": "x"}
     net = policy_of(0)
