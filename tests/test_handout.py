@@ -110,3 +110,10 @@ def test_what_is_printed(capsys):  # numbers without what they should be, an unk
     with pytest.raises(SystemExit) as left:
         grade.main(["grade", "nothing"])
     assert left.value.code == 2 and "there is no problem nothing" in capsys.readouterr().err
+
+
+def test_the_problem_set_has_these_problems():  # points that were changed in one place
+    page = (handout.ROOT / "tests" / "PROBLEMS.md").read_text(encoding="utf-8")
+    for number, problem in enumerate(handout.PROBLEMS, 1):
+        assert (f"| {number} | `{problem.function}` | {problem.points} | {problem.minutes} |"
+                in page), problem.function

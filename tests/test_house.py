@@ -1,6 +1,7 @@
 """
 The house rules: who may import whom, what is optional, how a Config is laid out, and that the
-README's commands are real. After each test's name stands the mistake that turns it red.
+commands and links of the README and the problem set are real. After each test's name stands the
+mistake that turns it red.
 """
 
 import ast
@@ -148,12 +149,16 @@ def test_stages_have_one_anatomy(stage):  # a trainer class, or a second train
     assert isinstance(tree.body[-1], ast.If)  # __name__ == "__main__"
 
 
+PAGES = [ROOT / name for name in ("README.md", "tests/PROBLEMS.md") if (ROOT / name).exists()]
+
+
 def commands():
-    "The python commands in the README, in bash blocks or between backticks, as lists of words."
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        return []
-    text = readme.read_text(encoding="utf-8")
+    "The python commands in the pages, in bash blocks or between backticks, as lists of words."
+    return [command for page in PAGES for command in commands_of(page)]
+
+
+def commands_of(page):
+    text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     lines += re.findall(r"`(python [^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
@@ -161,13 +166,20 @@ def commands():
     return [part for part in parts if part and part[0] == "python"]
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="no README yet")
-def test_the_readme_has_commands():  # fences of another name: then nothing below is tested
-    assert {"sft.py", "reward.py", "ppo.py"} <= {c[1] for c in commands()}
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_pages_have_commands(page):  # fences of another name: then nothing below is tested
+    assert {"sft.py", "reward.py", "ppo.py"} <= {c[1] for c in commands_of(page)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_of_the_pages(page):  # a picture that was renamed, or one that is a slow page
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+        assert "bughunt" not in target or (page.parent / target).stat().st_size < 80_000, target
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_commands_of_the_readme(words, capsys):  # a flag that was renamed
+def test_commands_of_the_pages(words, capsys):  # a flag that was renamed
     if words[1] == "-m":
         module, rest = words[2], words[3:]
         if module in ("pytest", "pip", "venv"):
