@@ -384,7 +384,7 @@ def test_the_full_study_has_hands_of_its_own(study, monkeypatch):  # quick ones 
     assert rows[0][0]["of"] != rows[1][0]["of"] and rows[1] == rows[2]
 
 
-def test_the_study_runs_on(study):  # a second run that trains or samples anew
+def test_the_study_runs_on(study, capsys):  # a second run that trains or samples anew
     config, path = study
     first = read_report(path.parent)
     files = {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")}
@@ -392,6 +392,7 @@ def test_the_study_runs_on(study):  # a second run that trains or samples anew
     assert {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")} == files
     first.pop("seconds"), again.pop("seconds")
     assert first == again
+    assert capsys.readouterr().out.splitlines()[-1].endswith(str(path.with_suffix(".html")))
 
 
 def test_a_language_model_judges_too(study, monkeypatch, tmp_path):  # the judge's row of another
