@@ -462,7 +462,7 @@ def test_other_errors_are_not_taken_for_memory(toy, tmp_path, monkeypatch):  # a
 
 @pytest.mark.parametrize("holds", fuzz.PROPERTIES, ids=lambda holds: holds.__name__)
 def test_whatever_is_put_in(holds):  # a traceback; for each see tests/fuzz.py
-    fuzz.check(holds, 60, derandomize=True)
+    fuzz.check(holds, 100, derandomize=True)
 
 
 # ---- for a long time -----------------------------------------------------------------------------

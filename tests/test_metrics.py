@@ -376,6 +376,10 @@ def test_within_knows_open_bounds():
     config.lr = math.nan
     with pytest.raises(ValueError, match="that is a number"):
         metrics.within(config, -math.inf, math.inf, "lr")
+    for value in (math.inf, -math.inf, 10**30):  # which no bound of infinity lets in
+        config.lr = value
+        with pytest.raises(ValueError, match="give a value "):
+            metrics.within(config, -math.inf, math.inf, "lr")
 
 
 # ---- the log
