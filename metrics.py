@@ -325,8 +325,8 @@ def flag(name):
 
 
 def within(config, low, high, *names):
-    """Raise ValueError unless each named field is in [low, high]; inf is no bound. NaN never is, nor
-    what is beyond 2**40, inf included."""
+    """Raise ValueError unless each named field is in [low, high]; inf is no bound. NaN never is,
+    and nothing from 2**40 on."""
     for name in names:
         value = getattr(config, name)
         if value is None or low <= value <= high and abs(value) < 2**40:  # None: not given
