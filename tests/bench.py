@@ -1,0 +1,422 @@
+"""
+How fast each part is: against the machine's limit, and against what else would do the same work.
+
+    python -m tests.bench                        # a few minutes on two CPU cores
+    python -m tests.bench --against              # beside transformers and TRL, where installed
+    python -m tests.bench --size gpt2 --device cuda
+    python -m tests.bench --figure speed.png     # how cost grows with rows, length, n and width
+    python -m tests.bench "PPO iteration"        # one part
+
+The limits come first, measured on this machine with the shapes that follow: how many operations a
+second its matrix products reach, and how many bytes a second a copy moves. Training and reading a
+prompt are bound by the first, decoding a token at a time by the second. Operations are counted by
+torch while the work runs, so that a share of the limit is work done, not work that could have been
+spared. Rivals take turns in one process, and medians are shown: only ratios of one run mean much.
+"""
+
+import argparse
+import copy
+import importlib.util
+import statistics
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import bon
+import data
+import metrics
+import model as m
+import ppo
+import reward
+import sft
+
+ROWS, PROMPT, NEW = 64, 64, 32  # prompts of an iteration, and tokens
+SIZES = {
+    "world": dict(vocab_size=1024, layers=4, heads=4, kv_heads=4, channels=128, hidden=512),
+    "gpt2": dict(vocab_size=50257, layers=12, heads=12, kv_heads=12, channels=768, hidden=3072),
+    "1.3b": dict(vocab_size=50272, layers=24, heads=32, kv_heads=32, channels=2048, hidden=8192),
+    "7b": dict(vocab_size=32000, layers=32, heads=32, kv_heads=32, channels=4096, hidden=16384)}
+
+
+def shape(size, context=PROMPT + NEW, eos=()):
+    "GPT-2's layers in a size of the table; without EOS every response has the full length."
+    return m.ModelConfig(context=context, norm="layer", activation="gelu", positions="learned",
+                         bias=True, eos=eos, **SIZES[size])
+
+
+def synchronise(device):
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def seconds(calls, device, repeats=5):
+    "{name: call} -> {name: median seconds}; each is run once unmeasured, then they take turns."
+    spent = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            synchronise(device)
+            began = time.perf_counter()
+            call()
+            synchronise(device)
+            if turn:
+                spent[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def operations(call):
+    "Floating-point operations of the matrix products and attention that a call does."
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def limits(config, device, dtype):
+    "(operations, bytes) a second: the best of the block's products and of a long copy."
+    best = 0
+    for rows in (ROWS * (PROMPT + NEW) // 2, ROWS * (PROMPT + NEW)):
+        for out in (config.channels, 3 * config.channels, config.hidden):
+            a = torch.randn(rows, config.channels, device=device, dtype=dtype)
+            b = torch.randn(out, config.channels, device=device, dtype=dtype)
+            call = lambda a=a, b=b: [a @ b.T for _ in range(20)]
+            spent = seconds({"": call}, device, 3)[""] / 20
+            best = max(best, 2 * rows * out * config.channels / spent)
+    source = torch.empty(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    moved = 2 * source.numel() / seconds({"": lambda: target.copy_(source)}, device, 3)[""]
+    return best, moved
+
+
+# ---- the work: {part: (how much, unit, {who: call}, bound)} --------------------------------------
+
+
+def tokens(config, rows, length, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (rows, length), generator=random)
+
+
+def rival(config, kind="GPT2LMHeadModel", **more):
+    "transformers' GPT-2 of the same shape, with the same tanh GELU as one kernel."
+    import transformers
+
+    made = transformers.GPT2Config(
+        vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.channels,
+        n_layer=config.layers, n_head=config.heads, n_inner=config.hidden, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
+        attn_implementation="sdpa", bos_token_id=None, eos_token_id=None, **more)
+    return getattr(transformers, kind)(made)
+
+
+def sampling(config, device, dtype, against):
+    network = m.Transformer(config).to(device, dtype).requires_grad_(False)
+    prompts = tokens(config, ROWS, PROMPT).tolist()
+    calls = {"plain": lambda: m.generate(network, prompts, NEW)}
+    if against:
+        other = rival(config, pad_token_id=0).to(device, dtype).eval()
+        ids = torch.tensor(prompts, device=device)
+        calls["transformers"] = lambda: other.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=True, top_k=0,
+            use_cache=True)
+    # every token reads all weights, and the keys and values so far
+    weights = sum(p.numel() for p in network.parameters()) * dtype.itemsize
+    cached = 2 * config.layers * ROWS * config.kv_heads * (config.channels // config.heads)
+    moved = NEW * (weights + cached * (PROMPT + NEW / 2) * dtype.itemsize)
+    return ROWS * NEW, "tokens", calls, moved
+
+
+def scoring(config, device, dtype, against):
+    network = m.Transformer(config).to(device, dtype).requires_grad_(False)
+    ids = tokens(config, ROWS, PROMPT + NEW).to(device)
+    positions = torch.arange(PROMPT, PROMPT + NEW, device=device).expand(ROWS, -1)
+    calls = {"plain": lambda: m.logprobs(network, ids, positions)}
+    if against:
+        other = rival(config).to(device, dtype).requires_grad_(False)
+
+        def call():
+            logits = other(ids).logits[:, PROMPT - 1:-1]
+            return logits.log_softmax(-1).gather(-1, ids[:, PROMPT:, None])
+        calls["transformers"] = call
+    return ROWS * (PROMPT + NEW), "tokens", calls, None
+
+
+def training(config, device, dtype, against):
+    "SFT on equal rows of which every token counts, as in pretraining: nanoGPT's loop."
+    network, rows = m.Transformer(config).to(device), 16
+    optimizer = m.adamw(network, 1e-4)
+    ids = tokens(config, rows, PROMPT + NEW).to(device)
+    positions = torch.arange(1, PROMPT + NEW, device=device).expand(rows, -1)
+    is_response = torch.ones_like(positions, dtype=torch.bool)
+
+    def step(network, optimizer, loss):
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    calls = {"plain": lambda: step(network, optimizer, lambda: sft.loss(
+        m.logprobs(network, ids, positions), is_response)[0])}
+    if against:  # as in nanoGPT: all logits, cross-entropy, fused AdamW
+        other = rival(config).to(device)
+        its = torch.optim.AdamW(other.parameters(), lr=1e-4, fused=True)
+        calls["transformers, nanoGPT's loop"] = lambda: step(
+            other, its, lambda: torch.nn.functional.cross_entropy(
+                other(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+    return rows * (PROMPT + NEW), "tokens", calls, None
+
+
+def ragged(config, device, dtype, against):
+    "SFT on rows of the study's lengths, against padding each batch to its longest row."
+    network, random = m.Transformer(config).to(device), np.random.default_rng(0)
+    optimizer = m.adamw(network, 1e-4)
+    rows = [([1] * int(p), [1] * int(r)) for p, r in zip(
+        random.integers(PROMPT // 4, PROMPT, 128), random.integers(NEW // 4, NEW, 128))]
+    lengths = [len(p) + len(r) for p, r in rows]
+    kinds = {"plain": list(data.batches(lengths, 16)),
+             "batches at random": np.arange(128).reshape(-1, 16).tolist()}
+
+    def epoch(batches):
+        for index in batches:
+            ids, positions, is_response = (t.to(device) for t in data.join(
+                *zip(*(rows[i] for i in index)), config.vocab_size))
+            sft.loss(m.logprobs(network, ids, positions), is_response)[0].backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return sum(lengths), "tokens", {k: lambda b=b: epoch(b) for k, b in kinds.items()}, None
+
+
+def ranking(config, device, dtype, against):
+    "The reward model's step on pairs that share their prompt, as comparisons do."
+    network = m.scalar_from(m.Transformer(config)).to(device)
+    optimizer, pairs = m.adamw(network, 1e-4), 16
+    prompts = tokens(config, pairs, PROMPT).tolist()
+    answers = [tokens(config, 2, NEW, seed).tolist() for seed in range(pairs)]
+    ids, segment, last = data.join_groups(prompts, answers, config.vocab_size)
+    ids, segment = ids.to(device), segment.to(device)
+
+    def step(scores, optimizer):
+        chosen, rejected = scores().view(pairs, 2).unbind(1)
+        reward.loss(chosen, rejected)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    calls = {"plain": lambda: step(lambda: network(ids, segment=segment)[last], optimizer)}
+    if against:
+        other = rival(config, "GPT2ForSequenceClassification", num_labels=1,
+                      pad_token_id=0).to(device)
+        its = torch.optim.AdamW(other.parameters(), lr=1e-4, fused=True)
+        flat = torch.tensor([p + a for p, two in zip(prompts, answers) for a in two],
+                            device=device)
+        calls["transformers"] = lambda: step(lambda: other(flat).logits, its)
+    return pairs, "pairs", calls, None
+
+
+def best_of(config, device, dtype, against):
+    "Best of 16 for 16 prompts: sample, score, choose."
+    network = m.Transformer(config).to(device, dtype).requires_grad_(False)
+    scorer = m.scalar_from(network).to(device, dtype).requires_grad_(False)
+    prompts, n = tokens(config, 16, PROMPT).tolist(), 16
+    fn = reward.reward_fn(scorer, config.vocab_size)
+
+    def call():
+        ids = m.generate(network, prompts, NEW, num_samples=n)
+        return bon.best_of_n(fn([p for p in prompts for _ in range(n)], ids).view(-1, n))
+    return len(prompts), "prompts", {"plain": call}, None
+
+
+def iteration(config, device, value="reward", frozen=0.0):
+    "One iteration of PPO as ppo.py does it, between untrained networks."
+    flags = ppo.Config(batch=ROWS, epochs=2, minibatches=2, value=value, freeze=frozen, steps=1)
+    tokenizer = SimpleNamespace(pad=config.vocab_size, response_tokens=NEW)
+    policy = m.Transformer(config)
+    m.freeze(policy, frozen)
+    m.settle(policy, device)
+    reference, scorer = m.fixed(policy), m.scalar_from(policy)
+    head = ppo.value_network(flags, policy, scorer).to(device)
+    scorer = m.fixed(scorer)
+    optimizer = m.adamw(torch.nn.ModuleList([policy, head]), 1e-5)
+    prompts = tokens(config, ROWS, PROMPT).tolist()
+    sampler, shuffler = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+
+    def call():
+        responses = m.generate(policy, prompts, NEW, generator=sampler)
+        fixed, _ = ppo.experience(flags, policy, head, reference, scorer, prompts, responses, 0.1,
+                                  tokenizer)
+        ppo.update(flags, policy, head, optimizer, fixed, shuffler)
+    return call
+
+
+def trl_iterations(config, device, count):
+    "`count` iterations of TRL's PPOTrainer on the same work (its training prints; we do not)."
+    import contextlib
+    import io
+    import tempfile
+
+    import transformers
+    from datasets import Dataset
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    class Pad:  # the little that the trainer asks of a tokeniser
+        pad_token_id, eos_token_id, padding_side = 0, 0, "left"
+
+        def save_pretrained(self, *_, **__):
+            pass
+
+    made = dict(kind="GPT2ForSequenceClassification", num_labels=1, pad_token_id=0)
+    policy = rival(config, pad_token_id=0)
+    networks = [policy, copy.deepcopy(policy), rival(config, **made), rival(config, **made)]
+    rows = Dataset.from_dict({"input_ids": tokens(config, ROWS, PROMPT).clamp(min=1).tolist()})
+
+    def call():
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            flags = PPOConfig(
+                output_dir=folder, per_device_train_batch_size=ROWS // 2,
+                gradient_accumulation_steps=2, num_mini_batches=2, num_ppo_epochs=2,
+                total_episodes=count * ROWS, response_length=NEW, temperature=1.0,
+                local_rollout_forward_batch_size=ROWS, num_sample_generations=0, report_to=[],
+                save_strategy="no", learning_rate=1e-5, bf16=False, use_cpu=device == "cpu",
+                disable_tqdm=True, gradient_checkpointing=False)
+            collate = lambda parts: {"input_ids": torch.tensor([p["input_ids"] for p in parts])}
+            PPOTrainer(args=flags, processing_class=Pad(), model=networks[0],
+                       ref_model=networks[1], reward_model=networks[2], value_model=networks[3],
+                       train_dataset=rows, eval_dataset=rows, data_collator=collate).train()
+    transformers.logging.set_verbosity_error()
+    return call
+
+
+def iterations(config, device, dtype, against):
+    "PPO with separate networks, with the paper's shared trunk, and with three quarters frozen."
+    calls = {"plain": iteration(config, device),
+             "shared value": iteration(config, device, "shared"),
+             "shared value, freeze 0.75": iteration(config, device, "shared", 0.75)}
+    if against and importlib.util.find_spec("trl"):
+        calls["TRL, two of them"] = trl_iterations(config, device, 2)
+    return ROWS * (PROMPT + NEW), "tokens", calls, None
+
+
+def diversity(config, device, dtype, against):
+    "EAD per input of 500 x 16 outputs of 25 words."
+    random = np.random.default_rng(0)
+    words = np.array([f"w{k}" for k in range(2000)])
+    outputs = [[" ".join(words[random.zipf(1.4, 25) % 2000]) for _ in range(16)]
+               for _ in range(500)]
+    return 8000, "texts", {"plain": lambda: metrics.per_input(outputs, metrics.ead)}, None
+
+
+PARTS = {"sampling": sampling, "scoring": scoring, "SFT": training, "SFT, ragged rows": ragged,
+         "reward model": ranking, "best of 16": best_of, "PPO iteration": iterations,
+         "EAD": diversity}
+TRAINS = ("SFT", "SFT, ragged rows", "reward model", "PPO iteration")
+
+
+def measured(part, config, device, dtype, against, repeats=5):
+    """Rows of a part: {"part", "who", "seconds", "rate", "unit", "ratio", "operations", "moved"};
+    the ratio is that of the first one's seconds to a rival's."""
+    dtype = torch.float32 if part in TRAINS and device == "cpu" else dtype
+    amount, unit, calls, moved = PARTS[part](config, device, dtype, against)
+    counted = {name: None if name.startswith("TRL") or unit == "texts" else operations(call)
+               for name, call in calls.items()}
+    spent = seconds(calls, device, repeats)
+    rows = []
+    for name, each in spent.items():
+        many = 2 if "two of them" in name else 1
+        rows.append({"part": part, "who": name.removesuffix(", two of them"),
+                     "seconds": each / many, "rate": amount * many / each, "unit": unit,
+                     "ratio": each / many / spent["plain"], "operations": counted[name],
+                     "moved": moved if name == "plain" else None})
+    return rows
+
+
+def show(rows, compute, memory):
+    print(f"{'':18}{'':26}{'seconds':>10}{'a second':>18}{'of the limit':>14}{'times ours':>12}")
+    for row in rows:
+        share = ""
+        if row["moved"]:
+            share = f"{row['moved'] / memory / row['seconds']:.0%} bytes"
+        elif row["operations"]:
+            share = f"{row['operations'] / compute / row['seconds']:.0%}"
+        rate = f"{row['rate']:,.0f} {row['unit']}"
+        print(f"{row['part']:18}{row['who']:26}{row['seconds']:10.3f}{rate:>18}{share:>14}"
+              f"{row['ratio']:12.2f}")
+
+
+def growth(device, dtype, path):
+    "How the cost of sampling and of a step of training grows, as one figure and its numbers."
+    from matplotlib.figure import Figure
+
+    def sample(size, rows=64, new=NEW, n=1):
+        network = m.Transformer(size).to(device, dtype).requires_grad_(False)
+        prompts = tokens(size, rows, PROMPT).tolist()
+        return seconds({"": lambda: m.generate(network, prompts, new, num_samples=n)}, device,
+                       3)[""]
+
+    def learn(size):
+        return seconds(training(size, device, dtype, False)[2], device, 3)["plain"]
+
+    def wider(width):
+        return replace(world, channels=width, hidden=4 * width, heads=width // 32,
+                       kv_heads=width // 32)
+    world = shape("world", context=PROMPT + 8 * NEW)
+    panels = {
+        "prompts at once": [(k, sample(world, k) / k) for k in (4, 8, 16, 32, 64, 128, 256)],
+        "tokens of a response": [(k, sample(world, 64, k) / 64 / k)
+                                 for k in (8, 16, 32, 64, 128, 256)],
+        "n samples of each of 16 prompts": [(k, sample(world, 16, n=k) / 16 / k)
+                                            for k in (1, 2, 4, 8, 16, 32)],
+        "channels": [(k, sample(wider(k)) / 64) for k in (64, 128, 256, 512)]}
+    made = Figure(figsize=(3.1 * len(panels), 2.8))
+    units = ("ms a response", "ms a token", "ms a sample", "ms")
+    for k, ((x, points), unit) in enumerate(zip(panels.items(), units)):
+        axis = made.add_subplot(1, len(panels), k + 1)
+        axis.semilogx(*zip(*((a, 1000 * b) for a, b in points)), "o-", color="#0072B2",
+                      label="sampling, a response")
+        if x == "channels":
+            axis.set_yscale("log")
+            axis.plot([a for a, _ in points], [1000 * learn(wider(a)) / 16 for a, _ in points],
+                      "s--", color="#D55E00", label="a step of SFT, a row")
+            axis.legend(frameon=False, fontsize=7)
+        else:
+            axis.set_ylim(0)
+        axis.set_xlabel(x)
+        axis.set_ylabel(unit)
+        axis.set_xticks([a for a, _ in points], [str(a) for a, _ in points], fontsize=7)
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        print(x + ": " + ", ".join(f"{a} {1000 * b:.2f}" for a, b in points) + f" ({unit})")
+    made.tight_layout()
+    made.savefig(path, dpi=150)
+    print(f"wrote {path}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__,
+                                     allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)} (all, if none is named)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--size", default="world", choices=SIZES)
+    parser.add_argument("--against", action="store_true", help="measure rivals too")
+    parser.add_argument("--figure", default="", help="draw how cost grows into this file instead")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args(argv)
+    for part in args.parts:
+        if part not in PARTS:
+            parser.error(f"there is no {part!r}: choose from {', '.join(PARTS)}")
+    device = m.device(args.device)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if args.figure:
+        return growth(device, dtype, args.figure)
+    config = shape(args.size)
+    compute, memory = limits(config, device, dtype)
+    print(f"limits: {compute / 1e9:,.0f} GFLOP/s in products of these shapes, {memory / 1e9:,.1f} "
+          f"GB/s copied; {torch.get_num_threads()} threads, torch {torch.__version__}")
+    rows = [row for part in args.parts or PARTS
+            for row in measured(part, config, device, dtype, args.against, args.repeats)]
+    show(rows, compute, memory)
+
+
+if __name__ == "__main__":
+    main()
