@@ -131,10 +131,11 @@ def test_a_run_folder_is_one_process_own(tmp_path):  # two that overwrite each o
 @FORKS
 @pytest.mark.parametrize("stage", chaos.STAGES)
 def test_stages_ask_for_their_folder(stage, toy, tmp_path):  # a stage that writes unasked
-    folder = tmp_path / "data"
-    held = metrics.lock(folder)
+    for parent in ("sft", "reward", "ppo") if stage == "rlhf" else ():  # it trains nothing, then
+        shutil.copytree(toy / "whole" / parent, tmp_path, dirs_exist_ok=True)
+    held, there = metrics.lock(tmp_path / "data"), sorted(tmp_path.rglob("*"))
     assert "another process is at work" in refusal(stage, toy, tmp_path)
-    assert os.listdir(folder) == [".lock"] and held
+    assert sorted(tmp_path.rglob("*")) == there and held
 
 
 # ---- no room, no right ---------------------------------------------------------------------------
