@@ -317,6 +317,55 @@ def update(config, policy, value, optimizer, fixed, generator):
     return {name: sum(info[name] for info in infos) / len(infos) for name in infos[0]}
 
 
+def networks(config, folder, reward_fn, device):
+    """Policy, reference, value network, what scores, and the record of the SFT policy that all come
+    from. What is frozen is held once: rounded, moved and shared before the rest is copied."""
+    policy, parent = m.load(config.init or folder / "sft.pt", "policy")
+    m.freeze(policy, config.freeze)
+    m.settle(policy, device)
+    tokenizer, reward_model = data.Tokenizer.of(parent["tokenizer"]), None
+    if reward_fn is None and config.reward == "gold":
+        reward_fn = gold_reward(data.gold(config.data), tokenizer)
+    elif reward_fn is None and config.reward.endswith(".py"):
+        reward_fn = custom_reward(config.reward)
+    elif reward_fn is None:
+        reward_model, _ = m.load(config.reward or folder / "reward.pt", "reward",
+                                 tokenizer=tokenizer.fingerprint)
+        m.freeze(reward_model, config.freeze)
+        if config.freeze:  # it then has the policy's bottom: that is checked
+            m.share_trunk(policy, reward_model)
+        m.settle(reward_model, device)
+    value = value_network(config, policy, reward_model).to(device)
+    if reward_model is not None:
+        reward_fn = m.fixed(reward_model)  # as a network, it can start from the frozen trunk
+    for network in (policy, getattr(value, "trunk", policy)):
+        network.recompute = config.micro > 0
+    return policy, m.fixed(policy), value, reward_fn, parent
+
+
+def report(config, folder, tokenizer, policies, gold):
+    "Curves, and four prompts with the answers of each of `policies` -> the last line."
+    rows = metrics.read(folder / "ppo.jsonl")
+    metrics.curve(folder / "ppo.png", rows, [
+        ("Reward", ["proxy", "gold"] if gold else ["proxy"], "score of the samples"),
+        ("KL to SFT", ["kl", "kl_k3"], "nats per response"),
+        ("Length", ["length"], "tokens"), ("Entropy", ["entropy"], "nats per token"),
+        ("Value loss", ["value_loss"], "squared score"),
+        ("Clip fraction", ["clip_fraction"], "share of tokens")])
+    shown, answers = data.load(config.data, "validation")[:4], {}
+    prompts = [tokenizer.prompt(e.prompt) for e in shown]
+    for name, policy in policies.items():
+        ids = m.generate(policy, prompts, tokenizer.response_tokens, config.temperature,
+                         seed=config.seed)
+        answers[name] = [tokenizer.decode(r) for r in ids]
+    answers["reference"] = [e.response for e in shown]
+    metrics.side_by_side(folder / "samples.txt", [e.prompt for e in shown], answers, gold)
+    first, last = ({k: sum(r[k] for r in part) / len(part) for k in ("proxy", "gold", "kl")
+                    if k in rows[0]} for part in (rows[:5], rows[-5:]))
+    return ("ppo: " + ", ".join(f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first)
+            + " (means of 5 iterations; KL in nats per response)")
+
+
 def train(config, reward_fn=None):
     """Train a policy and return the path of its checkpoint.
 
@@ -329,30 +378,8 @@ def train(config, reward_fn=None):
     path = folder / "ppo.pt"
     gold = data.gold(config.data)
 
-    # what is frozen is held once: it is rounded, moved and shared before the rest is copied
-    policy, parent = m.load(config.init or parents / "sft.pt", "policy")
-    m.freeze(policy, config.freeze)
-    m.settle(policy, device)
-    reference = m.fixed(policy)
+    policy, reference, value, reward_fn, parent = networks(config, parents, reward_fn, device)
     tokenizer = data.Tokenizer.of(parent["tokenizer"])
-    reward_model = None
-    if reward_fn is None and config.reward == "gold":
-        reward_fn = gold_reward(gold, tokenizer)
-    elif reward_fn is None and config.reward.endswith(".py"):
-        reward_fn = custom_reward(config.reward)
-    elif reward_fn is None:
-        reward_model, _ = m.load(config.reward or parents / "reward.pt", "reward",
-                                 tokenizer=tokenizer.fingerprint)
-        m.freeze(reward_model, config.freeze)
-        if config.freeze:  # it then has the policy's bottom: that is checked
-            m.share_trunk(policy, reward_model)
-        m.settle(reward_model, device)
-    value = value_network(config, policy, reward_model).to(device)
-    if reward_model is not None:
-        reward_fn = m.fixed(reward_model)  # as a network, it can start from the frozen trunk
-        del reward_model
-    for network in (policy, getattr(value, "trunk", policy)):
-        network.recompute = config.micro > 0
     optimizer = m.adamw(nn.ModuleList([policy, value]), config.lr, betas=(0.9, 0.999), eps=1e-5)
     # prompts of like length share an iteration, in an order that depends on the seed alone
     texts = data.prompts(config.data)
@@ -414,29 +441,10 @@ def train(config, reward_fn=None):
             print(f"stopped after iteration {step} and saved: the same with --resume goes on")
             raise KeyboardInterrupt
 
-    # ---- the result: curves, the same prompts before and after, one line
-    picture = folder / "ppo.png"
-    rows = metrics.read(log.path)
-    metrics.curve(picture, rows, [
-        ("Reward", ["proxy", "gold"] if gold else ["proxy"], "score of the samples"),
-        ("KL to SFT", ["kl", "kl_k3"], "nats per response"),
-        ("Length", ["length"], "tokens"), ("Entropy", ["entropy"], "nats per token"),
-        ("Value loss", ["value_loss"], "squared score"),
-        ("Clip fraction", ["clip_fraction"], "share of tokens")])
-    shown = data.load(config.data, "validation")[:4]
-    answers = {name: [tokenizer.decode(r) for r in m.generate(
-        net, [tokenizer.prompt(e.prompt) for e in shown], tokenizer.response_tokens,
-        config.temperature, seed=config.seed)]
-        for name, net in (("sft", reference), ("rlhf", policy))}
-    answers["reference"] = [e.response for e in shown]
-    metrics.side_by_side(folder / "samples.txt", [e.prompt for e in shown], answers, gold)
+    said = report(config, folder, tokenizer, {"sft": reference, "rlhf": policy}, gold)
     save(config.steps, finished=True)
-    first, last = ({k: sum(r[k] for r in part) / len(part) for k in ("proxy", "gold", "kl")
-                    if k in rows[0]} for part in (rows[:5], rows[-5:]))
-    print("ppo: " + ", ".join(f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first)
-          + f" (means of 5 iterations; KL in nats per response)\nwrote {path}, {log.path} and "
-          f"{picture}; next: python {'rlhf.py' if gold else '-m tests.evaluate'} --data "
-          f"{config.data}")
+    print(f"{said}\nwrote {path}, {log.path} and {folder / 'ppo.png'}; next: python "
+          f"{'rlhf.py' if gold else '-m tests.evaluate'} --data {config.data}")
     return path
 
 

@@ -289,6 +289,19 @@ def normalise(model, fn, tokenizer, prompts, responses):
     model.scale *= scores.std()
 
 
+def report(folder, fn, tokenizer, rows):
+    "The curves, and comparisons with their scores."
+    metrics.curve(folder / "reward.png", metrics.read(folder / "reward.jsonl"),
+                  [("Loss", ["loss"], "nats per comparison"),
+                   ("LM loss", ["lm_loss"], "nats per token"),
+                   ("Accuracy", ["accuracy", "validation_accuracy"], "share ordered as labelled"),
+                   ("Margin", ["margin"], "score, chosen - rejected")])
+    metrics.side_by_side(folder / "reward.txt", [r.prompt for r in rows],
+                         {"chosen": [r.chosen for r in rows],
+                          "rejected": [r.rejected for r in rows]},
+                         lambda prompt, text: scored(fn, tokenizer, [prompt], [text])[0])
+
+
 def train(config):
     "Train, and return the path of the checkpoint."
     torch.manual_seed(config.seed)
@@ -377,18 +390,7 @@ def train(config):
                 print(f"stopped after step {step} and saved: the same with --resume goes on")
                 raise KeyboardInterrupt
 
-    # ---- the result: a curve, some scores, one line, the next command
-    picture = folder / "reward.png"
-    metrics.curve(picture, metrics.read(log.path),
-                  [("Loss", ["loss"], "nats per comparison"),
-                   ("LM loss", ["lm_loss"], "nats per token"),
-                   ("Accuracy", ["accuracy", "validation_accuracy"], "share ordered as labelled"),
-                   ("Margin", ["margin"], "score, chosen - rejected")])
-    shown = validation[:4]
-    metrics.side_by_side(folder / "reward.txt", [r.prompt for r in shown],
-                         {"chosen": [r.chosen for r in shown],
-                          "rejected": [r.rejected for r in shown]},
-                         lambda prompt, text: scored(fn, tokenizer, [prompt], [text])[0])
+    report(folder, fn, tokenizer, validation[:4])
     save(config.steps, finished=True)
     print(f"reward: orders {held_out:.3f} of {min(len(validation), config.eval_size)} held-out "
           f"comparisons as they were labelled")
@@ -398,7 +400,8 @@ def train(config):
         print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
               "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ "
               "in one fact ({wrong_fact_permuted:.3f} under other prompts)".format(**found))
-    print(f"wrote {path}, {log.path} and {picture}; next: python ppo.py --data {config.data}")
+    print(f"wrote {path}, {log.path} and {path.with_suffix('.png')}; next: python ppo.py --data "
+          f"{config.data}")
     return path
 
 

@@ -133,6 +133,30 @@ def start_from(config, device):
     return policy, tokenizer, record["digest"]
 
 
+def pretrained(config, folder):
+    "`--init scratch`: trains the base, or finishes it -> the config that starts from it."
+    made = False
+    if config.resume and (folder / "base.pt").exists():
+        _, record = m.load(folder / "base.pt", "policy", unfinished=True)
+        made = record["meta"]["finished"]
+    if not made:
+        train(replace(config, stage="base", steps=config.base_steps, lr=BASE_LR))
+    return replace(config, init=str(folder / "base.pt"), resume=made and config.resume)
+
+
+def report(config, folder, tokenizer, policies, examples):
+    "The curve, and prompts with the answers of each of `policies`."
+    metrics.curve(folder / f"{config.stage}.png", metrics.read(folder / f"{config.stage}.jsonl"),
+                  [("Loss", ["loss", "validation_loss"], "nats per token")])
+    prompts, answers = [tokenizer.prompt(e.prompt) for e in examples], {}
+    for name, policy in policies.items():
+        ids = m.generate(policy, prompts, tokenizer.response_tokens, seed=config.seed)
+        answers[name] = [tokenizer.decode(r) for r in ids]
+    answers["reference"] = [e.response for e in examples]
+    metrics.side_by_side(folder / f"{config.stage}.txt", [e.prompt for e in examples], answers,
+                         data.gold(config.data))
+
+
 def train(config):
     "Train, and return the path of the checkpoint."
     torch.manual_seed(config.seed)
@@ -140,13 +164,7 @@ def train(config):
     folder = data.run_folder(config.data, config.seed, config.out)
     path = folder / f"{config.stage}.pt"
     if config.stage == "sft" and config.init == "scratch":
-        base, made = replace(config, stage="base", steps=config.base_steps, lr=BASE_LR), False
-        if config.resume and (folder / "base.pt").exists():
-            _, record = m.load(folder / "base.pt", "policy", unfinished=True)
-            made = record["meta"]["finished"]
-        if not made:
-            train(base)
-        config = replace(config, init=str(folder / "base.pt"), resume=made and config.resume)
+        config = pretrained(config, folder)
 
     policy, tokenizer, parent = start_from(config, device)
     if tokenizer.prompt_tokens + tokenizer.response_tokens > policy.config.context:
@@ -224,19 +242,10 @@ def train(config):
                 print(f"stopped after step {step} and saved: the same with --resume goes on")
                 raise KeyboardInterrupt
 
-    # ---- the result: a curve, the same prompts before and after, one line, the next command
-    picture = folder / f"{config.stage}.png"
-    metrics.curve(picture, metrics.read(log.path),
-                  [("Loss", ["loss", "validation_loss"], "nats per token")])
-    answers = {name: [tokenizer.decode(r) for r in m.generate(
-        net, [p for p, _ in validation[:4]], tokenizer.response_tokens, seed=config.seed)]
-        for name, net in (("before", before), ("after", policy))}
-    answers["reference"] = [e.response for e in shown[:4]]
-    metrics.side_by_side(folder / f"{config.stage}.txt", [e.prompt for e in shown[:4]], answers,
-                         data.gold(config.data))
+    report(config, folder, tokenizer, {"before": before, "after": policy}, shown[:4])
     save(config.steps, finished=True)
     print(f"{config.stage}: validation loss {first_loss:.3f} -> {validation_loss:.3f} nats per "
-          f"response token\nwrote {path}, {log.path} and {picture}; next: python "
+          f"response token\nwrote {path}, {log.path} and {path.with_suffix('.png')}; next: python "
           f"{'reward' if config.stage == 'sft' else 'sft'}.py --data {config.data}")
     return path
 
