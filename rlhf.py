@@ -16,6 +16,7 @@ Every policy is sampled, scored and measured by the same code. Outputs are kept 
 used again, so an interrupted study goes on where it stopped, and a new measure costs no sampling.
 """
 
+import contextlib
 import hashlib
 import json
 import time
@@ -630,6 +631,84 @@ def shown(rows, values, splits):
             for split in splits for i, row in enumerate(rows["sft"][split][0][:SHOWN])]
 
 
+@contextlib.contextmanager
+def timed(seconds, what):
+    began = time.time()
+    yield
+    seconds[what] = time.time() - began
+
+
+def train_all(config, seconds):
+    "Every stage of every seed, and the sweep, unless they are there."
+    for seed in range(config.seeds):
+        for stage, spent in run_stages(config, seed).items():
+            seconds[f"{stage}, seed {seed}"] = spent
+        for name in variants(config) if config.sweeps else ():
+            seconds[f"{name}, seed {seed}"] = run_variant(config, seed, name)
+
+
+def measure_all(config, runs, rows, judge):
+    """Values {policy: {split: {measure: (seeds, inputs)}}} and their summaries, with diversity
+    across inputs, of {policy: {split: rows of each seed}}."""
+    gold, first = data.gold(config.data), next(iter(rows["sft"].values()))[0]
+    relation = config.nli and metrics.nli_relation(config.nli)
+    if gold and not relation:
+        from data import world
+
+        relation = world.relation(first[0]["prompt"])
+    embed = (metrics.sentence_encoder(config.encoder) if config.encoder
+             else encoder(runs[0], [row["reference"] for row in first]))
+    values, reports = {}, {}
+    for policy, by_split in rows.items():
+        values[policy], reports[policy] = {}, {}
+        for split, seeds in by_split.items():
+            found = [measure(r, s, embed, relation) for r, s in zip(seeds, rows["sft"][split])]
+            if judge and (policy in POLICIES or not gold):
+                for (v, _), r in zip(found, seeds):
+                    v["win_rate_judge"] = judged_by(judge, r)
+                    if not gold:
+                        v["win_rate"] = v["win_rate_judge"]
+            values[policy][split] = {k: np.stack([v[k] for v, _ in found]) for k in found[0][0]}
+            reports[policy][split] = {k: summarised(v) for k, v in values[policy][split].items()}
+            if policy not in FRONTIER:
+                reports[policy][split] |= across([outputs for _, outputs in found], embed)
+    return values, reports
+
+
+def measure_sweep(swept, values):
+    "The same of the sweep, without what needs an encoder; its values are added to `values`."
+    sweep = {name: {} for name in swept}
+    for name, by_split in swept.items():
+        for split, seeds in by_split.items():
+            found = [measure(r, r)[0] for r in seeds]
+            stacked = {k: np.stack([v[k] for v in found]) for k in found[0]}
+            values.setdefault(name, {})[split] = stacked
+            sweep[name][split] = {k: summarised(v) for k, v in stacked.items()}
+    return sweep
+
+
+def judge_reward_models(config, runs, splits):
+    "{split: {measure: a number of each seed}}, see reward.quality."
+    judged = {}
+    for split in splits:
+        each = [quality_of(run, config, split) for run in runs]
+        judged[split] = {key: [found[key] for found in each] for key in each[0]}
+    return judged
+
+
+def resize(config, runs, values, splits, seconds):
+    "SFT and RLHF of every width, the first seed's -> {width: {policy: {split: summaries}}}."
+    widths = {}
+    for name in SIZES:
+        with timed(seconds, f"width {name}"):
+            widths[name] = of_size(config, name, splits)
+    widths[str(runs[0].networks["sft"].config.channels)] = {
+        p: {s: {k: v[0] for k, v in values[p][s].items()} for s in splits}
+        for p in ("sft", "rlhf")}
+    return {name: {p: {s: {k: summarised([found[p][s][k]]) for k in ("win_rate", "per_input_ead")}
+                       for s in splits} for p in found} for name, found in widths.items()}
+
+
 def study(config):
     """Run the study of one dataset, and return the path of its report.
 
@@ -646,93 +725,47 @@ def study(config):
         from data.judge import llm
 
         judge = llm(config.judge, Path(config.out) / "judge.jsonl")
-    encode = config.encoder and metrics.sentence_encoder(config.encoder)
-    relation = config.nli and metrics.nli_relation(config.nli)
     folder = data.run_folder(config.data, 0, config.out)
     _held = metrics.lock(folder)  # until this function ends
-    for seed in range(config.seeds):
-        for stage, spent in run_stages(config, seed).items():
-            seconds[f"{stage}, seed {seed}"] = spent
-        for name in variants(config) if config.sweeps else ():
-            seconds[f"{name}, seed {seed}"] = run_variant(config, seed, name)
-    runs, sampling = load_runs(config), time.time()
-    rows = {policy: {split: [outputs_of(run, config, policy, split) for run in runs]
-                     for split in splits} for policy in {**POLICIES, **FRONTIER}}
-    rows["reference"] = {s: [reference_rows(r) for r in rows["sft"][s]] for s in splits}
-    swept = sweep_rows(config, runs, splits) if config.sweeps else {}
-    seconds["sampling and scoring"] = time.time() - sampling
-
-    # ---- measures: values by prompt and seed, and their summaries
-    if gold and not relation:
-        from data import world
-
-        relation = world.relation(rows["sft"][splits[0]][0][0]["prompt"])
-    embed = encode or encoder(runs[0], [row["reference"] for row in rows["sft"][splits[0]][0]])
-    values, reports, measuring = {}, {}, time.time()
-    for policy, by_split in rows.items():
-        values[policy], reports[policy] = {}, {}
-        for split, seeds in by_split.items():
-            found = [measure(r, s, embed, relation) for r, s in zip(seeds, rows["sft"][split])]
-            if judge and (policy in POLICIES or not gold):
-                for (v, _), r in zip(found, seeds):
-                    v["win_rate_judge"] = judged_by(judge, r)
-                    if not gold:
-                        v["win_rate"] = v["win_rate_judge"]
-            values[policy][split] = {k: np.stack([v[k] for v, _ in found]) for k in found[0][0]}
-            reports[policy][split] = {k: summarised(v) for k, v in values[policy][split].items()}
-            if policy not in FRONTIER:
-                reports[policy][split] |= across([outputs for _, outputs in found], embed)
-    sweep = {name: {} for name in swept}
-    for name, by_split in swept.items():
-        for split, seeds in by_split.items():
-            found = [measure(r, r)[0] for r in seeds]
-            stacked = {k: np.stack([v[k] for v in found]) for k in found[0]}
-            values.setdefault(name, {})[split] = stacked
-            sweep[name][split] = {k: summarised(v) for k, v in stacked.items()}
-    seconds["measuring"] = time.time() - measuring
-
-    # ---- the reward model's accuracy, other sizes, the claims, the report
-    judged, judging = {}, time.time()
-    for split in splits if gold else data.test_splits(config.data, pairs=True):
-        each = [quality_of(run, config, split) for run in runs]
-        judged[split] = {key: [found[key] for found in each] for key in each[0]}
-    seconds["judging the reward model"] = time.time() - judging
-    sizes = {}
-    for name in SIZES if config.sweeps and gold else ():
-        resizing = time.time()
-        sizes[name] = of_size(config, name, splits)
-        seconds[f"width {name}"] = time.time() - resizing
-    if sizes:  # and the main run's, of the same seed
-        sizes[str(runs[0].networks["sft"].config.channels)] = {
-            p: {s: {k: v[0] for k, v in values[p][s].items()} for s in splits}
-            for p in ("sft", "rlhf")}
-    sizes = {name: {p: {s: {k: summarised([of[p][s][k]]) for k in ("win_rate", "per_input_ead")}
-                        for s in splits} for p in of} for name, of in sizes.items()}
-    score = decisive(rows["sft"][splits[0]][0])
+    train_all(config, seconds)
+    runs = load_runs(config)
+    with timed(seconds, "sampling and scoring"):
+        rows = {policy: {split: [outputs_of(run, config, policy, split) for run in runs]
+                         for split in splits} for policy in {**POLICIES, **FRONTIER}}
+        rows["reference"] = {s: [reference_rows(r) for r in rows["sft"][s]] for s in splits}
+        swept = sweep_rows(config, runs, splits) if config.sweeps else {}
+    with timed(seconds, "measuring"):
+        values, reports = measure_all(config, runs, rows, judge)
+        sweep = measure_sweep(swept, values)
+    with timed(seconds, "judging the reward model"):
+        judged = judge_reward_models(
+            config, runs, splits if gold else data.test_splits(config.data, pairs=True))
+    sizes = resize(config, runs, values, splits, seconds) if config.sweeps and gold else {}
+    own = rows["sft"][splits[0]]  # SFT's in distribution, of each seed
+    score, by_judge = decisive(own[0]), judge and not gold
     result = {
         "settings": asdict(config), "policies": reports,
         **{name: main_run(config, 0)[name] for name in ("beta", "lr")},
-        "judge": config.judge if judge and not gold else SCORES[score], "score": SCORES[score],
-        "scores": {name: SCORES[name] for name in SCORES if name in rows["sft"][splits[0]][0][0]}
+        "judge": config.judge if by_judge else SCORES[score], "score": SCORES[score],
+        "scores": {name: SCORES[name] for name in SCORES if name in own[0][0]}
         | ({"judge": f"{config.judge}, 1 if better than the reference"} if judge else {}),
         "reward_model": judged,
         "claims": claims(values, reports, judged, splits),
         "controls": controls(values, splits[0]) if config.sweeps else [],
-        "frontier": frontier(values, None if judge and not gold else rows["sft"], splits),
+        "frontier": frontier(values, None if by_judge else rows["sft"], splits),
         "bargain": [bargain(values, split) for split in splits], "sweep": sweep, "sizes": sizes,
         "bon": [{"n": n, "kl": bon.kl_bound(n),
-                 **{k: float(v.mean()) for k, v in best(rows["sft"][splits[0]], n).items()}}
-                for n in sizes_of(rows["sft"][splits[0]])],
+                 **{k: float(v.mean()) for k, v in best(own, n).items()}} for n in sizes_of(own)],
         "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold") if k in row}
                  for row in metrics.read(run.folder / "ppo.jsonl")] for run in runs],
         "seconds": {k: v for k, v in seconds.items() if v} | {"all": time.time() - began}}
     path = report.write(folder, result, shown(rows, values, splits))
-    for claim in result["claims"]:
-        print(f"{claim['id']:>4} {claim['verdict']:>14}  {claim['claim']}\n{'':21}"
-              f"{claim['evidence']}")
-    for control in result["controls"]:
-        print(f"{'holds' if control['holds'] else 'FAILS':>19}  {control['control']}: "
-              f"{control['expected']}\n{'':21}{control['found']}")
+    for found in result["claims"]:
+        print(f"{found['id']:>4} {found['verdict']:>14}  {found['claim']}\n{'':21}"
+              f"{found['evidence']}")
+    for found in result["controls"]:
+        print(f"{'holds' if found['holds'] else 'FAILS':>19}  {found['control']}: "
+              f"{found['expected']}\n{'':21}{found['found']}")
     print(f"rlhf: {config.seeds} seeds, {config.inputs} prompts a split, {config.samples} outputs "
           f"each, {(time.time() - began) / 60:.1f} minutes\nwrote {path} and its "
           f"figures\nfor a browser, with samples: {path.with_suffix('.html')}")
