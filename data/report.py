@@ -53,9 +53,12 @@ def bars(axis, result, policies, splits, measure):
 def overview(path, result, splits):
     "The study in one picture: what RLHF brings, what it costs, at what distance from SFT."
     made, axes = figure(3, 4.0, 3.3)
-    for axis, measure, label in ((axes[0], "win_rate", "win rate against people"),
-                                 (axes[1], "per_input_ead", "EAD of the answers to a prompt")):
-        bars(axis, result, ["sft", "bon16", "rlhf"], splits, measure)
+    disjoint = result["settings"]["full"]  # else bon16's answers repeat each other: see `contents`
+    for axis, measure, label, policies in (
+            (axes[0], "win_rate", "win rate against people", ["sft", "bon16", "rlhf"]),
+            (axes[1], "per_input_ead", "EAD, answers to a prompt",
+             ["sft", *["bon16"] * disjoint, "rlhf"])):
+        bars(axis, result, policies, splits, measure)
         axis.tick_params(axis="x", rotation=20)
         axis.set_ylabel(label)
     axes[0].axhline(0.5, color="#444444", lw=0.8, ls=":")
@@ -103,6 +106,8 @@ def frontiers(path, result):
             line(axis, x, rows, fmt="o-", color=COLOURS[family], label=family)
             right, up = places[family]
             for p, a, row in zip(points, x, rows):
+                if p["label"] in ("T 0.8", "n 1"):  # too near to another
+                    continue
                 axis.annotate(p["label"], (a, row["mean"]), fontsize=7, xytext=(right, up),
                               ha="left" if right > 0 else "right", textcoords="offset points",
                               color=COLOURS[family])
@@ -181,8 +186,9 @@ def betas(path, result, split):
         axis.set_xscale("log")
         axis.set_xlabel("beta")
         axis.set_ylabel(label)
-    axes[1].legend(frameon=False, fontsize=8)
-    save(made, path)
+    made.legend(*axes[1].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=3,
+                loc="upper center")
+    save(made, path, top=0.93)
 
 
 def sizes(path, result, splits):
@@ -286,10 +292,11 @@ def contents(folder, result):
             abstract(result, splits),
             Figure("overview.png", "overview",
                    "Left: win rate against people's references by split, bon16 at temperature 0.7. "
-                   "Middle: diversity of the answers to one prompt. Right: what each nat from SFT "
-                   "buys under the shifts, for SFT and RLHF at every temperature and best of n for "
-                   "every n. Look for orange above blue on the left, how little below it in the "
-                   "middle, and for the higher curve on the right.")]),
+                   "Middle: diversity of the answers to one prompt, SFT and RLHF at temperature 1. "
+                   "Right: what each nat from SFT buys under the shifts, for SFT and RLHF at every "
+                   "temperature and best of n for every n. Look for orange above blue on the "
+                   "left, how little below it in the middle, and for the higher curve on the "
+                   "right.")]),
         ("The claims", [Table(["claim", "verdict", "what it says", "evidence"], [
             [c["id"], c["verdict"], c["claim"], c["evidence"]] for c in result["claims"]])]),
         ("Does it generalise?", [
@@ -307,7 +314,8 @@ def contents(folder, result):
                    "prompts (right). Look for the drop from blue to orange on the left, and how "
                    "little of it is on the right."
                    + ("" if settings["full"] else " Best of 16 is drawn from overlapping hands of "
-                      "a pool of 64, so its per-input bars are a little too low.")),
+                      "a pool of 64, of which the best come up again and again: on the left its "
+                      "bars are too low.")),
             *by_policy("per-input EAD", "per_input_ead", widely),
             *by_policy("per-input embedding", "per_input_embedding", widely),
             *by_policy("per-input NLI", "per_input_nli", widely),
