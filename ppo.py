@@ -235,7 +235,11 @@ def act(policy, value, ids, positions, temperature, bottom=None, entropy=False):
 
 @torch.no_grad()
 def experience(config, policy, value, reference, reward_fn, prompts, responses, beta, tokenizer):
-    "Everything that is fixed while an iteration's responses are learned from, and its statistics."
+    """Everything that is fixed while an iteration's responses are learned from, and its statistics.
+
+    Old log-probabilities are computed by the forward pass that the update repeats, not taken from
+    sampling, whose cache rounds otherwise: before the first step the ratio is then exactly 1.
+    """
     device = next(policy.parameters()).device
     ids, positions, is_response = (
         t.to(device) for t in data.join(prompts, responses, tokenizer.pad))
