@@ -9,7 +9,7 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
                                          # report.md and report.html with figures; the last lines
                                          # are the claims
     python rlhf.py --full                # both tasks, 500 inputs x 16 outputs as in the paper, 3
-                                         # seeds, all sweeps: a night
+                                         # seeds, all sweeps: a long night
     python rlhf.py --data tldr --init gpt2 --judge gpt-4.1            # the same on other data
 
 Every policy is sampled, scored and measured by the same code. Outputs are kept as JSON lines and

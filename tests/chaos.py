@@ -166,15 +166,16 @@ def endured(stage, folder, kills, seed):
 
 def long(iterations):
     """
-    PPO for this many iterations at toy size -> (iterations, 3): live tensors, open files and
-    megabytes of memory at each, read while it scores.
+    PPO for this many iterations at toy size -> (iterations, 4): live tensors, open files and
+    megabytes of memory at each, read while it scores, and the second that it began to.
     """
     rows = []
 
     def reward_fn(prompt_ids, response_ids):
         tensors = sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        rows.append((tensors, len(os.listdir("/proc/self/fd")), pages * 4096 / 2**20))
+        rows.append((tensors, len(os.listdir("/proc/self/fd")), pages * 4096 / 2**20,
+                     time.monotonic()))
         return torch.tensor([float(len(r)) for r in response_ids])
 
     with tempfile.TemporaryDirectory() as name:
@@ -193,8 +194,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.long:
         rows = long(args.long)
-        for i in range(0, len(rows), max(len(rows) // 20, 1)):
-            print("iteration {:6}  {} tensors  {} files  {:.1f} MB".format(i + 1, *rows[i]))
+        size = max(len(rows) // 20, 1)
+        for i in range(size, len(rows), size):
+            spent = (rows[i][3] - rows[i - size][3]) / size
+            print("iteration {:6}  {} tensors  {} files  {:.1f} MB".format(i + 1, *rows[i][:3])
+                  + f"  {1000 * spent:.0f} ms an iteration")
         return
     with tempfile.TemporaryDirectory() as name:
         toy(Path(name))

@@ -474,5 +474,5 @@ def test_whatever_is_put_in(holds):  # a traceback; for each see tests/fuzz.py
 def test_sixty_iterations_hold_no_more_than_ten():  # a row's graph kept, a file opened each time
     rows = chaos.long(60)
     assert len(rows) == 60
-    tensors, files, _ = zip(*rows[10:])
+    tensors, files, *_ = zip(*rows[10:])
     assert len(set(tensors)) == 1 and len(set(files)) == 1, (set(tensors), set(files))
