@@ -42,19 +42,24 @@ STAGES = {  # module and flags, in the order in which one needs the other
 FREE = {"seconds", "tokens_per_second", "config", "settings", "parent", "of"}  # may differ
 
 
-def toy(folder):
-    "A small set of examples and comparisons, `folder`/data, and a base that reads it."
+def examples(folder, **splits):
+    "Writes short examples and comparisons: 40 to train, 8 to validate, and those of more `splits`."
     pairs = [(c, t) for c in "red green blue black white brown".split()
              for t in "hat boat door lamp shoe cake fish book".split()]
-    (folder / "data").mkdir(parents=True)
-    for split, part in (("train", pairs[:40]), ("validation", pairs[40:]), ("test", pairs[40:44]),
-                        ("far", pairs[44:])):
-        metrics.write(folder / f"data/{split}.jsonl", [
+    for split, where in {"train": slice(40), "validation": slice(40, None), **splits}.items():
+        metrics.write(folder / f"{split}.jsonl", [
             {"prompt": f"Name the {c} {t}.\nAnswer:",
-             "response": f"The {c} {t}" + " it is" * (i % 3)} for i, (c, t) in enumerate(part)])
-        metrics.write(folder / f"data/comparisons.{split}.jsonl", [
+             "response": f"The {c} {t}" + " it is" * (i % 3)}
+            for i, (c, t) in enumerate(pairs[where])])
+        metrics.write(folder / f"comparisons.{split}.jsonl", [
             {"prompt": f"Name the {c} {t}.\nAnswer:", "chosen": f"The {c} {t}",
-             "rejected": f"No {t}" + " no" * (i % 4)} for i, (c, t) in enumerate(part)])
+             "rejected": f"No {t}" + " no" * (i % 4)} for i, (c, t) in enumerate(pairs[where])])
+
+
+def toy(folder):
+    "A small set of examples and comparisons, `folder`/data, and a base that reads it."
+    (folder / "data").mkdir(parents=True)
+    examples(folder / "data", test=slice(40, 44), far=slice(44, None))
     flags = dict(data=str(folder / "data"), batch=5, every=99, eval_size=8, device="cpu")
     return sft.train(sft.Config(stage="base", steps=4, out=str(folder / "base"), layers=2, heads=2,
                                 channels=32, context=40, prompt_tokens=24, response_tokens=8,

@@ -613,19 +613,25 @@ def chromium():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme, width", [("light", 1100), ("dark", 1100), ("dark", 390)])
-def test_the_page_in_a_browser(chromium, tmp_path, scheme, width):
-    # a swapped choice, a lost answer, a text that runs, a page wider than the phone
-    files = outputs(tmp_path / "sft.jsonl", 40), outputs(tmp_path / "rlhf.jsonl", 40)
-    judge.main(["page", *map(str, files), "--out", str(tmp_path / "page.html")])
-    pairs, _ = judge.choices(files)
+def opened(chromium, page, scheme, width):
+    "A file in a browser -> its tab, and lists of what went wrong in it and of what it asked for."
     context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
     context.set_default_timeout(120_000)  # a busy machine is no failure
     tab, trouble, requests = context.new_page(), [], []
     tab.on("pageerror", lambda error: trouble.append(str(error)))
     tab.on("console", lambda message: trouble.append(message.text))
     tab.on("request", lambda request: requests.append(request.url))
-    tab.goto((tmp_path / "page.html").as_uri())
+    tab.goto(page.as_uri())
+    return tab, trouble, requests
+
+
+@pytest.mark.parametrize("scheme, width", [("light", 1100), ("dark", 1100), ("dark", 390)])
+def test_the_page_in_a_browser(chromium, tmp_path, scheme, width):
+    # a swapped choice, a lost answer, a text that runs, a page wider than the phone
+    files = outputs(tmp_path / "sft.jsonl", 40), outputs(tmp_path / "rlhf.jsonl", 40)
+    judge.main(["page", *map(str, files), "--out", str(tmp_path / "page.html")])
+    pairs, _ = judge.choices(files)
+    tab, trouble, requests = opened(chromium, tmp_path / "page.html", scheme, width)
     text = lambda name: tab.locator(name).text_content()
     shown = lambda: [text("#first .text"), text("#second .text")]
     assert tab.title() == "Which one is better?" and text("#status") == "0 of 40"
@@ -677,4 +683,4 @@ def test_the_page_in_a_browser(chromium, tmp_path, scheme, width):
     assert len(found) == 39  # as reward.py --comparisons reads it
     assert trouble == [] and len(requests) == 2  # itself, twice, and nobody else
     assert tab.title() == "Which one is better?"
-    context.close()
+    tab.context.close()

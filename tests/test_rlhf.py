@@ -17,7 +17,7 @@ import metrics
 import model as m
 import rlhf
 from data import judge, report, world
-from tests.test_judge import EVIL, chromium  # noqa: F401 (a fixture)
+from tests.test_judge import EVIL, chromium, opened  # noqa: F401 (a fixture)
 
 SPLITS = ("id", "near", "far")
 BEST = f"bon{rlhf.N}"
@@ -293,13 +293,7 @@ def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noq
         shown.append({"split": ("near", "far")[i % 2], "prompt": f"{i} {EVIL}" + "word " * 300,
                       "answers": answers})
     page = report.write(tmp_path, result, shown).with_suffix(".html")
-    context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
-    context.set_default_timeout(120_000)  # a busy machine is no failure
-    tab, trouble, requests = context.new_page(), [], []
-    tab.on("pageerror", lambda error: trouble.append(str(error)))
-    tab.on("console", lambda message: trouble.append(message.text))
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.goto(page.as_uri())
+    tab, trouble, requests = opened(chromium, page, scheme, width)
     fits = lambda: tab.evaluate("document.documentElement.scrollWidth") <= width
     assert fits() and EVIL in tab.title() and EVIL in tab.locator("h1").text_content()
     colour = lambda name: tab.evaluate(
@@ -350,7 +344,7 @@ def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noq
     assert numbers() == list(range(1, 24, 2)) and fits()
     assert trouble == [] and [r for r in requests if not r.startswith("data:")] == [page.as_uri()]
     assert tab.locator("#samples b, #samples img").count() == 0 and EVIL in tab.title()
-    context.close()
+    tab.context.close()
 
 
 def test_samples_are_kept_and_are_the_policies_own(study):  # another policy's file, a stale one

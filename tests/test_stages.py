@@ -29,6 +29,7 @@ import ppo
 import reward
 import sft
 from data import judge, world
+from tests.chaos import examples
 
 ROOT = Path(__file__).parent.parent
 TIMING = {"seconds", "tokens_per_second"}  # the only fields of a log that may differ between runs
@@ -39,16 +40,7 @@ SMALL = ["--layers", "1", "--channels", "32", "--heads", "2"]
 def corpus(tmp_path_factory):
     "A folder of short examples and comparisons: what a user's own data looks like."
     folder = tmp_path_factory.mktemp("corpus")
-    colours = "red green blue black white brown".split()
-    things = "hat boat door lamp shoe cake fish book".split()
-    pairs = [(c, t) for c in colours for t in things]
-    for split, part in (("train", pairs[:40]), ("validation", pairs[40:])):
-        metrics.write(folder / f"{split}.jsonl", [
-            {"prompt": f"Name the {c} {t}.\nAnswer:",
-             "response": f"The {c} {t}" + " it is" * (i % 3)} for i, (c, t) in enumerate(part)])
-        metrics.write(folder / f"comparisons.{split}.jsonl", [
-            {"prompt": f"Name the {c} {t}.\nAnswer:", "chosen": f"The {c} {t}",
-             "rejected": f"No {t}" + " no" * (i % 4)} for i, (c, t) in enumerate(part)])
+    examples(folder)
     return folder
 
 
