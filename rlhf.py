@@ -190,12 +190,19 @@ def load_run(config, seed):
 
 def load_runs(config):
     """The runs of all seeds. With several, each has a second judge of its answers: the reward model
-    of the next seed, which its policy was not trained against (the paper's proxy check)."""
+    of the next seed, which its policy was not trained against (the paper's proxy check). One run
+    alone has it too, where `reward.py --seed 1 --init` that run's sft.pt has made one."""
     runs = [load_run(config, seed) for seed in range(config.seeds)]
     if len(runs) > 1:
         for run, other in zip(runs, runs[1:] + runs[:1]):
             run.judges["other"] = other.judges["proxy"]
             run.digests["other"] = other.digests["reward"]
+    elif (path := data.run_folder(config.data, 1, config.out) / "reward.pt").exists():
+        [run] = runs
+        judge, record = m.settled(path, "reward", run.device, run.tokenizer.fingerprint)
+        if record["meta"]["parent"] == run.digests["sft"]:
+            run.judges["other"] = reward.reward_fn(judge, run.tokenizer.pad)
+            run.digests["other"] = record["digest"]
     return runs
 
 

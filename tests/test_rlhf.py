@@ -471,6 +471,16 @@ def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more ro
     assert {c["id"] for c in result["claims"]} == {"C1a", "C1b", "C2", "C3a", "C3b", "C4", "C7"}
     assert [p["kl"] for p in result["frontier"]["bon"]][0] == 0
 
+    # a second judge of the same SFT policy decides; one of another policy's is another run's
+    second = rlhf.reward.Config(data=config.data, seed=1, steps=2, eval_size=4, out=config.out)
+    [run] = rlhf.load_runs(config)
+    for init, judges in ((rlhf.sft.BASE, {"proxy"}), (run.folder / "sft.pt", {"proxy", "other"})):
+        rlhf.reward.train(dataclasses.replace(second, init=str(init)))
+        [run] = rlhf.load_runs(config)
+        assert set(run.judges) == judges
+    row = rlhf.outputs_of(run, config, "rlhf", "far")[0]
+    assert row["other"] != row["proxy"] and rlhf.decisive([row]) == "other"
+
 
 def test_a_language_model_decides_where_no_gold_score_does(other_data, monkeypatch, tmp_path):
     # the proxy decides, its wins in the frontier of best of n
