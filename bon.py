@@ -194,9 +194,9 @@ def train(config):
     folder = data.run_folder(config.data, config.seed, config.out)
     policy, record = m.settled(config.init or folder / "sft.pt", "policy", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    scorer, _ = m.settled(config.reward or folder / "reward.pt", "reward", device,
-                          tokenizer.fingerprint)
-    fn, gold = reward.reward_fn(scorer, tokenizer.pad), data.gold(config.data)
+    reward_model, _ = m.settled(config.reward or folder / "reward.pt", "reward", device,
+                                tokenizer.fingerprint)
+    fn, gold = reward.reward_fn(reward_model, tokenizer.pad), data.gold(config.data)
     examples = data.load(config.data, config.split, config.prompts)
     prompts = [tokenizer.prompt(e.prompt) for e in examples]
 

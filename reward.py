@@ -124,24 +124,23 @@ def reward_fn(model, pad, batch=128):
     return fn
 
 
-def scored(fn, tokenizer, prompts, responses):
-    "Scores of texts by a reward function on ids: (N,) numpy."
-    return fn([tokenizer.prompt(p) for p in prompts],
-              [tokenizer.response(r) for r in responses]).numpy()
+def text_scorer(fn, tokenizer):
+    "A reward function as a function of texts instead of ids: texts, texts -> (N,) numpy."
+    return lambda prompts, responses: fn([tokenizer.prompt(p) for p in prompts],
+                                         [tokenizer.response(r) for r in responses]).numpy()
 
 
-def scorer(path):
-    "A reward checkpoint as a function of texts, (prompts, responses) -> (N,) numpy."
+def load_text_scorer(path):
+    "A reward checkpoint as such a function of texts."
     model, record = m.settled(path, "reward", m.device("auto"))
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    return lambda prompts, responses: scored(reward_fn(model, tokenizer.pad), tokenizer, prompts,
-                                             responses)
+    return text_scorer(reward_fn(model, tokenizer.pad), tokenizer)
 
 
-def accuracy(fn, tokenizer, prompts, better, worse):
-    "Share of pairs of texts that a reward function orders as given; its ties count half."
-    scores = scored(fn, tokenizer, [p for p in prompts for _ in range(2)],
-                    [text for pair in zip(better, worse) for text in pair])
+def accuracy(score_texts, prompts, better, worse):
+    "Share of pairs of texts that a function of texts orders as given; its ties count half."
+    scores = score_texts([p for p in prompts for _ in range(2)],
+                         [text for pair in zip(better, worse) for text in pair])
     return float(metrics.win_rate(scores[::2], scores[1::2]).mean())
 
 
@@ -211,16 +210,16 @@ def comparisons(config, folder, policy, tokenizer):
     return tuple([r for r in rows if r.meta["split"] == split] for split in ("train", "validation"))
 
 
-def agreement(fn, tokenizer, rows):
-    "Share of (prompt, better, worse) that a reward function orders so; and the longer one alone."
+def agreement(score_texts, rows):
+    "Share of (prompt, better, worse) that a function of texts orders so; and the longer one alone."
     prompts, better, worse = zip(*rows)
-    return {"pairs": len(rows), "gold": accuracy(fn, tokenizer, prompts, better, worse),
+    return {"pairs": len(rows), "gold": accuracy(score_texts, prompts, better, worse),
             "length": float(metrics.win_rate([len(x.split()) for x in better],
                                              [len(x.split()) for x in worse]).mean())}
 
 
-def quality(fn, policy, tokenizer, name, split, n, seed=0):
-    """How well a reward function knows the world's truth on n prompts of a split -> {name: share}.
+def quality(score_texts, policy, tokenizer, name, split, n, seed=0):
+    """How well a function of texts knows the world's truth on n prompts of a split: {name: share}.
     On other data, how far it agrees with up to n stored comparisons: pairs, gold (their order) and
     length alone.
 
@@ -231,7 +230,7 @@ def quality(fn, policy, tokenizer, name, split, n, seed=0):
     """
     if name not in data.WORLD:
         rows = [(c.prompt, c.chosen, c.rejected) for c in data.comparisons(name, split, n)]
-        return agreement(fn, tokenizer, rows)
+        return agreement(score_texts, rows)
     from data import world
 
     examples = data.load(name, split, n, seed=2 + seed)
@@ -248,10 +247,10 @@ def quality(fn, policy, tokenizer, name, split, n, seed=0):
         return {}  # too few prompts to say anything
     prompts, better, worse = zip(*kept)
     posts, right, wrong = zip(*edits)
-    return {**agreement(fn, tokenizer, kept),
-            "permuted": accuracy(fn, tokenizer, prompts[1:] + prompts[:1], better, worse),
-            "wrong_fact": accuracy(fn, tokenizer, posts, right, wrong),
-            "wrong_fact_permuted": accuracy(fn, tokenizer, posts[1:] + posts[:1], right, wrong)}
+    return {**agreement(score_texts, kept),
+            "permuted": accuracy(score_texts, prompts[1:] + prompts[:1], better, worse),
+            "wrong_fact": accuracy(score_texts, posts, right, wrong),
+            "wrong_fact_permuted": accuracy(score_texts, posts[1:] + posts[:1], right, wrong)}
 
 
 def stream(config, rows):
@@ -279,9 +278,9 @@ def stream(config, rows):
 
 
 @torch.no_grad()
-def normalise(model, fn, tokenizer, prompts, responses):
+def normalise(model, score_texts, prompts, responses):
     "Shift and scale the scores so that these responses (references) have mean 0 and std 1."
-    scores = torch.tensor(scored(fn, tokenizer, prompts, responses))
+    scores = torch.tensor(score_texts(prompts, responses))
     if len(scores) < 2 or not scores.std() > 0:
         raise ValueError(f"{len(scores)} reference responses with equal scores give no unit of "
                          f"reward: give more comparisons")
@@ -289,7 +288,7 @@ def normalise(model, fn, tokenizer, prompts, responses):
     model.scale *= scores.std()
 
 
-def report(folder, fn, tokenizer, rows):
+def report(folder, score_texts, rows):
     "The curves, and comparisons with their scores."
     metrics.curve(folder / "reward.png", metrics.read(folder / "reward.jsonl"),
                   [("Loss", ["loss"], "nats per comparison"),
@@ -299,7 +298,7 @@ def report(folder, fn, tokenizer, rows):
     metrics.side_by_side(folder / "reward.txt", [r.prompt for r in rows],
                          {"chosen": [r.chosen for r in rows],
                           "rejected": [r.rejected for r in rows]},
-                         lambda prompt, text: scored(fn, tokenizer, [prompt], [text])[0])
+                         lambda prompt, text: score_texts([prompt], [text])[0])
 
 
 def train(config):
@@ -329,7 +328,7 @@ def train(config):
     optimizer = m.adamw(model, config.lr)
     if state:
         optimizer.load_state_dict(state["optimizer"])
-    fn = reward_fn(model, tokenizer.pad)
+    score_texts = text_scorer(reward_fn(model, tokenizer.pad), tokenizer)
     log = metrics.Log(folder, "reward", start if config.resume else None)
     stop = metrics.stop_signal()
 
@@ -373,8 +372,8 @@ def train(config):
         # ---- once in a while: evaluate, log, save
         last = step == config.steps
         if step % config.every == 0 or last:
-            held_out = accuracy(fn, tokenizer, *zip(*((r.prompt, r.chosen, r.rejected)
-                                                      for r in validation[:config.eval_size])))
+            held_out = accuracy(score_texts, *zip(*((r.prompt, r.chosen, r.rejected)
+                                                    for r in validation[:config.eval_size])))
             log.log(step, **{k: sum(s[k] for s in recent) / len(recent) for k in sums},
                     validation_accuracy=held_out, lr=group["lr"], seconds=time.time() - began)
             recent = []
@@ -383,19 +382,20 @@ def train(config):
                 references = [data.Example(r.prompt, r.chosen) for r in train_rows[:500]]
                 if config.data in data.WORLD:
                     references = data.load(config.data, "train")[:500]
-                normalise(model, fn, tokenizer, [e.prompt for e in references],
+                normalise(model, score_texts, [e.prompt for e in references],
                           [e.response for e in references])
             save(step, finished=False)
             if stop and not last:
                 print(f"stopped after step {step} and saved: the same with --resume goes on")
                 raise KeyboardInterrupt
 
-    report(folder, fn, tokenizer, validation[:4])
+    report(folder, score_texts, validation[:4])
     save(config.steps, finished=True)
     print(f"reward: orders {held_out:.3f} of {min(len(validation), config.eval_size)} held-out "
           f"comparisons as they were labelled")
-    found = config.data in data.WORLD and quality(fn, policy, tokenizer, config.data,
-                                                  "validation", config.eval_size, config.seed)
+    found = config.data in data.WORLD and quality(score_texts, policy, tokenizer,
+                                                  config.data, "validation", config.eval_size,
+                                                  config.seed)
     if found:
         print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
               "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ "

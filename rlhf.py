@@ -600,8 +600,9 @@ def quality_of(run, config, split):
         found = json.loads(path.read_text(encoding="utf-8"))
         if found.pop("of") == of:
             return found
-    found = reward.quality(run.judges["proxy"], run.networks["sft"], run.tokenizer, config.data,
-                           split, max(config.inputs * 5 // 2, 60), run.seed)
+    found = reward.quality(reward.text_scorer(run.judges["proxy"], run.tokenizer),
+                           run.networks["sft"], run.tokenizer, config.data, split,
+                           max(config.inputs * 5 // 2, 60), run.seed)
     path.write_text(json.dumps(found | {"of": of}), encoding="utf-8")
     return found
 

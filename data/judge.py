@@ -334,7 +334,7 @@ def main(argv=None):
         if args.reward:
             import reward
 
-            judges["reward"] = by_score(reward.scorer(args.reward))
+            judges["reward"] = by_score(reward.load_text_scorer(args.reward))
         if args.model:
             judges[args.model] = llm(args.model, args.cache)
         report = {}

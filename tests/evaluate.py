@@ -85,7 +85,8 @@ def evaluate(name, seed, n, out, judge=None):
             rows[f"{which} T=1"]["per_input_ead"] = float(metrics.per_input(
                 [texts[16 * i:16 * i + 16] for i in range(len(few))], metrics.ead).mean())
         found[split] = {"policies": rows, "reward": reward.quality(
-            fn, policy, tokenizer, name, split, max(n * 5 // 2, 40), seed)}
+            reward.text_scorer(fn, tokenizer), policy, tokenizer, name, split,
+            max(n * 5 // 2, 40), seed)}
         show(name, seed, split, found[split])
     return found
 
@@ -121,7 +122,8 @@ def evaluate_text(name, seed, n, out, base, judge=None):
             for e, r in zip(examples[:4], ids):
                 print(f"{split}, {which:>4}: ...{e.prompt[-60:]!r}{tokenizer.decode(r)}")
     for split in ("validation", *data.test_splits(name, pairs=True)):
-        found["reward model"][split] = reward.quality(fn, policy, tokenizer, name, split, 5 * n)
+        found["reward model"][split] = reward.quality(
+            reward.text_scorer(fn, tokenizer), policy, tokenizer, name, split, 5 * n)
     print(json.dumps(found, indent=1))
     return found
 

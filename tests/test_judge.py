@@ -471,7 +471,7 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):  # a column under a
     assert report["rouge"]["accuracy"] == 1  # good is the reference
     prompts, good, bad = zip(*ROWS)
     assert report["reward"]["accuracy"] == pytest.approx(reward.accuracy(
-        reward.reward_fn(scorer, tokenizer.pad), tokenizer, prompts, good, bad))
+        reward.text_scorer(reward.reward_fn(scorer, tokenizer.pad), tokenizer), prompts, good, bad))
     mine = report["m"]
     assert (mine["accuracy"], mine["ties"], mine["unparseable"], mine["n"]) == (5.5 / 6, 1, 2, 6)
     assert mine["low"] < mine["accuracy"] <= mine["high"] and mine["close"] == 1

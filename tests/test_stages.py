@@ -196,12 +196,12 @@ def test_a_reward_function_keeps_the_order_of_its_rows(base, tokenizer):  # sort
 def test_normalised_references_have_mean_0_and_std_1(base, corpus, tokenizer):
     # scale before shift, a second call that forgets the first, or all the model's weights moved
     net, examples = scorer_of(base), data.load(corpus, "train")
-    fn = reward.reward_fn(net, tokenizer.pad)
+    score_texts = reward.text_scorer(reward.reward_fn(net, tokenizer.pad), tokenizer)
     texts = [e.prompt for e in examples], [e.response for e in examples]
-    raw = reward.scored(fn, tokenizer, *texts)
+    raw = score_texts(*texts)
     for _ in range(2):
-        reward.normalise(net, fn, tokenizer, *texts)
-        scores = reward.scored(fn, tokenizer, *texts)
+        reward.normalise(net, score_texts, *texts)
+        scores = score_texts(*texts)
         assert abs(scores.mean()) < 1e-5 and scores.std(ddof=1) == pytest.approx(1, abs=1e-5)
         net.head.bias.data += 0.7  # for the second time: now with a scale that is not 1
         net.head.weight.data *= 1.3
@@ -212,8 +212,8 @@ def test_finished_reward_models_are_normalised(runs, corpus, tokenizer):  # norm
     net, record = m.load(runs["reward"], "reward")
     rows = data.comparisons(corpus, "train")  # no references among the data: the chosen ones
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    scores = reward.scored(reward.reward_fn(net, tokenizer.pad), tokenizer,
-                           [r.prompt for r in rows], [r.chosen for r in rows])
+    score_texts = reward.text_scorer(reward.reward_fn(net, tokenizer.pad), tokenizer)
+    scores = score_texts([r.prompt for r in rows], [r.chosen for r in rows])
     assert abs(scores.mean()) < 1e-4 and scores.std(ddof=1) == pytest.approx(1, abs=1e-4)
 
 
