@@ -6,10 +6,9 @@ reward.py - learn one number per response that ranks responses the way people do
     python reward.py                     # about two minutes on two CPU cores; the last line has
                                          # the share of held-out pairs it orders as their quality
 
-On the embedded world the comparisons are collected here: references beside edits of them, and
-answers sampled from the SFT policy, each pair shown once to a noisy annotator. With `--comparisons
-FILE` (or data that brings its own) they are read instead. With `--annotator NAME` they are
-collected on any data (of samples alone outside the world), and a language model labels them.
+The comparisons are read from `--comparisons FILE` or from data that brings its own, or collected by
+data/collect.py: by default the embedded world's annotator labels edits of references and answers of
+the SFT policy; with `--annotator NAME`, on any data, a language model does.
 All comparisons of a prompt share a step, so that each response is scored once, however many it
 stands in (Sec. 3.5, Ouyang et al. 2022, arXiv:2203.02155). Beside the loss above stands the
 language-modelling loss of chosen responses, `--lm 0` for none (see `lm_loss`).
@@ -17,10 +16,8 @@ language-modelling loss of chosen responses, `--lm 0` for none (see `lm_loss`).
 
 import itertools
 import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -28,6 +25,7 @@ from tqdm import tqdm
 import data
 import metrics
 import model as m
+from data import collect
 
 
 @dataclass
@@ -59,9 +57,6 @@ class Config:
         metrics.within(self, 0, 1, "freeze", "sampled")
         if self.comparisons and self.annotator != "world":
             raise ValueError("--comparisons are labelled already: leave out --annotator, or them")
-
-
-EDITS, SAMPLES = 3, 4  # of each prompt, to collect comparisons of
 
 
 def loss(chosen, rejected):
@@ -137,120 +132,19 @@ def load_text_scorer(path):
     return text_scorer(reward_fn(model, tokenizer.pad), tokenizer)
 
 
-def accuracy(score_texts, prompts, better, worse):
-    "Share of pairs of texts that a function of texts orders as given; its ties count half."
-    scores = score_texts([p for p in prompts for _ in range(2)],
-                         [text for pair in zip(better, worse) for text in pair])
-    return float(metrics.win_rate(scores[::2], scores[1::2]).mean())
+def text_sampler(policy, tokenizer):
+    "A policy as a function of texts: prompts, temperature, n, seed -> a list of n each, in lists."
+    def sample(prompts, temperature, n, seed):
+        ids = [tokenizer.prompt(p) for p in prompts]
+        ids = m.generate(policy, ids, tokenizer.response_tokens, temperature, n, seed)
+        texts = [tokenizer.decode(r).strip() for r in ids]
+        return [texts[i:i + n] for i in range(0, len(texts), n)]
+    return sample
 
 
-def sample(policy, tokenizer, prompts, temperature, n, seed):
-    "n samples for each prompt, as texts: a list over prompts of lists."
-    ids = [tokenizer.prompt(p) for p in prompts]
-    ids = m.generate(policy, ids, tokenizer.response_tokens, temperature, n, seed)
-    texts = [tokenizer.decode(r).strip() for r in ids]
-    return [texts[i:i + n] for i in range(0, len(texts), n)]
-
-
-def collect(config, policy, tokenizer, split, count, judge=None):
-    """Comparisons that the world's annotator, or else a judge as in data/judge.py, makes for
-    `count` prompts: of a reference with each of up to EDITS edits (world only), then of SAMPLES
-    samples with each other."""
-    from data import world
-
-    rng, embedded = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
-    examples = data.load(config.data, split, count, seed=1 + config.seed)  # not those of the SFT
-    edited = round((1 - config.sampled) * count) if embedded else 0
-    rows = []
-    for i in tqdm(range(0, count, 256), f"collect {split}", unit="block"):
-        first, last = examples[i:min(i + 256, edited)], examples[max(i, edited):i + 256]
-        shown = [(e, "edits", world.edits(rng, e.prompt, e.response, EDITS)) for e in first]
-        answers = sample(policy, tokenizer, [e.prompt for e in last], config.temperature, SAMPLES,
-                         seed=config.seed * 1_000_003 + i) if last else []
-        shown += [(e, "samples", list(itertools.combinations(texts, 2)))
-                  for e, texts in zip(last, answers)]
-        for e, of, pairs in shown:
-            for a, b in pairs:
-                if a == b or embedded and (world.leaks(a) or world.leaks(b)):
-                    continue  # equal texts teach nothing, and held-out facts stay held out
-                if judge is None and not world.prefers(rng, e.prompt, a, b):
-                    a, b = b, a
-                rows.append(data.Comparison(e.prompt, a, b, {"of": of, "split": split}))
-    return rows if judge is None else labelled(judge, rows)
-
-
-def labelled(judge, rows):
-    "Comparisons as a judge decides them, in both orders; its ties teach nothing and are left out."
-    from data.judge import both_orders
-
-    values, _, _ = both_orders(judge, [(r.prompt, r.chosen, r.rejected) for r in rows])
-    print(f"{values.count(0.5)} of {len(rows)} comparisons are ties and left out")
-    return [r if value else replace(r, chosen=r.rejected, rejected=r.chosen)
-            for r, value in zip(rows, values) if value != 0.5]
-
-
-def comparisons(config, folder, policy, tokenizer):
-    "Training and validation comparisons: read, or collected and kept for readers and --resume."
-    if config.comparisons or config.data not in data.WORLD and config.annotator == "world":
-        source = config.comparisons or config.data
-        return data.comparisons(source, "train"), data.comparisons(source, "validation")
-    path = folder / "comparisons.jsonl"
-    if not (config.resume and path.exists()):
-        judge = None
-        if config.annotator != "world":  # made first: a missing key costs nobody a collection
-            from data.judge import llm
-
-            judge = llm(config.annotator, Path(config.out) / "judge.jsonl")
-        sizes = {"train": config.steps * config.batch, "validation": -(-config.eval_size // 3)}
-        rows = [row for split, size in sizes.items()
-                for row in collect(config, policy, tokenizer, split, size, judge)]
-        metrics.write(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected,
-                              **r.meta} for r in rows])
-    rows = [data.comparison(row, at) for row, at in data.read_rows(path)]
-    return tuple([r for r in rows if r.meta["split"] == split] for split in ("train", "validation"))
-
-
-def agreement(score_texts, rows):
-    "Share of (prompt, better, worse) that a function of texts orders so; and the longer one alone."
-    prompts, better, worse = zip(*rows)
-    return {"pairs": len(rows), "gold": accuracy(score_texts, prompts, better, worse),
-            "length": float(metrics.win_rate([len(x.split()) for x in better],
-                                             [len(x.split()) for x in worse]).mean())}
-
-
-def quality(score_texts, policy, tokenizer, name, split, n, seed=0):
-    """How well a function of texts knows the world's truth on n prompts of a split: {name: share}.
-    On other data, how far it agrees with up to n stored comparisons: pairs, gold (their order) and
-    length alone.
-
-    gold: two samples of the policy, ordered as by gold score (equal ones left out); length: the
-    same if the longer one is always taken; wrong_fact: a reference beside itself with one fact
-    changed; permuted and wrong_fact_permuted: the same pairs, each under another pair's prompt.
-    What is left above a half there is known without the prompt: taste, or, on instruct, the world.
-    """
-    if name not in data.WORLD:
-        rows = [(c.prompt, c.chosen, c.rejected) for c in data.comparisons(name, split, n)]
-        return agreement(score_texts, rows)
-    from data import world
-
-    examples = data.load(name, split, n, seed=2 + seed)
-    gold, rng = data.gold(name), np.random.default_rng([seed, 5])
-    kept, edits = [], []
-    pairs = sample(policy, tokenizer, [e.prompt for e in examples], 1.0, 2, seed)
-    for e, (a, b) in zip(examples, pairs):
-        margin = gold(e.prompt, a) - gold(e.prompt, b)
-        if abs(margin) > 1e-9:
-            kept.append((e.prompt, *((a, b) if margin > 0 else (b, a))))
-        edits += [(e.prompt, e.response, text) for text, done in
-                  world.variants(rng, e.prompt, e.response) if done == "wrong"]
-    if not kept or not edits:
-        return {}  # too few prompts to say anything
-    prompts, better, worse = zip(*kept)
-    posts, right, wrong = zip(*edits)
-    return {**agreement(score_texts, kept),
-            "permuted": accuracy(score_texts, prompts[1:] + prompts[:1], better, worse),
-            "wrong_fact": accuracy(score_texts, posts, right, wrong),
-            "wrong_fact_permuted": accuracy(score_texts, posts[1:] + posts[:1], right, wrong)}
+def evaluate(score_texts, rows):
+    "Share of comparisons that are ordered as they were labelled."
+    return collect.accuracy(score_texts, [(r.prompt, r.chosen, r.rejected) for r in rows])
 
 
 def stream(config, rows):
@@ -315,7 +209,8 @@ def train(config):
     policy = m.fixed(policy)
     tokenizer = data.Tokenizer.of(parent["tokenizer"])
     _held = metrics.lock(folder)  # until this function ends
-    train_rows, validation = comparisons(config, folder, policy, tokenizer)
+    sample = text_sampler(policy, tokenizer)
+    train_rows, validation = collect.comparisons(config, folder, sample, metrics.write)
     if not train_rows or not validation:
         raise ValueError(f"{config.comparisons or config.data} has {len(train_rows)} comparisons "
                          f"to train on and {len(validation)} to validate with: both need some")
@@ -372,8 +267,7 @@ def train(config):
         # ---- once in a while: evaluate, log, save
         last = step == config.steps
         if step % config.every == 0 or last:
-            held_out = accuracy(score_texts, *zip(*((r.prompt, r.chosen, r.rejected)
-                                                    for r in validation[:config.eval_size])))
+            held_out = evaluate(score_texts, validation[:config.eval_size])
             log.log(step, **{k: sum(s[k] for s in recent) / len(recent) for k in sums},
                     validation_accuracy=held_out, lr=group["lr"], seconds=time.time() - began)
             recent = []
@@ -393,9 +287,8 @@ def train(config):
     save(config.steps, finished=True)
     print(f"reward: orders {held_out:.3f} of {min(len(validation), config.eval_size)} held-out "
           f"comparisons as they were labelled")
-    found = config.data in data.WORLD and quality(score_texts, policy, tokenizer,
-                                                  config.data, "validation", config.eval_size,
-                                                  config.seed)
+    found = config.data in data.WORLD and collect.quality(
+        score_texts, sample, config.data, "validation", config.eval_size, config.seed)
     if found:
         print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
               "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ "

@@ -34,7 +34,7 @@ import model as m
 import ppo
 import reward
 import sft
-from data import report
+from data import collect, report
 
 
 @dataclass
@@ -600,9 +600,9 @@ def quality_of(run, config, split):
         found = json.loads(path.read_text(encoding="utf-8"))
         if found.pop("of") == of:
             return found
-    found = reward.quality(reward.text_scorer(run.judges["proxy"], run.tokenizer),
-                           run.networks["sft"], run.tokenizer, config.data, split,
-                           max(config.inputs * 5 // 2, 60), run.seed)
+    found = collect.quality(reward.text_scorer(run.judges["proxy"], run.tokenizer),
+                            reward.text_sampler(run.networks["sft"], run.tokenizer), config.data,
+                            split, max(config.inputs * 5 // 2, 60), run.seed)
     path.write_text(json.dumps(found | {"of": of}), encoding="utf-8")
     return found
 
@@ -696,7 +696,7 @@ def measure_sweep(swept, values):
 
 
 def judge_reward_models(config, runs, splits):
-    "{split: {measure: a number of each seed}}, see reward.quality."
+    "{split: {measure: a number of each seed}}, see collect.quality."
     judged = {}
     for split in splits:
         each = [quality_of(run, config, split) for run in runs]

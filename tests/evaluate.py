@@ -27,6 +27,7 @@ import metrics
 import model as m
 import reward
 import sft
+from data import collect
 from data.judge import compare, llm
 
 POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf")
@@ -84,8 +85,8 @@ def evaluate(name, seed, n, out, judge=None):
                 networks[which], few, tokenizer.response_tokens, 1.0, num_samples=16, seed=seed)]
             rows[f"{which} T=1"]["per_input_ead"] = float(metrics.per_input(
                 [texts[16 * i:16 * i + 16] for i in range(len(few))], metrics.ead).mean())
-        found[split] = {"policies": rows, "reward": reward.quality(
-            reward.text_scorer(fn, tokenizer), policy, tokenizer, name, split,
+        found[split] = {"policies": rows, "reward": collect.quality(
+            reward.text_scorer(fn, tokenizer), reward.text_sampler(policy, tokenizer), name, split,
             max(n * 5 // 2, 40), seed)}
         show(name, seed, split, found[split])
     return found
@@ -122,8 +123,9 @@ def evaluate_text(name, seed, n, out, base, judge=None):
             for e, r in zip(examples[:4], ids):
                 print(f"{split}, {which:>4}: ...{e.prompt[-60:]!r}{tokenizer.decode(r)}")
     for split in ("validation", *data.test_splits(name, pairs=True)):
-        found["reward model"][split] = reward.quality(
-            reward.text_scorer(fn, tokenizer), policy, tokenizer, name, split, 5 * n)
+        found["reward model"][split] = collect.quality(
+            reward.text_scorer(fn, tokenizer), reward.text_sampler(policy, tokenizer), name, split,
+            5 * n)
     print(json.dumps(found, indent=1))
     return found
 

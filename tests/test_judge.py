@@ -26,7 +26,7 @@ import metrics
 import model as m
 import reward
 import rlhf
-from data import judge
+from data import collect, judge
 from tests import evaluate
 
 openai = pytest.importorskip("openai")
@@ -469,9 +469,8 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):  # a column under a
     assert list(report) == ["length", "rouge", "reward", "m"]
     assert report["length"]["accuracy"] == 0.5 and report["length"]["ties"] == 6
     assert report["rouge"]["accuracy"] == 1  # good is the reference
-    prompts, good, bad = zip(*ROWS)
-    assert report["reward"]["accuracy"] == pytest.approx(reward.accuracy(
-        reward.text_scorer(reward.reward_fn(scorer, tokenizer.pad), tokenizer), prompts, good, bad))
+    assert report["reward"]["accuracy"] == pytest.approx(collect.accuracy(
+        reward.text_scorer(reward.reward_fn(scorer, tokenizer.pad), tokenizer), ROWS))
     mine = report["m"]
     assert (mine["accuracy"], mine["ties"], mine["unparseable"], mine["n"]) == (5.5 / 6, 1, 2, 6)
     assert mine["low"] < mine["accuracy"] <= mine["high"] and mine["close"] == 1
@@ -515,7 +514,7 @@ def test_a_judge_annotates(tmp_path):  # the loser as chosen, ties that are lear
                                              for i in range(5)])
     config = reward.Config(data=str(tmp_path), annotator="m", temperature=1.0)
     ask = judge.by_score(lambda prompts, texts: [len(t.split()) for t in texts])
-    rows = reward.collect(config, policy, tokenizer, "train", 50, ask)
+    rows = collect.collect(config, reward.text_sampler(policy, tokenizer), "train", 50, ask)
     assert 5 < len(rows) <= 5 * 6 and {r.meta["of"] for r in rows} == {"samples"}
     assert all(len(r.chosen.split()) > len(r.rejected.split()) for r in rows)
     with pytest.raises(ValueError, match="labelled already"):
@@ -525,7 +524,7 @@ def test_a_judge_annotates(tmp_path):  # the loser as chosen, ties that are lear
 def test_the_world_annotates_as_before():  # a judge asked where none was named
     rows = [data.Comparison("p", "a", "b", {"of": "edits"}), data.Comparison("p", "cc", "d")]
     ask = judge.by_score(lambda prompts, texts: [{"a": 1, "b": 2}.get(t, 0) for t in texts])
-    assert reward.labelled(ask, rows) == [
+    assert collect.labelled(ask, rows) == [
         dataclasses.replace(rows[0], chosen="b", rejected="a")]
     assert reward.Config().annotator == "world"
 

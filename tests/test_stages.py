@@ -28,7 +28,7 @@ import model as m
 import ppo
 import reward
 import sft
-from data import judge, world
+from data import collect, judge, world
 from tests.chaos import examples
 
 ROOT = Path(__file__).parent.parent
@@ -256,8 +256,8 @@ def collected(base):
         patch.setattr(world, "leaks", leaks)
         patch.setattr(world, "edits", lambda rng, prompt, response, n: [
             *original(rng, prompt, response, n)[:2], (response, response)])
-        return {name: (reward.collect(reward.Config(data=name, sampled=0.5), policy, tokenizer,
-                                      "train", 60),
+        return {name: (collect.collect(reward.Config(data=name, sampled=0.5),
+                                       reward.text_sampler(policy, tokenizer), "train", 60),
                        {e.prompt for e in data.load(name, "train", 60, seed=1)})
                 for name in data.WORLD}
 

@@ -1,0 +1,136 @@
+"""
+Comparisons to learn from and to test with, and how well a reward function knows the truth.
+
+On the embedded world comparisons are collected: references beside edits of them, and samples of the
+SFT policy beside each other, each pair shown once to a noisy annotator. On any other data they are
+read, or of samples alone, which a language model labels (judge.py).
+
+Everything here is text. What a network does is passed in: `sample(prompts, temperature, n, seed)`
+-> a list over prompts of lists of n texts, and `score(prompts, texts)` -> (N,) numbers.
+"""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import data
+
+EDITS, SAMPLES = 3, 4  # of each prompt, to collect comparisons of
+
+
+def comparisons(config, folder, sample, write):
+    """Training and validation comparisons of a run of reward.py: read, or collected and kept, by
+    write(path, rows), for readers and --resume."""
+    if config.comparisons or config.data not in data.WORLD and config.annotator == "world":
+        source = config.comparisons or config.data
+        return data.comparisons(source, "train"), data.comparisons(source, "validation")
+    path = folder / "comparisons.jsonl"
+    if not (config.resume and path.exists()):
+        judge = None
+        if config.annotator != "world":  # made first: a missing key costs nobody a collection
+            from data.judge import llm
+
+            judge = llm(config.annotator, Path(config.out) / "judge.jsonl")
+        sizes = {"train": config.steps * config.batch, "validation": -(-config.eval_size // 3)}
+        rows = [row for split, size in sizes.items()
+                for row in collect(config, sample, split, size, judge)]
+        write(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected,
+                      **r.meta} for r in rows])
+    rows = [data.comparison(row, at) for row, at in data.read_rows(path)]
+    return tuple([r for r in rows if r.meta["split"] == split] for split in ("train", "validation"))
+
+
+def collect(config, sample, split, count, judge=None):
+    """Comparisons that the world's annotator, or else a judge as in judge.py, makes for `count`
+    prompts: of a reference with each of up to EDITS edits (world only), then of SAMPLES samples
+    with each other."""
+    from data import world
+
+    rng, embedded = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
+    examples = data.load(config.data, split, count, seed=1 + config.seed)  # not those of the SFT
+    edited = round((1 - config.sampled) * count) if embedded else 0
+    rows = []
+    for i in tqdm(range(0, count, 256), f"collect {split}", unit="block"):
+        first, last = examples[i:min(i + 256, edited)], examples[max(i, edited):i + 256]
+        shown = [(e, "edits", world.edits(rng, e.prompt, e.response, EDITS)) for e in first]
+        answers = sample([e.prompt for e in last], config.temperature, SAMPLES,
+                         seed=config.seed * 1_000_003 + i) if last else []
+        shown += [(e, "samples", list(itertools.combinations(texts, 2)))
+                  for e, texts in zip(last, answers)]
+        for e, of, pairs in shown:
+            for a, b in pairs:
+                if a == b or embedded and (world.leaks(a) or world.leaks(b)):
+                    continue  # equal texts teach nothing, and held-out facts stay held out
+                if judge is None and not world.prefers(rng, e.prompt, a, b):
+                    a, b = b, a
+                rows.append(data.Comparison(e.prompt, a, b, {"of": of, "split": split}))
+    return rows if judge is None else labelled(judge, rows)
+
+
+def labelled(judge, rows):
+    "Comparisons as a judge decides them, in both orders; its ties teach nothing and are left out."
+    from data.judge import both_orders
+
+    values, _, _ = both_orders(judge, [(r.prompt, r.chosen, r.rejected) for r in rows])
+    print(f"{values.count(0.5)} of {len(rows)} comparisons are ties and left out")
+    return [r if value else replace(r, chosen=r.rejected, rejected=r.chosen)
+            for r, value in zip(rows, values) if value != 0.5]
+
+
+def accuracy(score, rows):
+    """Share of (prompt, better, worse) whose texts a `score` orders so; its ties count half.
+    ValueError if there are none, or a score is not a number."""
+    if not rows:
+        raise ValueError("there are no comparisons to measure scores on")
+    scores = np.asarray(score([prompt for prompt, _, _ in rows for _ in range(2)],
+                              [text for _, *pair in rows for text in pair]), dtype=np.float64)
+    if np.isnan(scores).any():
+        raise ValueError(f"score {int(np.argmax(np.isnan(scores)))} is not a number")
+    better, worse = scores[::2], scores[1::2]  # side by side: a prompt is read once for both
+    return float(((better > worse) + 0.5 * (better == worse)).mean())
+
+
+def agreement(score, rows):
+    "The accuracy on `rows`, beside that of whoever always takes the longer one."
+    length = lambda prompts, texts: [len(text.split()) for text in texts]
+    return {"pairs": len(rows), "gold": accuracy(score, rows), "length": accuracy(length, rows)}
+
+
+def quality(score, sample, name, split, n, seed=0):
+    """How well a `score` knows the world's truth on n prompts of a split -> {name: share}. On other
+    data, how far it agrees with up to n stored comparisons: pairs, gold (their order) and length
+    alone.
+
+    gold: two samples of the policy, ordered as by gold score (equal ones left out); length: the
+    same if the longer one is always taken; wrong_fact: a reference beside itself with one fact
+    changed; permuted and wrong_fact_permuted: the same pairs, each under another pair's prompt.
+    What is left above a half there is known without the prompt: taste, or, on instruct, the world.
+    """
+    if name not in data.WORLD:
+        return agreement(score, [(c.prompt, c.chosen, c.rejected)
+                                 for c in data.comparisons(name, split, n)])
+    from data import world
+
+    examples = data.load(name, split, n, seed=2 + seed)
+    gold, rng = data.gold(name), np.random.default_rng([seed, 5])
+    kept, edits = [], []
+    pairs = sample([e.prompt for e in examples], 1.0, 2, seed)
+    for e, (a, b) in zip(examples, pairs):
+        margin = gold(e.prompt, a) - gold(e.prompt, b)
+        if abs(margin) > 1e-9:
+            kept.append((e.prompt, *((a, b) if margin > 0 else (b, a))))
+        edits += [(e.prompt, e.response, text) for text, done in
+                  world.variants(rng, e.prompt, e.response) if done == "wrong"]
+    if not kept or not edits:
+        return {}  # too few prompts to say anything
+    return {**agreement(score, kept), "permuted": accuracy(score, permuted(kept)),
+            "wrong_fact": accuracy(score, edits),
+            "wrong_fact_permuted": accuracy(score, permuted(edits))}
+
+
+def permuted(rows):
+    "The same pairs of texts, each under the next one's prompt."
+    return [(other[0], *pair) for (_, *pair), other in zip(rows, rows[1:] + rows[:1])]
