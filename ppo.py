@@ -384,34 +384,38 @@ def train(config, reward_fn=None):
 
     policy, reference, value, reward_fn, parent = networks(config, parents, reward_fn, device)
     tokenizer = data.Tokenizer.of(parent["tokenizer"])
-    optimizer = m.adamw(nn.ModuleList([policy, value]), config.lr, betas=(0.9, 0.999), eps=1e-5)
-    # prompts of like length share an iteration, in an order that depends on the seed alone
-    texts = data.prompts(config.data)
-    prompts = [tokenizer.prompt(text) for text in texts]
-    sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
-    beta, start = config.beta, 0
+
+    start, state = 0, None
     if config.resume:
         trained, record = m.load(path, "policy", tokenizer=tokenizer.fingerprint, unfinished=True)
-        policy.load_state_dict(trained.state_dict())
         start, state = metrics.resumed(config, record), record["state"]
-        value.load_state_dict(state["value"])
+        policy.load_state_dict(trained.state_dict())
+    optimizer = m.adamw(nn.ModuleList([policy, value]), config.lr, betas=(0.9, 0.999), eps=1e-5)
+    sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
+    if state:
         optimizer.load_state_dict(state["optimizer"])
+        value.load_state_dict(state["value"])
         sampler.set_state(state["sampler"])
         shuffler.set_state(state["shuffler"])
-        beta = state["beta"]
+
+    texts = data.prompts(config.data)
+    prompts = [tokenizer.prompt(text) for text in texts]
     _held = metrics.lock(folder)  # until this function ends
     log = metrics.Log(folder, "ppo", start if config.resume else None,
                       show=("proxy", "gold", "kl", "length", "entropy", "value_loss",
                             "clip_fraction"))
     stop = metrics.stop_signal()
+    # prompts of like length share an iteration, in an order that depends on the seed alone
     order = data.epochs([len(p) for p in prompts], config.batch, config.seed)
     batches = itertools.islice(order, start, config.steps)
-    began, row = time.time(), record["meta"]["metrics"] if config.resume else None
+    beta, row = (state["beta"], record["meta"]["metrics"]) if state else (config.beta, None)
+    began = time.time()
 
     def save(step, finished):  # finished: whatever the run writes is there
         m.save(path, "policy", policy, tokenizer.record,
-               {"stage": "ppo", "step": step, "finished": finished, "config": asdict(config),
-                "parent": parent["digest"], "seed": config.seed, "metrics": row},
+               {"stage": "ppo", "step": step, "finished": finished,
+                "config": asdict(config), "parent": parent["digest"], "seed": config.seed,
+                "metrics": row},
                {"optimizer": optimizer.state_dict(), "value": value.state_dict(), "beta": beta,
                 "sampler": sampler.get_state(), "shuffler": shuffler.get_state()})
 
@@ -447,7 +451,8 @@ def train(config, reward_fn=None):
 
     said = report(config, folder, tokenizer, {"sft": reference, "rlhf": policy}, gold)
     save(config.steps, finished=True)
-    print(f"{said}\nwrote {path}, {log.path} and {folder / 'ppo.png'}; next: python "
+    print(said)
+    print(f"wrote {path}, {log.path} and {path.with_suffix('.png')}; next: python "
           f"{'rlhf.py' if gold else '-m tests.evaluate'} --data {config.data}")
     return path
 

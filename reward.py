@@ -32,13 +32,13 @@ from data import collect
 class Config:
     data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
     init: str = ""  # a checkpoint or pretrained model (default: sft.pt of the run folder)
-    comparisons: str = ""  # a JSON lines file of comparisons, instead of collecting them
     steps: int = 400  # optimiser steps
     batch: int = 20  # prompts per step, each with all of its comparisons
     lr: float = 2e-3  # peak learning rate: 3 % warm-up, then a cosine to a tenth
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the head, the comparisons and their order
     resume: bool = False  # go on from where an interrupted run was saved
+    comparisons: str = ""  # a JSON lines file of comparisons, instead of collecting them
     sampled: float = 0.25  # share of prompts with samples to compare; the rest: edits of references
     temperature: float = 1.0  # of those samples
     lm: float = 1.0  # weight of the language-modelling loss on chosen responses (paper: 0)
@@ -85,21 +85,6 @@ def lm_loss(policy, ids, segment, hidden):
     return -torch.where(step < length, logp, 0.0).sum(1) / length.squeeze(1)
 
 
-def packed(groups, tokenizer):
-    """Comparisons, a list over prompts of lists, with each prompt and each response once -> ids
-    (B, T), segment (B, T) and last (N responses), as by data.join_groups, and pairs (comparisons,
-    2): which of the N was chosen and which rejected."""
-    answers, pairs, n = [], [], 0
-    for group in groups:
-        place = {}  # of each of the prompt's responses, once
-        pairs += [[n + place.setdefault(text, len(place)) for text in (row.chosen, row.rejected)]
-                  for row in group]
-        answers.append([tokenizer.response(text) for text in place])
-        n += len(place)
-    prompts = [tokenizer.prompt(group[0].prompt) for group in groups]
-    return *data.join_groups(prompts, answers, tokenizer.pad), torch.tensor(pairs)
-
-
 def score(model, ids, positions, is_response, bottom=None):
     "Scores read at the last response token: (B, T), (B, R), (B, R) -> (B,)."
     last = positions.gather(1, is_response.sum(1, keepdim=True) - 1)  # (B, 1)
@@ -107,7 +92,7 @@ def score(model, ids, positions, is_response, bottom=None):
 
 
 def reward_fn(model, pad, batch=128):
-    "A reward checkpoint as the one interface that PPO and best-of-n know: ids, ids -> (B,)."
+    "A reward model as the one interface that PPO and best-of-n know: ids, ids -> (B,)."
     device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -120,20 +105,20 @@ def reward_fn(model, pad, batch=128):
 
 
 def text_scorer(fn, tokenizer):
-    "A reward function as a function of texts instead of ids: texts, texts -> (N,) numpy."
+    "A reward function as a function of texts: prompts, responses -> (N,) numpy."
     return lambda prompts, responses: fn([tokenizer.prompt(p) for p in prompts],
                                          [tokenizer.response(r) for r in responses]).numpy()
 
 
 def load_text_scorer(path):
-    "A reward checkpoint as such a function of texts."
+    "A reward checkpoint as a function of texts, as above."
     model, record = m.settled(path, "reward", m.device("auto"))
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     return text_scorer(reward_fn(model, tokenizer.pad), tokenizer)
 
 
 def text_sampler(policy, tokenizer):
-    "A policy as a function of texts: prompts, temperature, n, seed -> a list of n each, in lists."
+    "A policy as a function of texts: prompts, temperature, n, seed -> n samples of each, in lists."
     def sample(prompts, temperature, n, seed):
         ids = [tokenizer.prompt(p) for p in prompts]
         ids = m.generate(policy, ids, tokenizer.response_tokens, temperature, n, seed)
@@ -142,9 +127,19 @@ def text_sampler(policy, tokenizer):
     return sample
 
 
-def evaluate(score_texts, rows):
-    "Share of comparisons that are ordered as they were labelled."
-    return collect.accuracy(score_texts, [(r.prompt, r.chosen, r.rejected) for r in rows])
+def packed(tokenizer, groups):
+    """Comparisons, a list over prompts of lists, with each prompt and each response once -> ids
+    (B, T), segment (B, T) and last (N responses), as by data.join_groups, and pairs (comparisons,
+    2): which of the N was chosen and which rejected."""
+    answers, pairs, n = [], [], 0
+    for group in groups:
+        place = {}  # of each of the prompt's responses, once
+        pairs += [[n + place.setdefault(text, len(place)) for text in (row.chosen, row.rejected)]
+                  for row in group]
+        answers.append([tokenizer.response(text) for text in place])
+        n += len(place)
+    prompts = [tokenizer.prompt(group[0].prompt) for group in groups]
+    return *data.join_groups(prompts, answers, tokenizer.pad), torch.tensor(pairs)
 
 
 def stream(config, rows):
@@ -169,6 +164,25 @@ def stream(config, rows):
         batches = data.epochs(lengths, config.batch, config.seed)
         for index in itertools.islice(batches, steps):
             yield [groups[i] for i in index]
+
+
+def evaluate(score_texts, rows):
+    "Share of comparisons that are ordered as they were labelled."
+    return collect.accuracy(score_texts, [(r.prompt, r.chosen, r.rejected) for r in rows])
+
+
+def start_from(config, folder):
+    "The SFT policy of a run folder, or what `--init` names; its tokeniser and its digest."
+    policy, record = m.load(config.init or folder / "sft.pt", "policy")
+    return policy, data.Tokenizer.of(record["tokenizer"]), record["digest"]
+
+
+def references(config, rows):
+    "Up to 500 responses that give the score its zero and unit, with their prompts: texts, texts."
+    found = [(row.prompt, row.chosen) for row in rows[:500]]
+    if config.data in data.WORLD:
+        found = [(e.prompt, e.response) for e in data.load(config.data, "train")[:500]]
+    return zip(*found)
 
 
 @torch.no_grad()
@@ -202,18 +216,12 @@ def train(config):
     parents = data.run_folder(config.data, config.seed, config.out)
     folder = parents / config.variant
     path = folder / "reward.pt"
-    policy, parent = m.load(config.init or parents / "sft.pt", "policy")
+
+    policy, tokenizer, parent = start_from(config, parents)
     m.freeze(policy, config.freeze)
     model = m.scalar_from(m.settle(policy, device))
     model.trunk.recompute = config.micro > 0
-    policy = m.fixed(policy)
-    tokenizer = data.Tokenizer.of(parent["tokenizer"])
-    _held = metrics.lock(folder)  # until this function ends
-    sample = text_sampler(policy, tokenizer)
-    train_rows, validation = collect.comparisons(config, folder, sample, metrics.write)
-    if not train_rows or not validation:
-        raise ValueError(f"{config.comparisons or config.data} has {len(train_rows)} comparisons "
-                         f"to train on and {len(validation)} to validate with: both need some")
+    policy = m.fixed(policy)  # for the samples, and for the language-modelling loss
 
     start, state = 0, None
     if config.resume:
@@ -223,61 +231,65 @@ def train(config):
     optimizer = m.adamw(model, config.lr)
     if state:
         optimizer.load_state_dict(state["optimizer"])
+
+    _held = metrics.lock(folder)  # until this function ends
+    sample = text_sampler(policy, tokenizer)
+    rows, validation = collect.comparisons(config, folder, sample, metrics.write)
+    if not rows or not validation:
+        raise ValueError(f"{config.comparisons or config.data} has {len(rows)} comparisons to "
+                         f"train on and {len(validation)} to validate with: both need some")
     score_texts = text_scorer(reward_fn(model, tokenizer.pad), tokenizer)
+    validation_accuracy = record["meta"]["metrics"]["validation_accuracy"] if state else None
     log = metrics.Log(folder, "reward", start if config.resume else None)
     stop = metrics.stop_signal()
-
-    batches = itertools.islice(stream(config, train_rows), start, config.steps)
-    recent, held_out, began = [], None, time.time()
-    if state:
-        recent, held_out = state["recent"], record["meta"]["metrics"]["validation_accuracy"]
+    batches = itertools.islice(stream(config, rows), start, config.steps)
+    recent, began = state["recent"] if state else [], time.time()
 
     def save(step, finished):  # finished: whatever the run writes is there
-        m.save(path, "reward", model, parent["tokenizer"],
-               {"stage": "reward", "step": step, "finished": finished, "config": asdict(config),
-                "parent": parent["digest"], "seed": config.seed,
-                "metrics": {"validation_accuracy": held_out}},
+        m.save(path, "reward", model, tokenizer.record,
+               {"stage": "reward", "step": step, "finished": finished,
+                "config": asdict(config), "parent": parent, "seed": config.seed,
+                "metrics": {"validation_accuracy": validation_accuracy}},
                {"optimizer": optimizer.state_dict(), "recent": recent})
 
-    for step, groups in enumerate(tqdm(batches, "reward", config.steps - start, unit="step"),
-                                  start + 1):
+    for step, batch in enumerate(tqdm(batches, "reward", config.steps - start, unit="step"),
+                                 start + 1):
         # ---- one optimiser step
         for group in optimizer.param_groups:
             group["lr"] = m.schedule(config.lr, step, config.steps)
-        sums, micro = dict.fromkeys(("loss", "accuracy", "margin", "lm_loss"), 0.0), config.micro
-        for i in range(0, len(groups), micro or len(groups)):
-            part = groups[i:i + (micro or len(groups))]
-            ids, segment, last, pairs = packed(part, tokenizer)
+        micro = config.micro or len(batch)
+        total = dict.fromkeys(("loss", "accuracy", "margin", "lm_loss"), 0.0)
+        for i in range(0, len(batch), micro):
+            part = batch[i:i + micro]
+            ids, segment, last, pairs = packed(tokenizer, part)
             ids, segment, pairs = ids.to(device), segment.to(device), pairs.to(device)
             hidden = model.trunk(ids, segment=segment)  # (B, T, C)
             scores = model.read(hidden)[last]  # (N,)
             value, info = loss(*scores[pairs].unbind(1))
             written = lm_loss(policy, ids, segment, hidden)  # (B,)
-            shares = len(pairs) / sum(map(len, groups)), len(part) / len(groups)
+            # this part's share of the step's comparisons, and of its prompts
+            shares = len(pairs) / sum(map(len, batch)), len(part) / len(batch)
             (value * shares[0] + config.lm * written.mean() * shares[1]).backward()
             for name, x in {"loss": value.item(), **info}.items():
-                sums[name] += x * shares[0]
-            sums["lm_loss"] += written.mean().item() * shares[1]
+                total[name] += x * shares[0]
+            total["lm_loss"] += written.mean().item() * shares[1]
         with metrics.at(f"reward, step {step}"):
-            m.clip_gradients(model.named_parameters(), {k: sums[k] for k in ("loss", "lm_loss")})
+            m.clip_gradients(model.named_parameters(), {k: total[k] for k in ("loss", "lm_loss")})
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        recent.append(sums)
+        recent.append(total)
 
         # ---- once in a while: evaluate, log, save
         last = step == config.steps
         if step % config.every == 0 or last:
-            held_out = evaluate(score_texts, validation[:config.eval_size])
-            log.log(step, **{k: sum(s[k] for s in recent) / len(recent) for k in sums},
-                    validation_accuracy=held_out, lr=group["lr"], seconds=time.time() - began)
+            validation_accuracy = evaluate(score_texts, validation[:config.eval_size])
+            log.log(step, **{k: sum(t[k] for t in recent) / len(recent) for k in total},
+                    validation_accuracy=validation_accuracy,
+                    lr=group["lr"], seconds=time.time() - began)
             recent = []
         if step % config.every == 0 or last or stop:
-            if last:  # the zero and the unit of the score: reference responses
-                references = [data.Example(r.prompt, r.chosen) for r in train_rows[:500]]
-                if config.data in data.WORLD:
-                    references = data.load(config.data, "train")[:500]
-                normalise(model, score_texts, [e.prompt for e in references],
-                          [e.response for e in references])
+            if last:  # what is saved has the zero and the unit of the score
+                normalise(model, score_texts, *references(config, rows))
             save(step, finished=False)
             if stop and not last:
                 print(f"stopped after step {step} and saved: the same with --resume goes on")
@@ -285,16 +297,16 @@ def train(config):
 
     report(folder, score_texts, validation[:4])
     save(config.steps, finished=True)
-    print(f"reward: orders {held_out:.3f} of {min(len(validation), config.eval_size)} held-out "
-          f"comparisons as they were labelled")
+    print(f"reward: orders {validation_accuracy:.3f} of {min(len(validation), config.eval_size)} "
+          f"held-out comparisons as they were labelled")
     found = config.data in data.WORLD and collect.quality(
         score_texts, sample, config.data, "validation", config.eval_size, config.seed)
     if found:
         print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
               "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ "
               "in one fact ({wrong_fact_permuted:.3f} under other prompts)".format(**found))
-    print(f"wrote {path}, {log.path} and {path.with_suffix('.png')}; next: python ppo.py --data "
-          f"{config.data}")
+    print(f"wrote {path}, {log.path} and {path.with_suffix('.png')}; next: python "
+          f"ppo.py --data {config.data}")
     return path
 
 

@@ -41,11 +41,11 @@ class Config:
     out: str = "out"  # the folder of run folders
     device: str = "auto"  # auto, cpu or cuda
 
-    prompt_tokens: int = 0  # longer prompts lose their post's end (0: as --init; a new base: 224)
-    response_tokens: int = 0  # longer responses are cut, then ended (0: as --init; a new base: 48)
     micro: int = 0  # rows per forward pass, for memory (0: the whole batch)
     eval_size: int = 256  # validation examples for the loss
     every: int = 50  # steps between evaluations, saves and logged lines
+    prompt_tokens: int = 0  # longer prompts lose their post's end (0: as --init; a new base: 224)
+    response_tokens: int = 0  # longer responses are cut, then ended (0: as --init; a new base: 48)
     base_steps: int = 3000  # steps of the pretraining that --init scratch does first
     layers: int = 4  # of a new base, as are the next three
     channels: int = 128  # width of a new base
@@ -116,7 +116,7 @@ def evaluate(policy, rows, pad, device, batch=64):
     return total / tokens
 
 
-def start_from(config, device):
+def start_from(config):
     "The network to train, its tokeniser and its parent's digest: fresh, shipped, or a checkpoint."
     if config.stage == "base":
         tokenizer = data.Tokenizer(config.tokenizer, config.prompt_tokens or 224,
@@ -166,25 +166,27 @@ def train(config):
     if config.stage == "sft" and config.init == "scratch":
         config = pretrained(config, folder)
 
-    policy, tokenizer, parent = start_from(config, device)
-    if tokenizer.prompt_tokens + tokenizer.response_tokens > policy.config.context:
+    model, tokenizer, parent = start_from(config)
+    if tokenizer.prompt_tokens + tokenizer.response_tokens > model.config.context:
         raise ValueError(f"--prompt-tokens {tokenizer.prompt_tokens} and --response-tokens "
-                         f"{tokenizer.response_tokens} are more than the {policy.config.context} "
+                         f"{tokenizer.response_tokens} are more than the {model.config.context} "
                          f"tokens that this model can read")
-    m.freeze(policy, config.freeze)
-    m.settle(policy, device)
-    policy.recompute = config.micro > 0
-    before = m.fixed(policy)  # for the samples at the end
+    m.freeze(model, config.freeze)
+    m.settle(model, device)
+    model.recompute = config.micro > 0
+    before = m.fixed(model)  # for the samples at the end
+
     start, state = 0, None
     if config.resume:
         trained, record = m.load(path, "policy", tokenizer=tokenizer.fingerprint, unfinished=True)
         start, state = metrics.resumed(config, record), record["state"]
-        policy.load_state_dict(trained.state_dict())
+        model.load_state_dict(trained.state_dict())
     fresh = config.stage == "base"
-    optimizers = m.pretrainers(policy, config.lr) if fresh else [m.adamw(policy, config.lr)]
+    optimizers = m.pretrainers(model, config.lr) if fresh else [m.adamw(model, config.lr)]
     if state:
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
+
     shown = data.load(config.data, "validation")[:config.eval_size]
     if not shown:
         raise ValueError(f"{config.data} has no validation examples: add some")
@@ -196,56 +198,58 @@ def train(config):
     log = metrics.Log(folder, config.stage, start if config.resume else None)
     stop = metrics.stop_signal()
     batches = itertools.islice(stream(config, tokenizer), start, config.steps)
-    losses, seen, began = state["losses"] if state else [], 0, time.time()
+    recent, seen, began = state["losses"] if state else [], 0, time.time()
 
     def save(step, finished):  # finished: whatever the run writes is there
         small = finished and fresh  # to be shipped: bf16, nothing to resume
-        m.save(path, "policy", policy, tokenizer.record,
+        m.save(path, "policy", model, tokenizer.record,
                {"stage": config.stage, "step": step, "finished": finished,
                 "config": asdict(config), "parent": parent, "seed": config.seed,
                 "metrics": {"validation_loss": validation_loss}},
                None if small else {"optimizers": [o.state_dict() for o in optimizers],
-                                   "losses": losses},
+                                   "losses": recent},
                torch.bfloat16 if small else None)
 
-    for step, rows in enumerate(tqdm(batches, config.stage, config.steps - start, unit="step"),
-                                start + 1):
+    for step, batch in enumerate(tqdm(batches, config.stage, config.steps - start, unit="step"),
+                                 start + 1):
         # ---- one optimiser step
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = m.schedule(config.lr, step, config.steps)
-        tokens = sum(len(r) for _, r in rows)
-        total = 0.0
-        for i in range(0, len(rows), config.micro or len(rows)):
-            ids, positions, is_response = (t.to(device) for t in data.join(
-                *zip(*rows[i:i + (config.micro or len(rows))]), tokenizer.pad))
-            value, info = loss(m.logprobs(policy, ids, positions), is_response, tokens)
+        micro = config.micro or len(batch)
+        total, tokens = 0.0, sum(len(r) for _, r in batch)
+        for i in range(0, len(batch), micro):
+            part = batch[i:i + micro]
+            ids, positions, is_response = (
+                t.to(device) for t in data.join(*zip(*part), tokenizer.pad))
+            value, info = loss(m.logprobs(model, ids, positions), is_response, tokens)
             value.backward()
             total += info["loss"]
         with metrics.at(f"{config.stage}, step {step}"):
-            m.clip_gradients(policy.named_parameters(), {"loss": total})
+            m.clip_gradients(model.named_parameters(), {"loss": total})
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        losses.append(total)
+        recent.append(total)
         seen += tokens
 
         # ---- once in a while: evaluate, log, save
         last = step == config.steps
         if step % config.every == 0 or last:
-            validation_loss = evaluate(policy, validation, tokenizer.pad, device)
-            log.log(step, loss=sum(losses) / len(losses), validation_loss=validation_loss,
+            validation_loss = evaluate(model, validation, tokenizer.pad, device)
+            log.log(step, loss=sum(recent) / len(recent), validation_loss=validation_loss,
                     lr=group["lr"], tokens_per_second=seen / (time.time() - began))
-            losses = []
+            recent = []
         if step % config.every == 0 or last or stop:
             save(step, finished=False)
             if stop and not last:
                 print(f"stopped after step {step} and saved: the same with --resume goes on")
                 raise KeyboardInterrupt
 
-    report(config, folder, tokenizer, {"before": before, "after": policy}, shown[:4])
+    report(config, folder, tokenizer, {"before": before, "after": model}, shown[:4])
     save(config.steps, finished=True)
     print(f"{config.stage}: validation loss {first_loss:.3f} -> {validation_loss:.3f} nats per "
-          f"response token\nwrote {path}, {log.path} and {path.with_suffix('.png')}; next: python "
+          f"response token")
+    print(f"wrote {path}, {log.path} and {path.with_suffix('.png')}; next: python "
           f"{'reward' if config.stage == 'sft' else 'sft'}.py --data {config.data}")
     return path
 
