@@ -172,19 +172,17 @@ def loglikelihood(policy, prompts, responses, temperature, pad, batch=128):
     if temperature == 0:
         return out
     device = policy.embed.weight.device
-    for places, ids, segment, _ in data.shared_rows(prompts, responses, pad, batch):
+    for places, ids, segment, (row, end) in data.shared_rows(prompts, responses, pad, batch):
         ids, segment = ids.to(device), segment.to(device)  # (B, T)
-        hidden, prompt = policy(ids, segment=segment), (segment == 0).sum(1, keepdim=True)
-        begin = int(prompt.min())  # of the first response: nothing before it is asked for
-        positions = torch.arange(begin, ids.shape[1], device=device).expand(len(ids), -1)  # (B, R)
-        # a response's first token is predicted where the prompt ends, also behind other responses
-        is_first = (segment[:, 1:] != segment[:, :-1])[:, begin - 1:]
-        before = torch.where(is_first, prompt, positions) - 1
-        logp = m.logprobs(policy, ids, positions, temperature, hidden=hidden, before=before)
-        number = segment[:, begin:].clamp(min=0)  # of the response, 0 for all else: (B, R)
-        sums = logp.new_zeros(len(ids), int(number.max()) + 1).scatter_add_(1, number, logp)
-        count, column = number.amax(1, keepdim=True), torch.arange(sums.shape[1], device=device)
-        out[places] = sums[(column > 0) & (column <= count)].cpu()
+        begin = int((segment == 0).sum(1).min())  # the first column of a response in any row
+        column = torch.arange(begin, ids.shape[1], device=device).expand(len(ids), -1)  # (B, R)
+        before = data.predicted_at(segment)[:, begin:]  # (B, R)
+        logp = m.logprobs(policy, ids, column, temperature, before=before,
+                          hidden=policy(ids, segment=segment))  # (B, R)
+        number = segment[:, begin:].clamp(min=0)  # (B, R), k in a row's k-th response, else 0
+        sums = logp.new_zeros(len(ids), 1 + int(number.max()))  # (B, 1 + K)
+        sums.scatter_add_(1, number, logp)
+        out[places] = sums[row, segment[row, end]].cpu()  # (N,), by where each one ends
     return out
 
 

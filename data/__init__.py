@@ -242,6 +242,19 @@ def join_groups(prompts, groups, pad):
     return pad_right(rows, pad), pad_right(segments, -1), torch.tensor(last).unbind(1)
 
 
+def predicted_at(segment):
+    """
+    Where each token of rows made by `join_groups` is predicted, a column: (B, T) -> (B, T).
+
+    That is one column before it. But a response's first token is predicted where the prompt ends,
+    also if other responses stand between. (A row's very first token is not predicted at all.)
+    """
+    column = torch.arange(segment.shape[1], device=segment.device)  # (T,)
+    prompt = (segment == 0).sum(1, keepdim=True)  # (B, 1)
+    is_first = segment != segment.roll(1, dims=1)  # (B, T)
+    return torch.where(is_first, prompt, column) - 1
+
+
 def batches(lengths, batch_size, generator=None):
     """
     Lengths of N items -> lists of at most `batch_size` indices that cover each item once.

@@ -270,6 +270,12 @@ def test_responses_to_one_prompt_share_a_row(batch_size, together, rows):  # one
     assert sorted(seen) == list(range(7)) and count == rows
 
 
+def test_where_the_tokens_of_shared_rows_are_predicted():  # from the end of another response
+    _, segment, _ = data.join_groups([[1, 2, 3], [4]], [[[5, 6], [7], [8, 9]], [[5]]], 0)
+    found = data.predicted_at(segment)
+    assert found[0, 1:].tolist() == [0, 1, 2, 3, 2, 2, 6] and found[1, 1] == 0
+
+
 def test_pad_right_by_hand():
     assert data.pad_right([[1, 2], [], [3]], 9).tolist() == [[1, 2], [9, 9], [3, 9]]
     assert data.pad_right([], 9).shape == (0, 0)
