@@ -29,6 +29,127 @@ FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")  # of files
 BPE = Path(__file__).parent / "world.bpe"
 
 
+# --------------------------------------------------------------------------------------------
+# Rows and batches: ids to tensors
+
+
+def join(prompts, responses, pad):
+    """
+    Prompts and responses, as lists of ids -> what every loss needs:
+
+        ids          (B, T)  prompt + response, right-padded
+        positions    (B, R)  where in `ids` each response token stands
+        is_response  (B, R)  True on response tokens, False on padding
+
+    Quantities of the response are gathered once by `positions`, so that nothing downstream
+    counts prompt tokens by hand. Padding repeats a valid position: safe to gather, then masked.
+    ValueError for a prompt without tokens, after which nothing could be predicted.
+    """
+    if not all(map(len, prompts)):
+        raise ValueError("every prompt needs at least one token")
+    ids = pad_right([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad)  # (B, T)
+    start = torch.tensor([len(p) for p in prompts]).view(-1, 1)  # (B, 1)
+    length = torch.tensor([len(r) for r in responses]).view(-1, 1)  # (B, 1)
+    step = torch.arange(max(map(len, responses), default=0))  # (R,)
+    positions = torch.minimum(start + step, start + length - 1)  # (B, R)
+    return ids, positions, step < length
+
+
+def join_groups(prompts, groups, pad):
+    """
+    Prompts, each with several responses behind it, so that it is read once for all of them ->
+
+        ids      (B, T)    prompt, response, response, ..., right-padded
+        segment  (B, T)    0 in the prompt, k in its k-th response, -1 in padding
+        last     (N,), (N,)  row and column of the last token of each response, in order
+    """
+    segments = [[0] * len(p) + [k for k, r in enumerate(group, 1) for _ in r]
+                for p, group in zip(prompts, groups, strict=True)]
+    rows = [[*p, *itertools.chain(*group)] for p, group in zip(prompts, groups)]
+    ends = [list(itertools.accumulate(map(len, group), initial=len(p) - 1))[1:]
+            for p, group in zip(prompts, groups)]
+    last = [(b, end) for b, row in enumerate(ends) for end in row]
+    return pad_right(rows, pad), pad_right(segments, -1), torch.tensor(last).unbind(1)
+
+
+def predicted_at(segment):
+    """
+    Where each token of rows made by `join_groups` is predicted, a column: (B, T) -> (B, T).
+
+    That is one column before it. But a response's first token is predicted where the prompt ends,
+    also if other responses stand between. (A row's very first token is not predicted at all.)
+    """
+    column = torch.arange(segment.shape[1], device=segment.device)  # (T,)
+    prompt = (segment == 0).sum(1, keepdim=True)  # (B, 1)
+    is_first = segment != segment.roll(1, dims=1)  # (B, T)
+    return torch.where(is_first, prompt, column) - 1
+
+
+def pad_right(rows, pad):
+    """Lists of ids -> LongTensor (B, T), filled up with `pad` on the right."""
+    ids = torch.full((len(rows), max(map(len, rows), default=0)), pad)  # (B, T)
+    for b, row in enumerate(rows):
+        ids[b, : len(row)] = torch.tensor(row, dtype=torch.long)
+    return ids
+
+
+def batches(lengths, batch_size, generator=None):
+    """
+    Lengths of N items -> lists of at most `batch_size` indices that cover each item once.
+
+    Rows of similar length share a batch, because a batch costs B times its longest row. Sorting
+    everything would show the model the same batches every epoch, so items are shuffled first and
+    sorted only within pools of 50 batches: little padding, and still random. Without a
+    `generator`, for evaluation, everything is sorted.
+    """
+    n = len(lengths)
+    if generator is None:
+        order, pool = range(n), max(n, 1)
+    else:
+        order, pool = torch.randperm(n, generator=generator).tolist(), 50 * batch_size
+    cut = []
+    for i in range(0, n, pool):
+        ordered = sorted(order[i : i + pool], key=lambda j: lengths[j])
+        cut += [ordered[j : j + batch_size] for j in range(0, len(ordered), batch_size)]
+    if generator is not None:
+        cut = [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
+    return cut
+
+
+def shared_rows(prompts, responses, pad, batch_size=128, together=16):
+    """
+    Yields (places, *join_groups): all responses, as lists of ids, about `batch_size` at a time. Up
+    to `together` that stand next to each other and answer the same prompt share a row; `places`
+    says which they are.
+    """
+    groups = []
+    for i, prompt in enumerate(prompts):
+        if i and prompt == prompts[i - 1] and len(groups[-1]) < together:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    lengths = [len(prompts[g[0]]) + sum(len(responses[i]) for i in g) for g in groups]
+    for index in batches(lengths, max(batch_size // max(map(len, groups), default=1), 1)):
+        part = [groups[k] for k in index]
+        yield [i for g in part for i in g], *join_groups(
+            [prompts[g[0]] for g in part], [[responses[i] for i in g] for g in part], pad)
+
+
+def epochs(lengths, batch_size, seed):
+    """Yields batches of indices for ever, each epoch in an order of its own that `seed` decides."""
+    epoch = 0
+    while True:
+        order = torch.Generator().manual_seed(100_003 * seed + epoch)
+        # A smaller last batch would be a noisier step; but never drop the only one.
+        whole = [b for b in batches(lengths, batch_size, order) if len(b) == batch_size]
+        yield from whole or [list(range(len(lengths)))]
+        epoch += 1
+
+
+# --------------------------------------------------------------------------------------------
+# Records
+
+
 @dataclass(frozen=True)
 class Example:
     """A prompt and the reference response to it; `meta` is whatever else the source knew."""
@@ -193,119 +314,6 @@ def encode_response(tokenizer, response, max_tokens):
     text = response.strip()
     ids = tokenizer.encode(" " + text, inside=True) if text else []
     return ids[: max_tokens - 1] + [tokenizer.eos]
-
-
-def pad_right(rows, pad):
-    """Lists of ids -> LongTensor (B, T), filled up with `pad` on the right."""
-    ids = torch.full((len(rows), max(map(len, rows), default=0)), pad)  # (B, T)
-    for b, row in enumerate(rows):
-        ids[b, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return ids
-
-
-def join(prompts, responses, pad):
-    """
-    Prompts and responses, as lists of ids -> what every loss needs:
-
-        ids          (B, T)  prompt + response, right-padded
-        positions    (B, R)  where in `ids` each response token stands
-        is_response  (B, R)  True on response tokens, False on padding
-
-    Quantities of the response are gathered once by `positions`, so that nothing downstream
-    counts prompt tokens by hand. Padding repeats a valid position: safe to gather, then masked.
-    ValueError for a prompt without tokens, after which nothing could be predicted.
-    """
-    if not all(map(len, prompts)):
-        raise ValueError("every prompt needs at least one token")
-    ids = pad_right([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad)  # (B, T)
-    start = torch.tensor([len(p) for p in prompts]).view(-1, 1)  # (B, 1)
-    length = torch.tensor([len(r) for r in responses]).view(-1, 1)  # (B, 1)
-    step = torch.arange(max(map(len, responses), default=0))  # (R,)
-    positions = torch.minimum(start + step, start + length - 1)  # (B, R)
-    return ids, positions, step < length
-
-
-def join_groups(prompts, groups, pad):
-    """
-    Prompts, each with several responses behind it, so that it is read once for all of them ->
-
-        ids      (B, T)    prompt, response, response, ..., right-padded
-        segment  (B, T)    0 in the prompt, k in its k-th response, -1 in padding
-        last     (N,), (N,)  row and column of the last token of each response, in order
-    """
-    segments = [[0] * len(p) + [k for k, r in enumerate(group, 1) for _ in r]
-                for p, group in zip(prompts, groups, strict=True)]
-    rows = [[*p, *itertools.chain(*group)] for p, group in zip(prompts, groups)]
-    ends = [list(itertools.accumulate(map(len, group), initial=len(p) - 1))[1:]
-            for p, group in zip(prompts, groups)]
-    last = [(b, end) for b, row in enumerate(ends) for end in row]
-    return pad_right(rows, pad), pad_right(segments, -1), torch.tensor(last).unbind(1)
-
-
-def predicted_at(segment):
-    """
-    Where each token of rows made by `join_groups` is predicted, a column: (B, T) -> (B, T).
-
-    That is one column before it. But a response's first token is predicted where the prompt ends,
-    also if other responses stand between. (A row's very first token is not predicted at all.)
-    """
-    column = torch.arange(segment.shape[1], device=segment.device)  # (T,)
-    prompt = (segment == 0).sum(1, keepdim=True)  # (B, 1)
-    is_first = segment != segment.roll(1, dims=1)  # (B, T)
-    return torch.where(is_first, prompt, column) - 1
-
-
-def batches(lengths, batch_size, generator=None):
-    """
-    Lengths of N items -> lists of at most `batch_size` indices that cover each item once.
-
-    Rows of similar length share a batch, because a batch costs B times its longest row. Sorting
-    everything would show the model the same batches every epoch, so items are shuffled first and
-    sorted only within pools of 50 batches: little padding, and still random. Without a
-    `generator`, for evaluation, everything is sorted.
-    """
-    n = len(lengths)
-    if generator is None:
-        order, pool = range(n), max(n, 1)
-    else:
-        order, pool = torch.randperm(n, generator=generator).tolist(), 50 * batch_size
-    cut = []
-    for i in range(0, n, pool):
-        ordered = sorted(order[i : i + pool], key=lambda j: lengths[j])
-        cut += [ordered[j : j + batch_size] for j in range(0, len(ordered), batch_size)]
-    if generator is not None:
-        cut = [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
-    return cut
-
-
-def shared_rows(prompts, responses, pad, batch_size=128, together=16):
-    """
-    Yields (places, *join_groups): all responses, as lists of ids, about `batch_size` at a time. Up
-    to `together` that stand next to each other and answer the same prompt share a row; `places`
-    says which they are.
-    """
-    groups = []
-    for i, prompt in enumerate(prompts):
-        if i and prompt == prompts[i - 1] and len(groups[-1]) < together:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    lengths = [len(prompts[g[0]]) + sum(len(responses[i]) for i in g) for g in groups]
-    for index in batches(lengths, max(batch_size // max(map(len, groups), default=1), 1)):
-        part = [groups[k] for k in index]
-        yield [i for g in part for i in g], *join_groups(
-            [prompts[g[0]] for g in part], [[responses[i] for i in g] for g in part], pad)
-
-
-def epochs(lengths, batch_size, seed):
-    """Yields batches of indices for ever, each epoch in an order of its own that `seed` decides."""
-    epoch = 0
-    while True:
-        order = torch.Generator().manual_seed(100_003 * seed + epoch)
-        # A smaller last batch would be a noisier step; but never drop the only one.
-        whole = [b for b in batches(lengths, batch_size, order) if len(b) == batch_size]
-        yield from whole or [list(range(len(lengths)))]
-        epoch += 1
 
 
 # --------------------------------------------------------------------------------------------
