@@ -296,6 +296,28 @@ def test_a_language_model_as_annotator(runs, corpus, tmp_path, monkeypatch):
     assert not asked
 
 
+def test_accuracy_of_a_score():  # ties that win, a pair taken apart, no number that loses silently
+    rows, seen = [("p", "aaa", "b"), ("q", "a", "bb"), ("r", "a", "c")], []
+    length = lambda prompts, texts: seen.extend(zip(prompts, texts)) or [len(t) for t in texts]
+    assert collect.accuracy(length, rows) == 0.5
+    assert seen == [(p, text) for p, *pair in rows for text in pair]
+    assert collect.agreement(lambda prompts, texts: [t == "bb" for t in texts], rows) == {
+        "pairs": 3, "gold": pytest.approx(1 / 3), "length": 0.5}
+    for score, some in ((length, []), (lambda prompts, texts: [math.nan] * len(texts), rows)):
+        with pytest.raises(ValueError):
+            collect.accuracy(score, some)
+
+
+@pytest.mark.parametrize("name", data.WORLD)
+def test_the_truth_orders_everything_as_itself(name):  # better for worse, a pair's own prompt
+    responses = {e.prompt: e.response for e in data.load(name, "id", 40, seed=2)}
+    sample = lambda prompts, temperature, n, seed: [["Thanks.", responses[p]] for p in prompts]
+    truth = lambda prompts, texts: [world.gold(p, t) for p, t in zip(prompts, texts)]
+    found = collect.quality(truth, sample, name, "id", 40)
+    assert found["pairs"] > 20 and found["gold"] == 1 and found["length"] > 0.8
+    assert found["wrong_fact"] > 0.9 > found["wrong_fact_permuted"]
+
+
 def test_comparisons_of_a_prompt_share_a_step(collected):  # split up, out of order, one lost
     rows, _ = collected["summarise"]
     config = reward.Config(steps=40, batch=3)
