@@ -155,6 +155,37 @@ def simulated_bests(scores, n, k, seed=0):
     return hands[np.arange(k), best_of_n(np.asarray(scores)[hands], n)]
 
 
+def softened(scores, tau, seed=0):
+    """Scores with Gumbel noise of scale tau: the best of n by them is drawn from the n by
+    exp(score / tau), softly. tau = 0 is the best of n, a large tau the policy itself."""
+    return np.asarray(scores) + tau * np.random.default_rng(seed).gumbel(size=np.shape(scores))
+
+
+def overlaps(responses):
+    """How much two responses share: of the word pairs of the one with fewer, the share that the
+    other has too. List of m texts -> symmetric (m, m) in [0, 1], ones on the diagonal."""
+    pairs = [set(zip(["", *words], [*words, ""])) for words in map(str.split, responses)]
+    return np.array([[len(a & b) / min(len(a), len(b)) for b in pairs] for a in pairs])
+
+
+def diverse_bests(scores, overlap, k, weight):
+    """Places of k outputs of one prompt that are good and unlike each other: (m,), (m, m) -> (k,).
+
+    Greedily the one of the highest score - weight * (largest overlap with those chosen): maximal
+    marginal relevance (Carbonell and Goldstein 1998). weight = 0 gives the k best. What is chosen
+    is a set: its members are not independent samples of any policy.
+    """
+    value, chosen = np.array(scores, dtype=np.float64), []
+    if not 1 <= k <= len(value):
+        raise ValueError(f"a pool of {len(value)} samples has no {k} to choose")
+    nearest = np.zeros(len(value))
+    for _ in range(k):
+        chosen.append(int((value - weight * nearest).argmax()))
+        value[chosen[-1]] = -np.inf
+        nearest = np.maximum(nearest, overlap[chosen[-1]])
+    return np.array(chosen)
+
+
 def sample_pool(policy, prompts, size, max_new_tokens, temperature, seed, block=32):
     "`size` samples for each prompt, as ids: a list over prompts of lists."
     pool = []

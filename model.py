@@ -497,21 +497,28 @@ def cache_bytes(model, columns):
     return 2 * model.config.layers * width * columns * model.embed.weight.element_size()
 
 
-def choose(logits, temperature, uniform):
+def choose(logits, temperature, uniform, min_p=0.0):
     """
     The next token of every row, (rows, V), (rows,) -> (rows,): the first one at which the summed
     probability passes the row's uniform number. One random number per token instead of the V that
     the Gumbel trick needs, and, unlike torch.multinomial, no wait for the GPU.
+
+    A token less than `min_p` times as likely as the likeliest is never chosen, as the model has it
+    before the temperature (Nguyen et al. 2025, arXiv:2407.01082): slips go, real choices stay.
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probs = F.softmax(at_least_fp32(logits) / temperature, dim=-1)
+    logits = at_least_fp32(logits)
+    if min_p:
+        likeliest = logits.amax(-1, keepdim=True)
+        logits = logits.masked_fill(logits < likeliest + math.log(min_p), -math.inf)
+    probs = F.softmax(logits / temperature, dim=-1)
     cdf = probs.cumsum(-1, dtype=torch.float64)  # in fp32 a rare token would be rounded away
     token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(1)
     return token.clamp(max=logits.shape[-1] - 1)
 
 
-def decode_rows(model, prompts, which, temperature, uniform):
+def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     """
     Responses to prompts[which[row]], as (rows, max_new_tokens) ids; what follows a row's first EOS
     is arbitrary. `uniform` holds every row's random numbers, so no row depends on its neighbours.
@@ -539,7 +546,7 @@ def decode_rows(model, prompts, which, temperature, uniform):
     out = torch.zeros(len(which), max_new, dtype=torch.long, device=device)
     for step in range(max_new):
         logits = model.logits(hidden)  # (rows, V)
-        token = choose(logits, temperature, uniform[rows, step])  # (rows,)
+        token = choose(logits, temperature, uniform[rows, step], min_p)  # (rows,)
         is_finite[step] = logits.sum().isfinite()
         out[rows, step] = token
         done |= torch.isin(token, eos)
@@ -561,10 +568,11 @@ def decode_rows(model, prompts, which, temperature, uniform):
 
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, seed=0,
-             generator=None, batch=256):
+             generator=None, batch=256, min_p=0.0):
     """
     Sample `num_samples` responses to each prompt: lists of ids in, len(prompts) * num_samples
-    lists out, prompt by prompt, each with its EOS if it came to one. Temperature 0 is greedy.
+    lists out, prompt by prompt, each with its EOS if it came to one. Temperature 0 is greedy; for
+    `min_p` see `choose`.
     At most `batch` rows are decoded at a time, and fewer where their keys and values would take
     more than CACHE bytes; that changes the memory, not the random numbers.
     """
@@ -575,6 +583,9 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
         raise ValueError(f"temperature={temperature} must not be negative, and max_new_tokens="
                          f"{max_new_tokens}, num_samples={num_samples} and batch={batch} must be "
                          f"at least 1.")
+    if not 0 <= min_p <= 1:
+        raise ValueError(f"min_p={min_p} must be a share of the likeliest token's probability, 0 "
+                         f"to 1.")
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= room:
             raise ValueError(f"prompt {i} has {len(prompt)} tokens; it must have 1 to {room}, to "
@@ -596,7 +607,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
         place = {owner: n for n, owner in enumerate(owners)}
         tokens = decode_rows(model, [list(prompts[owner]) for owner in owners],
                              [place[row // num_samples] for row in rows], temperature,
-                             uniform[rows])
+                             uniform[rows], min_p)
         for row, response in zip(rows, tokens.tolist()):
             end = next((n for n, token in enumerate(response) if token in eos), len(response))
             out[row] = response[:end + 1]

@@ -306,6 +306,20 @@ def test_choose_at_the_edges():  # PAD or an impossible token at a uniform numbe
     assert m.choose(logits, 0, uniform).tolist() == [1, 1]
 
 
+def test_min_p():  # a floor below the sum instead of the largest; judged after the temperature
+    logits = torch.tensor([0.5, 0.3, 0.14, 0.06]).log().double()[None]
+    uniform = torch.arange(0.0005, 1, 0.001, dtype=torch.double)
+    share = lambda t, p: (m.choose(logits.expand(1000, -1), t, uniform, p).bincount(minlength=4)
+                          / 1000).tolist()
+    assert share(1.0, 0.2) == pytest.approx([50 / 94, 30 / 94, 14 / 94, 0], abs=2e-3)
+    assert share(1.0, 0.0) == pytest.approx([0.5, 0.3, 0.14, 0.06], abs=2e-3)
+    root = [x**0.5 / (0.5**0.5 + 0.3**0.5) for x in (0.5, 0.3)]
+    assert share(2.0, 0.5) == pytest.approx([*root, 0, 0], abs=2e-3)
+    assert share(9.0, 1.0) == [1, 0, 0, 0]
+    with pytest.raises(ValueError, match="min_p=1.5"):
+        m.generate(tiny(), [[1]], 2, min_p=1.5)
+
+
 def test_samples_of_one_prompt_are_independent():  # one first token copied to all samples
     net = tiny(double=False)
     net.embed.weight.data.mul_(0.3)
