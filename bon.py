@@ -34,6 +34,8 @@ class Config:
     n: int = 16  # the chosen output is the best of n
     pool: int = 0  # samples per prompt, for the table of every n up to this (0: n)
     temperature: float = 0.7  # of the samples (the paper's; 1 is what the bound on KL is about)
+    min_p: float = 0.0  # no token less than so many times as likely as the likeliest is sampled
+    diverse: int = 0  # choose so many of the pool, good and unlike each other, instead of one
     prompts: int = 200  # how many prompts
     seed: int = 0  # of the samples
     out: str = "out"  # the folder of run folders
@@ -41,11 +43,18 @@ class Config:
 
     def __post_init__(self):
         metrics.within(self, 1, float("inf"), "n", "prompts")
-        metrics.within(self, 0, float("inf"), "pool", "seed", "temperature")
-        self.pool = self.pool or self.n
+        metrics.within(self, 0, float("inf"), "pool", "seed", "temperature", "diverse")
+        metrics.within(self, 0, 1, "min_p")
+        self.pool = self.pool or max(self.n, 8 * self.diverse)
         if self.pool < self.n:
             raise ValueError(f"--pool {self.pool} samples have no best of --n {self.n}: give at "
                              f"least as many")
+        if self.pool < self.diverse:
+            raise ValueError(f"--pool {self.pool} samples have no --diverse {self.diverse}: give "
+                             f"at least as many")
+
+
+WEIGHT = 1.0  # of likeness in a diverse choice; chosen on validation prompts
 
 
 def kl_bound(n):
@@ -155,12 +164,6 @@ def simulated_bests(scores, n, k, seed=0):
     return hands[np.arange(k), best_of_n(np.asarray(scores)[hands], n)]
 
 
-def softened(scores, tau, seed=0):
-    """Scores with Gumbel noise of scale tau: the best of n by them is drawn from the n by
-    exp(score / tau), softly. tau = 0 is the best of n, a large tau the policy itself."""
-    return np.asarray(scores) + tau * np.random.default_rng(seed).gumbel(size=np.shape(scores))
-
-
 def overlaps(responses):
     """How much two responses share: of the word pairs of the one with fewer, the share that the
     other has too. List of m texts -> symmetric (m, m) in [0, 1], ones on the diagonal."""
@@ -168,12 +171,13 @@ def overlaps(responses):
     return np.array([[len(a & b) / min(len(a), len(b)) for b in pairs] for a in pairs])
 
 
-def diverse_bests(scores, overlap, k, weight):
+def diverse_bests(scores, overlap, k, weight=WEIGHT):
     """Places of k outputs of one prompt that are good and unlike each other: (m,), (m, m) -> (k,).
 
-    Greedily the one of the highest score - weight * (largest overlap with those chosen): maximal
-    marginal relevance (Carbonell and Goldstein 1998). weight = 0 gives the k best. What is chosen
-    is a set: its members are not independent samples of any policy.
+    Greedily the one of the highest score - weight * (largest overlap with those chosen), so weight
+    is what a double would cost, in standard deviations of references' scores; 0 gives the k best.
+    Maximal marginal relevance, Sec. 2, Carbonell and Goldstein 1998, doi:10.1145/290941.291025.
+    What is chosen is a set: its members are not independent samples of any policy.
     """
     value, chosen = np.array(scores, dtype=np.float64), []
     if not 1 <= k <= len(value):
@@ -186,12 +190,13 @@ def diverse_bests(scores, overlap, k, weight):
     return np.array(chosen)
 
 
-def sample_pool(policy, prompts, size, max_new_tokens, temperature, seed, block=32):
+def sample_pool(policy, prompts, size, max_new_tokens, temperature, seed, min_p=0.0, block=32):
     "`size` samples for each prompt, as ids: a list over prompts of lists."
     pool = []
     for i in tqdm(range(0, len(prompts), block), "sample", unit="block"):
         part = prompts[i:i + block]
-        ids = m.generate(policy, part, max_new_tokens, temperature, size, seed * 1_000_003 + i)
+        ids = m.generate(policy, part, max_new_tokens, temperature, size, seed * 1_000_003 + i,
+                         min_p=min_p)
         pool += [ids[k * size:(k + 1) * size] for k in range(len(part))]
     return pool
 
@@ -233,7 +238,7 @@ def train(config):
 
     # ---- the pool: m samples for each of P prompts, their scores, and the cost of the temperature
     pool = sample_pool(policy, prompts, config.pool, tokenizer.response_tokens, config.temperature,
-                       config.seed)
+                       config.seed, config.min_p)
     owners = [p for p in prompts for _ in range(config.pool)]
     ids = [r for samples in pool for r in samples]
     scores = fn(owners, ids).numpy().reshape(len(pool), -1)  # (P, m)
@@ -247,35 +252,53 @@ def train(config):
         references = np.array([[gold(e.prompt, e.response)] for e in examples])  # (P, 1)
         values["win_rate"] = (values["gold"] > references) + (values["gold"] == references) / 2
 
-    # ---- what the best of every n is worth, and the outputs chosen for one n
+    # ---- what the best of every n is worth
     rows = []
     for n in range(1, config.pool + 1):
-        kl = kl_bound(n) + expected_best(scores, cooled, n).mean()
-        rows.append({"n": n, "kl": float(kl), **{
-            name: float(expected_best(scores, value, n).mean()) for name, value in values.items()}})
+        kl = {} if config.min_p else {
+            "kl": float(kl_bound(n) + expected_best(scores, cooled, n).mean())}
+        rows.append({"n": n, **kl, **{name: float(expected_best(scores, value, n).mean())
+                                      for name, value in values.items()}})
     print("".join(name.rjust(10) for name in rows[0]))
     for row in rows:
         if row["n"] & (row["n"] - 1) == 0 or row["n"] == config.n:
-            print(f"{row['n']:10}" + "".join(f"{row[k]:10.3f}" for k in ("kl", *values)))
-    chosen = best_of_n(scores, config.n)  # (P,)
-    path, curve = folder / f"bon{config.n}.jsonl", folder / "bon.jsonl"
-    metrics.write(path, [
-        {"prompt": e.prompt, "outputs": [samples[k]], "reference": e.response,
-         "score": float(row[k])} for e, samples, row, k in zip(examples, texts, scores, chosen)])
+            print(f"{row['n']:10}" + "".join(f"{row[k]:10.3f}" for k in row if k != "n"))
+    picture, curve = folder / "bon.png", folder / "bon.jsonl"
     metrics.write(curve, rows)
-    picture = folder / "bon.png"
-    panels = [("Best of n", [k for k in values if k != "win_rate"], "mean score"),
-              ("KL to SFT, at most", ["kl"], "nats per response")]
+    panels = [("Best of n", [k for k in values if k != "win_rate"], "mean score")]
+    if "kl" in rows[0]:
+        panels.append(("KL to SFT, at most", ["kl"], "nats per response"))
     if gold:
         panels.append(("Against references", ["win_rate"], "win rate by gold score"))
     metrics.curve(picture, rows, panels, x="n")
+
+    # ---- the outputs chosen: one, for one n, or a set
+    chosen, path = best_of_n(scores, config.n)[:, None], folder / f"bon{config.n}.jsonl"  # (P, 1)
+    if config.diverse:
+        path = folder / f"diverse{config.diverse}.jsonl"
+        chosen = np.array([diverse_bests(row, overlaps(samples), config.diverse)
+                           for row, samples in zip(scores, texts)])  # (P, k)
+    metrics.write(path, [
+        {"prompt": e.prompt, "outputs": [samples[k] for k in places], "reference": e.response,
+         "scores": [float(row[k]) for k in places]}
+        for e, samples, row, places in zip(examples, texts, scores, chosen)])
     metrics.side_by_side(folder / "bon.txt", [e.prompt for e in examples[:4]],
                          {"first": [samples[0] for samples in texts[:4]],
-                          "best": [s[k] for s, k in zip(texts[:4], chosen)],
+                          **{"best" if k == 0 else f"{k + 1}": [s[places[k]] for s, places in
+                                                                zip(texts[:4], chosen)]
+                             for k in range(chosen.shape[1])},
                           "reference": [e.response for e in examples[:4]]}, gold)
-    first, last = rows[0], rows[config.n - 1]
-    print(f"bon: n 1 -> {config.n}, " + ", ".join(
-        f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in ("kl", *values))
+    first, last, what = rows[0], rows[config.n - 1], f"n 1 -> {config.n}"
+    if config.diverse:
+        k, what = config.diverse, f"any {config.diverse} -> chosen of {config.pool}"
+        for row, places in ((first, [range(k)] * len(pool)), (last, chosen)):
+            row |= {name: float(np.mean([v[list(p)].mean() for v, p in zip(value, places)]))
+                    for name, value in values.items()}
+            row["ead"] = float(metrics.per_input(
+                [[samples[k] for k in p] for samples, p in zip(texts, places)], metrics.ead).mean())
+        values["ead"] = None
+    print(f"bon: {what}, " + ", ".join(
+        f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first if k != "n")
         + f" (temperature {config.temperature:g})\nwrote {path}, {curve} and {picture}")
     return path
 

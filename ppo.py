@@ -71,14 +71,10 @@ MISSING_EOS = -3.0  # the score of a response that does not end, however well it
 CLIP = 0.2  # of the probability ratio, and of a value's change
 VALUE_COEFFICIENT = 0.5  # of the value loss beside the policy loss
 GAMMA = 1.0  # responses are short: a reward at the end counts in full at the start
-ENTROPY = 0.0  # weight of the entropy part of the KL penalty, if not beta's (0: beta's)
-PTX = 0.0  # weight of the SFT loss beside the policy loss (PPO-ptx)
-GROUP = 1  # responses to each prompt of an iteration
-NOVELTY = 0.0  # of a response among its group's, in the score
 HORIZON = 1_000  # responses in which the adaptive controller moves beta by at most 20 %
 
 
-def token_rewards(score, logp_old, logp_ref, is_response, beta, kl="k1", entropy=0.0):
+def token_rewards(score, logp_old, logp_ref, is_response, beta, kl="k1"):
     """Per-token reward: (B,), (B, R), (B, R), (B, R) -> (B, R); zero on padding.
 
         r_t = -beta * k(log pi_old(y_t) - log pi_ref(y_t)) + [t is the last response token] * score
@@ -86,16 +82,11 @@ def token_rewards(score, logp_old, logp_ref, is_response, beta, kl="k1", entropy
     k1, the plain log-ratio, summed over a response is an unbiased estimate of its KL, and its
     gradient is that of the KL. It may be negative, and must not be clamped. k2 (in the code of
     Kirk et al.), k3 and abs are there to see what goes wrong: near the reference they hardly pull.
-
-    The penalty is beta * (cross-entropy to the reference - entropy). With `entropy`, the second
-    term has that weight instead: Eq. 6, Slocum et al. 2025, arXiv:2511.08594.
     """
     log_ratio = torch.where(is_response, logp_old - logp_ref, 0.0)  # (B, R)
     penalty = {"k1": lambda x: x, "k2": lambda x: x**2 / 2, "k3": lambda x: torch.expm1(-x) + x,
                "abs": torch.abs}[kl](log_ratio)  # Schulman 2020, joschu.net/blog/kl-approx.html
     rewards = -beta * penalty
-    if entropy:
-        rewards = rewards - (entropy - beta) * torch.where(is_response, logp_old, 0.0)
     last = is_response.sum(1, keepdim=True) - 1  # (B, 1) EOS, or where the response was cut
     return rewards.scatter_add(1, last, score[:, None].to(rewards.dtype))
 
@@ -212,18 +203,6 @@ def custom_reward(path):
     return reward_fn
 
 
-def novelty(responses, group):
-    """1 - mean share of token pairs that a response has in common with each other response to its
-    prompt: list of B, B / group prompts in a row -> (B,); 0 for a group of 1."""
-    pairs = [set(zip(r, r[1:])) for r in responses]
-    out = []
-    for k, a in enumerate(pairs):
-        others = [b for j, b in enumerate(pairs) if j // group == k // group and j != k]
-        shared = [len(a & b) / max(min(len(a), len(b)), 1) for b in others]
-        out.append(1 - sum(shared) / len(shared) if shared else 0.0)
-    return torch.tensor(out)
-
-
 def value_network(config, policy, reward_model):
     "V(x, y_<t): a copy of the reward model, or a fresh linear head on the policy's own states."
     if config.value == "shared":
@@ -283,8 +262,8 @@ def experience(config, policy, value, reference, reward_fn, prompts, responses, 
         raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
                          f"is {scores}")
     score = shaped(scores, responses, policy.config.eos, tokenizer.response_tokens, config)
-    score = (score + NOVELTY * novelty(responses, GROUP)).to(device)
-    rewards = token_rewards(score, logp_old, logp_ref, is_response, beta, config.kl, ENTROPY)
+    score = score.to(device)
+    rewards = token_rewards(score, logp_old, logp_ref, is_response, beta, config.kl)
     advantages, returns = gae(rewards, values, is_response, GAMMA, config.lam)
     k1, k3 = metrics.kl_estimates(*(t.double().cpu().numpy() for t in (logp_old, logp_ref)),
                                   is_response.cpu().numpy())
@@ -314,20 +293,14 @@ def update(config, policy, value, optimizer, fixed, generator):
             tokens = int(fixed["is_response"][minibatch].sum())
             step = {}
             for rows in minibatch.split(config.micro or len(minibatch)):
-                part = {k: v[rows] if torch.is_tensor(v) else v for k, v in fixed.items()}
+                part = {k: v if v is None else v[rows] for k, v in fixed.items()}
                 logp, values = act(policy, value, part["ids"], part["positions"],
                                    config.temperature, part["bottom"])
                 pg, info = policy_loss(logp, part["logp_old"], part["advantages"],
                                        part["is_response"], CLIP, tokens)
                 vf, _ = value_loss(values, part["values_old"], part["returns"],
                                    part["is_response"], CLIP, tokens)
-                loss = pg + VALUE_COEFFICIENT * vf
-                if PTX:
-                    rows = next(fixed["demonstrations"])
-                    shown = [t.to(logp.device) for t in data.join(*zip(*rows), fixed["pad"])]
-                    loss = loss - PTX * masked_mean(
-                        m.logprobs(policy, *shown[:2], config.temperature), shown[2])
-                loss.backward()
+                (pg + VALUE_COEFFICIENT * vf).backward()
                 info |= {"policy_loss": pg.item(), "value_loss": vf.item()}
                 for name, x in info.items():  # parts of a minibatch add up, but for the largest gap
                     step[name] = max(step.get(name, 0), x) if name == "ratio_gap" else (
@@ -446,17 +419,11 @@ def train(config, reward_fn=None):
                {"optimizer": optimizer.state_dict(), "value": value.state_dict(), "beta": beta,
                 "sampler": sampler.get_state(), "shuffler": shuffler.get_state()})
 
-    examples = [(tokenizer.prompt(e.prompt), tokenizer.response(e.response))
-                for e in data.load(config.data, "train")]
-    demonstrations = ([examples[i] for i in rows] for rows in data.epochs(
-        [len(p) + len(r) for p, r in examples], config.batch // config.minibatches, config.seed))
-
     for step, index in enumerate(tqdm(batches, "ppo", config.steps - start, unit="iteration"),
                                  start + 1):
         # ---- one iteration: sample, score, learn
         for group in optimizer.param_groups:
             group["lr"] = config.lr * (1 - (step - 1) / config.steps)
-        index = [i for i in index[:len(index) // GROUP] for _ in range(GROUP)]
         chosen = [prompts[i] for i in index]
         responses = m.generate(policy, chosen, tokenizer.response_tokens, config.temperature,
                                generator=sampler)
@@ -467,7 +434,6 @@ def train(config, reward_fn=None):
         if gold:  # seen by the reader only
             row["gold"] = sum(gold(texts[i], tokenizer.decode(r).strip())
                               for i, r in zip(index, responses)) / len(index)
-        fixed |= {"demonstrations": demonstrations, "pad": tokenizer.pad}
         with metrics.at(f"ppo, iteration {step}"):
             row |= update(config, policy, value, optimizer, fixed, shuffler)
         del fixed  # the trunk's output is large, and the next rollout needs the room

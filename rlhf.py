@@ -23,6 +23,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ class Config:
     judge: str = ""  # a language model that judges too, one output a prompt (see data/judge.py)
     encoder: str = ""  # of embedding diversity: a sentence-transformers model (default: the base)
     nli: str = ""  # of NLI diversity: a transformers classifier (default: the world's own facts)
+    recipe: Literal["", "diverse"] = ""  # beside the rest: sets of good answers that differ
 
     def __post_init__(self):
         if self.quick and (self.full or self.sweeps):
@@ -77,6 +79,7 @@ FRONTIER = {  # one output per prompt: where a lower temperature takes SFT, and 
     "sft-t0.8": ("sft", 0.8), "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3),
     "rlhf-t0.8": ("ppo", 0.8), "rlhf-t0.7": ("ppo", 0.7), "rlhf-t0.5": ("ppo", 0.5),
     "rlhf-t0.3": ("ppo", 0.3), "rlhf-greedy": ("ppo", 0)}
+DIVERSE, MIN_P = 8, 0.03  # of --recipe diverse: samples for each answer chosen, and their cut
 
 # The penalty of each task, chosen on its validation split: a nat buys less on instructions, where
 # cooling SFT mends much for little, so that a long leash is a bad bargain.
@@ -206,17 +209,32 @@ def load_runs(config):
     return runs
 
 
+def chosen(run, policy, answers, scores, samples):
+    "Where a prompt's outputs stand in its pool of answers, ids each, by their scores."
+    if policy == "diverse":  # in the order of sampling: the first is no better than the last
+        texts = [run.tokenizer.decode(r) for r in answers]
+        return sorted(bon.diverse_bests(scores, bon.overlaps(texts), samples))
+    # from disjoint hands if there are enough, else from hands that overlap
+    deal = bon.disjoint_bests if len(scores) >= N * samples else bon.simulated_bests
+    return deal(scores, N, samples, run.seed)
+
+
 def outputs_of(run, config, policy, split):
     """Rows of a policy's outputs on a split, from disk if they are of the same checkpoints:
 
     {"prompt", "reference", "outputs", and for each output its "length" in tokens, "kl", the
-    log-ratio to SFT at temperature 1, and the scores "gold" (in the world), "proxy" and, with
-    several seeds, "other"; "reference_gold", "reference_length" and so on of the reference}.
+    log-ratio to SFT at temperature 1 (None of a set), and the scores "gold" (in the world), "proxy"
+    and, with several seeds, "other"; "reference_gold", "reference_length" and so on of the
+    reference}.
     """
     checkpoint, temperature = {**POLICIES, **FRONTIER}.get(policy, (policy, 1.0))
     samples = 1 if policy in FRONTIER or temperature == 0 else config.samples
-    best = policy.startswith("bon")
-    pool = (4 * N if not config.full else N * samples) if best else samples  # of each prompt
+    best, diverse = policy.startswith("bon"), policy == "diverse"
+    pool = samples  # of each prompt
+    if best:
+        pool = N * samples if config.full else 4 * N
+    if diverse:
+        checkpoint, pool = "sft", DIVERSE * samples
     of = hashlib.sha256(json.dumps([
         run.digests[checkpoint], run.digests["sft"], run.digests["reward"],
         run.digests.get("other"), temperature, samples, pool, config.inputs, policy
@@ -230,13 +248,12 @@ def outputs_of(run, config, policy, split):
     examples = data.load(config.data, split, config.inputs)
     prompts = [tokenizer.prompt(e.prompt) for e in examples]
     answers = bon.sample_pool(network, prompts, pool, tokenizer.response_tokens, temperature,
-                              run.seed)
-    if best:  # from disjoint hands if there are enough, else from hands that overlap
+                              run.seed, MIN_P if diverse else 0.0)
+    if pool > samples:
         proxy = run.judges["proxy"]([p for p in prompts for _ in range(pool)],
-                                    [r for row in answers for r in row]).view(-1, pool)
-        deal = bon.disjoint_bests if pool >= N * samples else bon.simulated_bests
-        answers = [[row[k] for k in deal(scores, N, samples, run.seed)]
-                   for row, scores in zip(answers, proxy.numpy())]
+                                    [r for row in answers for r in row]).view(-1, pool).numpy()
+        answers = [[row[k] for k in chosen(run, policy, row, scores, samples)]
+                   for row, scores in zip(answers, proxy)]
     owners, ids = [p for p in prompts for _ in range(samples)], [r for row in answers for r in row]
     kl = (bon.loglikelihood(network, owners, ids, temperature, tokenizer.pad)
           - bon.loglikelihood(run.networks["sft"], owners, ids, 1.0, tokenizer.pad))
@@ -245,7 +262,8 @@ def outputs_of(run, config, policy, split):
     for e, mine, ratios in zip(examples, answers, kl):
         texts = [tokenizer.decode(r).strip() for r in mine]
         rows.append({"prompt": e.prompt, "reference": e.response, "outputs": texts,
-                     "kl": [float(k) for k in ratios], "length": [len(r) for r in mine],
+                     "kl": None if diverse else [float(k) for k in ratios],
+                     "length": [len(r) for r in mine],
                      "reference_length": len(tokenizer.response(e.response)), "of": of})
         if gold:
             rows[-1] |= {"reference_gold": gold(e.prompt, e.response),
@@ -738,8 +756,9 @@ def study(config):
     train_all(config, seconds)
     runs = load_runs(config)
     with timed(seconds, "sampling and scoring"):
+        policies = [*POLICIES, *FRONTIER, *[config.recipe] * (config.recipe != "")]
         rows = {policy: {split: [outputs_of(run, config, policy, split) for run in runs]
-                         for split in splits} for policy in {**POLICIES, **FRONTIER}}
+                         for split in splits} for policy in policies}
         rows["reference"] = {s: [reference_rows(r) for r in rows["sft"][s]] for s in splits}
         swept = sweep_rows(config, runs, splits) if config.sweeps else {}
     with timed(seconds, "measuring"):

@@ -344,6 +344,16 @@ def contents(folder, result):
             "Share of pairs it orders rightly, a dot for each seed, on about "
             f"{result['reward_model'][judged[0]]['pairs'][0]:.0f} pairs. With another prompt, only "
             "what can be known without the prompt is left.")]))
+    if "diverse" in result["policies"]:
+        names = ["sft", "sft-t0.7", "bon16", "rlhf", "diverse"]
+        sections.append(("A recipe that keeps diversity", [
+            f"Of {8 * k} samples of SFT to a prompt, without unlikely tokens (min-p), the {k} that "
+            "the reward model likes and that are unlike each other, chosen one after the other. "
+            "That is 8 samples an answer, where best of 16 takes 16. What it gives is a set of "
+            "answers, not independent samples of a policy, so it has no KL.",
+            *by_policy("win rate", "win_rate", names),
+            *by_policy("per-input EAD", "per_input_ead", names),
+            *by_policy("per-input embedding", "per_input_embedding", names)]))
     judges = [name for name in ("win_rate_proxy", "win_rate_other", "win_rate_judge")
               if name in result["policies"]["rlhf"][splits[0]]]
     sections.append(("Do other judges agree?", [

@@ -104,18 +104,6 @@ def test_disjoint_bests():  # a sample in two hands, a hand's worst
     np.testing.assert_array_equal(chosen, bon.disjoint_bests(scores, 4, 6, seed=5))
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.3, 1.0, 1e6])
-def test_soft_best_is_drawn_by_its_exponential(tau):  # tau and 1 / tau; noise shared by samples
-    scores = np.array([0.3, -1.0, 0.8, 0.9])
-    wanted = np.exp((scores - 0.9) / max(tau, 1e-9))
-    wanted /= wanted.sum()
-    drawn = np.argmax([bon.softened(scores, tau, seed) for seed in range(4000)], axis=1)
-    found = np.bincount(drawn, minlength=4) / 4000
-    np.testing.assert_allclose(found, wanted, atol=4 * (0.25 / 4000) ** 0.5)
-    if tau == 0:
-        np.testing.assert_array_equal(bon.softened(scores, 0), scores)
-
-
 def test_diverse_bests():  # the least like what was chosen first, not last; one chosen twice
     texts = ["a b c", "a b c d", "a b c", "x y z", "x y", "q"]
     overlap = bon.overlaps(texts)
@@ -148,6 +136,7 @@ def test_simulated_bests():  # an unfair hand; its bias, which is stated, gone u
     lambda: bon.rank_weights(4, 5), lambda: bon.pair_weights(5, 3), lambda: bon.rank_weights(4, 0),
     lambda: bon.best_of_n(np.zeros((2, 3)), 4), lambda: bon.best_of_n([[0.0, float("nan")]]),
     lambda: bon.disjoint_bests(np.zeros(7), 4, 2), lambda: bon.Config(n=8, pool=4),
+    lambda: bon.Config(n=2, pool=4, diverse=5), lambda: bon.Config(min_p=2),
     lambda: bon.expected_best(np.zeros(3), np.zeros(4), 2),
     lambda: bon.diverse_bests(np.zeros(3), np.eye(3), 4, 1.0)])
 def test_impossible_questions(call):  # a number where there is no answer

@@ -389,6 +389,26 @@ def test_the_study_runs_on(study, capsys):  # a second run that trains or sample
     assert capsys.readouterr().out.splitlines()[-1].endswith(str(path.with_suffix(".html")))
 
 
+def test_the_recipe_for_diversity(study, tmp_path):  # the best first, plain samples, no set
+    config, path = study
+    shutil.copytree(path.parent, tmp_path / "instruct")
+    config = dataclasses.replace(config, recipe="diverse", out=str(tmp_path))
+    path = rlhf.train(config)
+    found = read_report(path.parent)["policies"]["diverse"]
+    assert all("kl" not in by and by["proxy"]["mean"] > 0.3 for by in found.values())
+    run = rlhf.load_run(config, 0)
+    rows = metrics.read(path.parent / "samples" / "id.diverse.jsonl")
+    prompts = [run.tokenizer.prompt(row["prompt"]) for row in rows]
+    pool = rlhf.bon.sample_pool(run.networks["sft"], prompts, 8 * config.samples,
+                                run.tokenizer.response_tokens, 1.0, 0, 0.03)
+    for prompt, row, ids in zip(prompts, rows, pool):
+        texts = [run.tokenizer.decode(r).strip() for r in ids]
+        scores = run.judges["proxy"]([prompt] * len(ids), ids).numpy()
+        places = rlhf.bon.diverse_bests(scores, rlhf.bon.overlaps(texts), config.samples, 1.0)
+        assert row["outputs"] == [texts[k] for k in sorted(places)]
+    assert "## A recipe that keeps diversity" in path.read_text()
+
+
 def test_a_language_model_judges_too(study, monkeypatch, tmp_path):  # the judge's row of another
     config, path = study
     rich = judge.by_score(lambda prompts, texts: [len(set(t.split())) for t in texts])

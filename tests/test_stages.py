@@ -578,7 +578,7 @@ def test_best_of_n_of_a_run(corpus, runs, tokenizer, tmp_path):  # a neighbour's
     for k, (row, prompt) in enumerate(zip(rows, prompts)):
         first = pool[6 * k:6 * k + 4]
         scores = fn([prompt] * 4, first)
-        assert row["score"] == pytest.approx(scores.max().item(), abs=1e-5)
+        assert row["scores"] == pytest.approx([scores.max().item()], abs=1e-5)
         assert row["outputs"] == [tokenizer.decode(first[int(scores.argmax())]).strip()]
     curve = metrics.read(path.with_name("bon.jsonl"))
     assert [row["n"] for row in curve] == [1, 2, 3, 4, 5, 6]
@@ -589,6 +589,27 @@ def test_best_of_n_of_a_run(corpus, runs, tokenizer, tmp_path):  # a neighbour's
     assert [row["kl"] for row in plain] == pytest.approx([bon.kl_bound(n) for n in range(1, 7)])
     before = path.read_bytes()
     assert bon.train(bon_config(corpus, tmp_path, runs)).read_bytes() == before
+
+
+def test_a_diverse_choice_of_a_run(corpus, runs, tokenizer, tmp_path, capsys):  # one answer, the
+    # best without regard to the others, samples without min-p
+    config = bon_config(corpus, tmp_path, runs, pool=12, diverse=3, min_p=0.2, temperature=1.5)
+    path = bon.train(config)
+    scorer, _ = m.load(runs["reward"], "reward")
+    policy, _ = m.load(runs["sft"], "policy")
+    fn, rows = reward.reward_fn(scorer, tokenizer.pad), metrics.read(path)
+    assert path.name == "diverse3.jsonl" and len(rows) == 5
+    prompts = [tokenizer.prompt(row["prompt"]) for row in rows]
+    pool = m.generate(policy, prompts, 8, 1.5, 12, seed=0, min_p=0.2)
+    for k, (row, prompt) in enumerate(zip(rows, prompts)):
+        mine = pool[12 * k:12 * k + 12]
+        scores, texts = fn([prompt] * 12, mine).numpy(), [tokenizer.decode(r).strip() for r in mine]
+        places = bon.diverse_bests(scores, bon.overlaps(texts), 3)
+        assert row["outputs"] == [texts[p] for p in places]
+        assert row["scores"] == pytest.approx(scores[places].tolist(), abs=1e-5)
+    assert "kl" not in metrics.read(path.with_name("bon.jsonl"))[0]  # of what is cut none is known
+    assert "bon: any 3 -> chosen of 12, proxy" in capsys.readouterr().out
+    assert bon.Config(diverse=8).pool == 64 and bon.Config(n=20, diverse=2).pool == 20
 
 
 def test_loglikelihood_of_whole_responses(runs, tokenizer):  # padding counted, rows in sorted

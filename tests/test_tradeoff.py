@@ -1,0 +1,69 @@
+"""
+The frontier and what is beyond it. After each test's name stands the bug that turns it red.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+import model as m
+from tests import tradeoff
+
+X, Y = [0.2, 0.3, 0.4, 0.5, 0.1, 0.4], [0.8, 0.75, 0.6, 0.2, 0.7, 0.3]
+
+
+def test_hull_and_gains():  # a lower hull, a point left of the best, a gain where nothing is known
+    assert tradeoff.hull(X, Y) == [0, 1, 2, 3]
+    assert tradeoff.hull([0.2, 0.3, 0.4], [0.8, 0.5, 0.6]) == [0, 2]  # the line is above
+    assert tradeoff.hull([0.4, 0.4, 0.2], [0.6, 0.5, 0.8]) == [2, 0]  # one above the other
+    above, right = tradeoff.gains(0.35, 0.75, (X, Y))
+    assert above == pytest.approx(0.75 - 0.675) and right == pytest.approx(0.35 - 0.3)
+    above, right = tradeoff.gains(0.05, 0.9, (X, Y))
+    assert above == pytest.approx(0.1) and np.isnan(right)  # nobody is so good: at no diversity
+    above, right = tradeoff.gains(0.6, 0.5, (X, Y))
+    assert np.isnan(above) and right == pytest.approx(0.6 - 0.425)
+
+
+def test_gains_over_prompts():  # splits weighed by their prompts, points drawn apart, a lost split
+    rng = np.random.default_rng(0)
+    rows = [[{"win_rate": rng.random(n), "ead": rng.random(n)} for n in (30, 50)] for _ in range(3)]
+    for k, row in enumerate(rows):
+        for split in row:
+            split["win_rate"] = split["win_rate"] / 9 + (0.8, 0.7, 0.2)[k]
+            split["ead"] = split["ead"] / 9 + 0.2 * (k + 1)
+    better = [{k: v + 0.1 * (k == "win_rate") for k, v in split.items()} for split in rows[1]]
+    (gain, low, high), (right, _, _) = tradeoff.bootstrap(rows, better, "ead", draws=200)
+    assert gain == pytest.approx(0.1) and low == pytest.approx(0.1) and high == pytest.approx(0.1)
+    means = [np.mean([split["win_rate"].mean() for split in row]) for row in rows]
+    sides = [np.mean([split["ead"].mean() for split in row]) for row in rows]
+    assert right == pytest.approx(sides[1] - np.interp(-means[1] - 0.1, np.negative(means), sides))
+    (gain, low, high), _ = tradeoff.bootstrap(rows, rows[1], "ead", draws=200)
+    assert (gain, low, high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_mean_weights():  # a sum, the first one changed, one of them alone
+    shape = dict(vocab_size=8, context=8, layers=1, heads=1, kv_heads=1, channels=8, hidden=8)
+    nets = [m.Transformer(m.ModelConfig(eos=(7,), **shape)) for _ in range(2)]
+    first = nets[0].embed.weight.clone()
+    for a, b in zip(tradeoff.mean_weights(nets[:1]).parameters(), nets[0].parameters()):
+        assert a.equal(b)
+    mean = tradeoff.mean_weights(nets).embed.weight
+    assert mean.allclose((first + nets[1].embed.weight) / 2) and nets[0].embed.weight.equal(first)
+
+
+def test_the_figure(tmp_path):  # a family without a setting, a task without seeds
+    points = [[f, label, {"win_rate": y, "ead": x, "embedding": x}]
+              for f, (label, *_), x, y in zip(tradeoff.BASELINE, tradeoff.BASELINE.values(), X, Y)]
+    mine = [["RLHF, min-p", "T 1, p 0.07", {"win_rate": 0.7, "ead": 0.3, "embedding": 0.3}]]
+    found = {"rows": [{"family": "RLHF, min-p", "label": "T 1, p 0.07"}], "drawn":
+             [points + mine, points + mine], "validation": points + mine}
+    tradeoff.figure(tmp_path / "a.png", {"summarise": json.loads(json.dumps(found))})
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_every_point_has_its_own_file():  # one method's outputs read as another's
+    names = [f"{family}.{label}".replace(" ", "_").replace(",", "")
+             for family, points in (tradeoff.BASELINE | tradeoff.METHODS).items()
+             for label in points]
+    assert len(set(names)) == len(names)
