@@ -1,19 +1,15 @@
 """
-The house rules: who may import whom, what is optional, how a Config is laid out, and that the
-commands and links of the README and the problem set are real. After each test's name stands the
-mistake that turns it red.
+The house rules: who may import whom, what is optional, how a Config is laid out, and that the links
+of the README and the problem set are real. After each test's name stands the mistake that turns it
+red.
 """
 
 import ast
-import inspect
 import re
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
-
-import metrics
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("sft", "reward", "ppo", "bon", "rlhf")
@@ -153,50 +149,8 @@ def test_stages_have_one_anatomy(stage):  # a trainer class, or a second train
 PAGES = [ROOT / name for name in ("README.md", "tests/PROBLEMS.md") if (ROOT / name).exists()]
 
 
-def commands():
-    "The python commands in the pages, in bash blocks or between backticks, as lists of words."
-    return [command for page in PAGES for command in commands_of(page)]
-
-
-def commands_of(page):
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    lines += re.findall(r"`(python [^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
-    parts = [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
-    return [part for part in parts if part and part[0] == "python"]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_pages_have_commands(page):  # fences of another name: then nothing below is tested
-    assert {"sft.py", "reward.py", "ppo.py"} <= {c[1] for c in commands_of(page)}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_of_the_pages(page):  # a picture that was renamed, or one that is a slow page
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
         assert "bughunt" not in target or (page.parent / target).stat().st_size < 80_000, target
-
-
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_commands_of_the_pages(words, capsys):  # a flag that was renamed
-    if words[1] == "-m":
-        module, rest = words[2], words[3:]
-        if module in ("pytest", "pip", "venv"):
-            return
-        path = ROOT / module.replace(".", "/")
-        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-        source = path.read_text(encoding="utf-8")
-        for word in rest:
-            assert not word.startswith("-") or f'"{word.split("=")[0]}"' in source, word
-    elif words[1] in ("metrics.py", "model.py"):  # no Config of their own
-        main = __import__(words[1].removesuffix(".py")).main
-        assert all(not word.startswith("-") or f'"{word}"' in inspect.getsource(main)
-                   for word in words)
-    else:
-        stage = words[1].removesuffix(".py")
-        assert stage in STAGES, words
-        module = __import__(stage)
-        if "--help" not in words:
-            metrics.cli(module.Config, lambda config: config, words[2:])
