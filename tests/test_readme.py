@@ -23,7 +23,7 @@ import model as m
 import ppo
 import reward
 import sft
-from data import world
+from data import collect, world
 from tests.chaos import examples
 from tests.handout import LEFT_OUT, ROOT
 from tests.test_hub import copies  # noqa: F401 (a fixture)
@@ -42,7 +42,7 @@ TOY = {  # what a command is given at its end, to be small
     "metrics.py": "", "model.py": "", "data": "", "data.bpe": "--vocab 300", "data.judge": "",
     "tests": "", "tests.bench": "scoring --repeats 1", "tests.bughunt": "",
     "tests.chaos": "--kills 1", "tests.evaluate": "-n 4", "tests.fuzz": "--cases 3",
-    "tests.handout": "", "tests.leaderboard": "", "tests.memory": "",
+    "tests.handout": "", "tests.leaderboard": "", "tests.memory": "", "tests.tradeoff": "--inputs 4",
     "tests.mutants": "'ties are losses'", "tests.mutants --plant": "", "pytest": "--co -q"}
 SLOW = {"rlhf.py", "tests.evaluate", "tests.bench", "tests.chaos", "tests.memory", "tests.mutants",
         "pytest", "--variant"}  # words of a block
@@ -50,10 +50,7 @@ STAND_INS = {  # words, and what a test has instead of the hub, a friend and 500
     **{name: f"{name}=copies" for name in ("tldr", "tldr-length", "alpaca")},
     "out/healthy.jsonl": "out/summarise/ppo.jsonl", "out/summarise": "board"}
 NOT_RUN = {"python -m venv .venv": "the tests have an environment",
-           "source .venv/bin/activate": "the same",
-           'python -m tests.mutants --plant "reward one token early" ../student':
-               "fails: there the function to plant it in has no body",
-           "python ppo.py --reward mine.py": "fails: it needs --value shared"}
+           "source .venv/bin/activate": "the same"}
 
 
 def blocks():
@@ -190,8 +187,8 @@ def small(monkeypatch):
         monkeypatch.setitem(world.SIZES, split, size)
     monkeypatch.setitem(world.SPLITS, "summarise", ("id", "long"))
     monkeypatch.setattr(metrics, "interval", functools.partial(metrics.interval, resamples=20))
-    quality = reward.quality
-    monkeypatch.setattr(reward, "quality", lambda *args: quality(*args[:5], 12, *args[6:]))
+    quality = collect.quality
+    monkeypatch.setattr(collect, "quality", lambda *args: quality(*args[:4], 12, *args[5:]))
     encoder = SimpleNamespace(encode=lambda texts, **_: np.array([[len(t), 1.0] for t in texts]))
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(
         SentenceTransformer=lambda name: encoder))
