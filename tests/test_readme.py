@@ -42,8 +42,9 @@ TOY = {  # what a command is given at its end, to be small
     "metrics.py": "", "model.py": "", "data": "", "data.bpe": "--vocab 300", "data.judge": "",
     "tests": "", "tests.bench": "scoring --repeats 1", "tests.bughunt": "",
     "tests.chaos": "--kills 1", "tests.evaluate": "-n 4", "tests.fuzz": "--cases 3",
-    "tests.handout": "", "tests.leaderboard": "", "tests.memory": "", "tests.tradeoff": "--inputs 4",
-    "tests.mutants": "'ties are losses'", "tests.mutants --plant": "", "pytest": "--co -q"}
+    "tests.handout": "", "tests.leaderboard": "", "tests.memory": "",
+    "tests.mutants": "'ties are losses'", "tests.mutants --plant": "",
+    "tests.tradeoff": "--inputs 4", "pytest": "--co -q"}
 SLOW = {"rlhf.py", "tests.evaluate", "tests.bench", "tests.chaos", "tests.memory", "tests.mutants",
         "pytest", "--variant"}  # words of a block
 STAND_INS = {  # words, and what a test has instead of the hub, a friend and 500 prompts
