@@ -213,7 +213,7 @@ def test_commands(k, ran, small, server):  # noqa: F811
 
 @pytest.mark.parametrize("line", dict.fromkeys(
     line for k, lines in enumerate(BLOCKS) if is_slow(k) for line in lines
-    if line.split()[0] not in ("cp", "pip", "source") and program(line) != "pytest"))
+    if line.split()[0] not in ("cp", "pip", "source") and program(line) != "pytest"), ids=str)
 def test_flags_of_what_takes_long(line, monkeypatch):  # one that was renamed, seen at once
     def parse(self, *args, of=argparse.ArgumentParser.parse_known_args):
         sys.exit(of(self, *args)[1] or 0)
