@@ -38,15 +38,15 @@ STAGES = {"sft": dict(steps=2, batch=4, eval_size=8, base_steps=2),
 TOY = {  # what a command is given at its end, to be small
     **{f"{stage}.py": " ".join(f"{metrics.flag(name)} {value}" for name, value in sizes.items())
        for stage, sizes in STAGES.items()},
-    "bon.py": "--prompts 4 --n 4 --pool 4", "rlhf.py": "--seeds 1 --inputs 4 --samples 2",
+    "bon.py": "--prompts 4 --n 4 --pool 8", "rlhf.py": "--seeds 1 --inputs 4 --samples 2",
     "metrics.py": "", "model.py": "", "data": "", "data.bpe": "--vocab 300", "data.judge": "",
     "tests": "", "tests.bench": "scoring --repeats 1", "tests.bughunt": "",
     "tests.chaos": "--kills 1", "tests.evaluate": "-n 4", "tests.fuzz": "--cases 3",
     "tests.handout": "", "tests.leaderboard": "", "tests.memory": "",
     "tests.mutants": "'ties are losses'", "tests.mutants --plant": "",
-    "tests.tradeoff": "--inputs 4", "pytest": "--co -q"}
-SLOW = {"rlhf.py", "tests.evaluate", "tests.bench", "tests.chaos", "tests.memory", "tests.mutants",
-        "pytest", "--variant"}  # words of a block
+    "tests.tradeoff": "--seeds 1 --inputs 4", "pytest": "--co -q"}
+SLOW = {"rlhf.py", "tests.tradeoff", "tests.evaluate", "tests.bench", "tests.chaos",
+        "tests.memory", "tests.mutants", "pytest", "--variant"}  # words of a block
 STAND_INS = {  # words, and what a test has instead of the hub, a friend and 500 prompts
     **{name: f"{name}=copies" for name in ("tldr", "tldr-length", "alpaca")},
     "out/healthy.jsonl": "out/summarise/ppo.jsonl", "out/summarise": "board"}
@@ -117,7 +117,7 @@ def run(line, monkeypatch):
             return
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", argv[1:] if argv[0] == "-m" else argv)
-            if name == "rlhf.py":  # it calls the stages
+            if name in ("rlhf.py", "tests.tradeoff"):  # they call the stages
                 for stage in (sft, reward, ppo):
                     patch.setattr(stage, "Config", functools.partial(
                         stage.Config, **STAGES[stage.__name__]))
