@@ -54,7 +54,7 @@ class Config:
                              f"at least as many")
 
 
-WEIGHT = 1.0  # of likeness in a diverse choice; chosen on validation prompts
+WEIGHT = 1.0  # of likeness in a diverse choice; on validation summarise asks for 1, instruct for 2
 
 
 def kl_bound(n):
