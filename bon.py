@@ -296,7 +296,6 @@ def train(config):
                     for name, value in values.items()}
             row["ead"] = float(metrics.per_input(
                 [[samples[k] for k in p] for samples, p in zip(texts, places)], metrics.ead).mean())
-        values["ead"] = None
     print(f"bon: {what}, " + ", ".join(
         f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first if k != "n")
         + f" (temperature {config.temperature:g})\nwrote {path}, {curve} and {picture}")
