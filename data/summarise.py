@@ -8,6 +8,7 @@ leave out the cause, and most end on the same stock phrase.
 """
 
 import re
+from functools import lru_cache
 
 SPLITS = ("id", "long", "subreddits", "sentiment", "news")
 
@@ -328,6 +329,7 @@ def split_sentences(text):
     return re.findall(r"[^\s.?!][^.?!]*[.?!]*", text)
 
 
+@lru_cache(20_000)
 def facts(sentence):
     "{slot: value} that a sentence of a summary states, or None if it is no such sentence."
     for pattern in SENTENCES:
@@ -340,6 +342,7 @@ def facts(sentence):
 WHY_IN_TEXT, WISH_IN_TEXT = (re.compile(rf"\b{pattern}\b", re.I) for pattern in (WHY, WISH))
 
 
+@lru_cache(1024)  # asked a dozen times of every prompt that comparisons are made for
 def truth(prompt):
     "The five facts of a post (fewer if the text is not one of ours) and its domain."
     found = {}
