@@ -213,8 +213,8 @@ def loglikelihood(policy, prompts, responses, temperature, pad, batch=128):
         begin = int((segment == 0).sum(1).min())  # the first column of a response in any row
         column = torch.arange(begin, ids.shape[1], device=device).expand(len(ids), -1)  # (B, R)
         before = data.predicted_at(segment)[:, begin:]  # (B, R)
-        logp = m.logprobs(policy, ids, column, temperature, before=before,
-                          hidden=policy(ids, segment=segment))  # (B, R)
+        hidden = policy(ids, segment=segment, at=before)  # (B, R, C)
+        logp = m.logprobs(policy, ids, column, temperature, hidden=hidden)  # (B, R)
         number = segment[:, begin:].clamp(min=0)  # (B, R), k in a row's k-th response, else 0
         sums = logp.new_zeros(len(ids), 1 + int(number.max()))  # (B, 1 + K)
         sums.scatter_add_(1, number, logp)

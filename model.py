@@ -83,6 +83,11 @@ def at_least_fp32(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
+def take(x, at):
+    "What x (B, T, C) holds at these positions, (B, R) -> (B, R, C)."
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+
+
 def make_norm(config):
     kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
     return kind(config.channels, eps=config.norm_eps)
@@ -171,11 +176,15 @@ class Block(nn.Module):
         self.norm1, self.attention = make_norm(config), Attention(config)
         self.norm2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(self, x, *where):
+    def forward(self, x, rotation, is_visible, at=None, *cache):
+        "(B, T, C) -> (B, T, C), or of the positions `at` (B, R) only, (B, R, C)."
+        where = (rotation, is_visible, *cache)
         if self.norm_first:
             x = x + self.attention(self.norm1(x), *where)
+            x = x if at is None else take(x, at)
             return x + self.mlp(self.norm2(x))
         x = self.norm1(x + self.attention(x, *where))
+        x = x if at is None else take(x, at)
         return self.norm2(x + self.mlp(x))
 
 
@@ -251,22 +260,28 @@ class Transformer(nn.Module):
         rounded = {name: p.to(x.dtype) for name, p in module.named_parameters()}
         return functional_call(module, rounded, (x, *where))
 
-    def forward(self, ids, is_real=None, bottom=None, segment=None):
+    def forward(self, ids, is_real=None, bottom=None, segment=None, at=None):
         """
-        Final hidden states (B, T, C). `is_real` None: rows are right-padded, and causal attention
-        keeps real tokens from ever seeing the padding. `is_real` (B, T): rows are left-padded.
-        `segment` (B, T): each row is a prompt and several responses to it, as by data.join_groups.
+        Final hidden states (B, T, C), or with `at` (B, R) those of these positions only, (B, R, C):
+        the last MLP is then computed nowhere else. `is_real` None: rows are right-padded, and
+        causal attention keeps real tokens from ever seeing the padding. `is_real` (B, T): rows are
+        left-padded. `segment` (B, T): each row is a prompt and several responses to it, as by
+        data.join_groups.
         `bottom`: what `frozen_output` gave for these rows, so that only the top layers run.
         """
         positions, is_visible = self.layout(ids, is_real, segment)
         x = self.embeddings(ids, positions) if bottom is None else bottom
         rotation = self.rotation(positions)
-        for block in self.blocks[0 if bottom is None else self.frozen:]:
+        blocks = self.blocks[0 if bottom is None else self.frozen:]
+        for block in blocks:
+            where = (rotation, is_visible, at if block is blocks[-1] else None)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(self.run, block, x, rotation, is_visible, use_reentrant=False,
+                x = checkpoint(self.run, block, x, *where, use_reentrant=False,
                                preserve_rng_state=False)
             else:
-                x = self.run(block, x, rotation, is_visible)
+                x = self.run(block, x, *where)
+        if at is not None and not blocks:  # all frozen
+            x = take(x, at)
         return self.run(self.norm, x)
 
     def logits(self, hidden):
@@ -295,8 +310,10 @@ class Transformer(nn.Module):
     def decode(self, ids, positions, is_visible, cache, column):
         "Append `ids` (B, T) to the cache at `column`; the last one's final hidden state (B, C)."
         x, rotation = self.embeddings(ids, positions), self.rotation(positions)
+        last = torch.full_like(ids[:, -1:], ids.shape[1] - 1)
         for block, part in zip(self.blocks, cache):
-            x = block(x, rotation, is_visible, part, column)
+            at = last if block is self.blocks[-1] else None
+            x = block(x, rotation, is_visible, at, part, column)
         return self.norm(x[:, -1])
 
 
@@ -318,8 +335,8 @@ class ScalarModel(nn.Module):
         self.register_buffer("shift", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
 
-    def forward(self, ids, is_real=None, bottom=None, segment=None):
-        return self.read(self.trunk(ids, is_real, bottom, segment))
+    def forward(self, ids, is_real=None, bottom=None, segment=None, at=None):
+        return self.read(self.trunk(ids, is_real, bottom, segment, at))
 
     def read(self, hidden):
         hidden = at_least_fp32(hidden)  # (B, T, C)
@@ -344,13 +361,12 @@ def scalar_from(policy):
 
 
 def logprobs(model, ids, positions, temperature=1.0, bottom=None, hidden=None, entropy=False,
-             before=None, chunk=4096):
+             chunk=4096):
     """
     log pi(token at each of `positions` | all before it), (B, T), (B, R) -> (B, R); rows of `ids`
     are right-padded, and positions that fall in the padding give numbers that the caller masks.
-    With `entropy` also the exact entropy, in nats, of each of those distributions. `hidden` is what
-    `model(ids)` gave, for a caller who had another use for it; `before` (B, R) says where each
-    token was predicted, if not one position before it.
+    With `entropy` also the exact entropy, in nats, of each of those distributions. `hidden`
+    (B, R, C) are the states that predict these tokens, from a caller who had another use for them.
 
     Logits are the memory: 64 rows x 600 x 50,257 in fp32 are 7.7 GB. So only the R positions reach
     the output matrix, `chunk` rows at a time, and backward computes each chunk's logits again.
@@ -358,10 +374,8 @@ def logprobs(model, ids, positions, temperature=1.0, bottom=None, hidden=None, e
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: log-probabilities need one above 0.")
     positions = positions.clamp(1, ids.shape[1] - 1)
-    hidden = model(ids, bottom=bottom) if hidden is None else hidden  # (B, T, C)
-    # the state that predicts the token at t is the one at t - 1
-    before = positions - 1 if before is None else before
-    rows = hidden.gather(1, before[..., None].expand(-1, -1, hidden.shape[-1]))
+    if hidden is None:  # the state that predicts the token at t is the one at t - 1
+        hidden = model(ids, bottom=bottom, at=positions - 1)  # (B, R, C)
     tokens = ids.gather(1, positions)  # (B, R)
     tokens = tokens.where(tokens < model.config.vocab_size, 0)
 
@@ -371,7 +385,7 @@ def logprobs(model, ids, positions, temperature=1.0, bottom=None, hidden=None, e
         spread = -(logp.exp() * logp).sum(-1) if entropy else None
         return logp.gather(1, tokens[:, None]).squeeze(1), spread
 
-    parts = list(zip(rows.flatten(0, 1).split(chunk), tokens.flatten().split(chunk)))
+    parts = list(zip(hidden.flatten(0, 1).split(chunk), tokens.flatten().split(chunk)))
     if len(parts) > 1 and torch.is_grad_enabled():
         scores = [checkpoint(score, *part, use_reentrant=False, preserve_rng_state=False)
                   for part in parts]

@@ -223,13 +223,13 @@ def act(policy, value, ids, positions, temperature, bottom=None, entropy=False):
     The value of the state that token t is sampled in is read where token t - 1 stands; reading it
     at t would show the baseline the action it should not depend on.
     """
-    hidden = policy(ids, bottom=bottom)  # (B, T, C)
+    before = positions - 1
+    hidden = policy(ids, bottom=bottom, at=before)  # (B, R, C)
     logp = m.logprobs(policy, ids, positions, temperature, hidden=hidden, entropy=entropy)
     if isinstance(value, m.ScalarModel):
-        values = value(ids, bottom=bottom)  # (B, T)
+        values = value(ids, bottom=bottom, at=before)  # (B, R)
     else:
         values = value(m.at_least_fp32(hidden)).squeeze(-1)
-    values = values.gather(1, positions - 1)
     return (logp[0], values, logp[1]) if entropy else (logp, values)
 
 

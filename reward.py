@@ -81,14 +81,14 @@ def lm_loss(policy, ids, segment, hidden):
     start, length = ((segment == k).sum(1, keepdim=True) for k in (0, 1))  # (B, 1)
     step = torch.arange(int(length.max()), device=ids.device)  # (R,)
     positions = torch.minimum(start + step, start + length - 1)  # (B, R)
-    logp = m.logprobs(policy, ids, positions, hidden=hidden)  # (B, R)
+    logp = m.logprobs(policy, ids, positions, hidden=m.take(hidden, positions - 1))  # (B, R)
     return -torch.where(step < length, logp, 0.0).sum(1) / length.squeeze(1)
 
 
 def score(model, ids, positions, is_response, bottom=None):
     "Scores read at the last response token: (B, T), (B, R), (B, R) -> (B,)."
     last = positions.gather(1, is_response.sum(1, keepdim=True) - 1)  # (B, 1)
-    return model(ids, bottom=bottom).gather(1, last).squeeze(1)  # (B,)
+    return model(ids, bottom=bottom, at=last).squeeze(1)  # (B,)
 
 
 def reward_fn(model, pad, batch=128):

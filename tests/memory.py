@@ -94,11 +94,13 @@ def block_forward(c):
 
 
 def block_saved(c, size):
-    "Numbers per token that a block keeps for backward, and those that backward adds in its MLP."
+    """Numbers per token that a block keeps for backward, of its attention and of its MLP, and those
+    that backward adds in the MLP."""
     q, kv = c.channels, c.channels // c.heads * c.kv_heads
     attention = q + 2 * kv + (q + kv if c.positions == "rotary" else 0) + q
     saved, added = {"swiglu": (4, 2), "gelu": (2, 1), "relu": (1, 2)}[c.activation]
-    return norm_saved(c, size) * 2 + attention + saved * c.hidden, c.channels + added * c.hidden
+    norm = norm_saved(c, size)
+    return norm + attention, norm + saved * c.hidden, c.channels + added * c.hidden
 
 
 def norm_saved(c, size):
@@ -164,21 +166,26 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     tokens, logits = rows * length, min(rows * response_tokens, 4096) * c.vocab_size
     logits *= stage != "reward"
     rounded = size * top // max(blocks, 1) * bool(dtype)  # one block's, about
-    beside = width * (3 - (options.freeze > 0)) * (stage == "ppo")  # states of other networks
-    work = max(tokens * size * (block_forward(c) + beside) + rounded + masks,
-               tokens * size * width * 2 + 16 * logits + matrix)
+    read = tokens if stage == "reward" else rows * response_tokens  # of the last states
+    beside = width * 3 * read * (stage == "ppo")  # states of other networks
+    work = max(size * (tokens * block_forward(c) + beside) + rounded + masks,
+               size * (tokens + read) * width + 16 * logits + matrix)
     parts.append(("scoring's forward, logits", max(work, trunk), ("scoring",)))
 
     # update: what a micro-batch keeps for backward, and what backward adds
     rows = options.micro or math.ceil(options.batch / getattr(options, "minibatches", 1))
     length = prompt_tokens + response_tokens * (ANSWERS if stage == "reward" else 1)
     tokens, logits = rows * length, min(rows * response_tokens, 4096) * c.vocab_size
-    saved, added = block_saved(c, size)
-    kept = width if options.micro else saved  # per block: its input alone is kept
-    ends = norm_saved(c, size) + (2 * width if size == 2 else 0)  # and the head's fp32 input
-    start = width if options.freeze else 0
+    read = tokens if stage == "reward" else rows * response_tokens  # what the last MLP computes
+    attention, mlp, added = block_saved(c, size)
+    kept = tokens * blocks * (width if options.micro else attention + mlp)  # micro: inputs alone
+    if blocks and not options.micro:
+        kept -= (tokens - read) * mlp
+    kept += read * (norm_saved(c, size) + (2 * width if size == 2 else 0))  # the head's fp32 input
+    start = tokens * width if options.freeze else 0
     largest = max(p.numel() for p in policy.parameters() if p.requires_grad)
-    again = tokens * size * (saved if options.micro else 0)
+    most = tokens if blocks > 1 else read  # that an MLP which trains computes
+    again = tokens * attention + most * mlp if options.micro else 0
     masks = (1 + size) * rows * length**2 if stage == "reward" else 0
     one_chunk = rows * response_tokens <= 4096  # of logits, which is then kept
     parts += [
@@ -187,9 +194,9 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
         ("rounded weights in backward", bool(dtype) * size * (top + scalar_top * own) // (
             max(blocks, 1) if options.micro else 1), ("update",)),
         (f"kept of {rows} rows for backward",
-         tokens * size * ((1 + own) * (kept * blocks + ends) + start) + masks, ("update",)),
+         size * ((1 + own) * kept + start) + masks, ("update",)),
         ("a block, or logits, in backward", max(
-            again + tokens * size * added, (12 + 4 * one_chunk) * logits + matrix), ("update",))]
+            size * (again + most * added), (12 + 4 * one_chunk) * logits + matrix), ("update",))]
     return parts
 
 

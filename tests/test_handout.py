@@ -15,7 +15,7 @@ from tests import checks, handout
 
 # A plausible mistake in each problem.
 MISTAKES = {
-    "model.logprobs": ("before = positions - 1 if", "before = positions if"),
+    "model.logprobs": ("at=positions - 1)", "at=positions)"),
     "sft.loss": ("is_response.sum() if", "is_response.numel() if"),
     "reward.loss": ("-F.logsigmoid(margin)", "-torch.sigmoid(margin).log()"),
     "reward.score": ("- 1)  # (B, 1)", "- 2)  # (B, 1)"),

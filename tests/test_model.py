@@ -368,6 +368,41 @@ def test_generate_refuses():  # empty or overlong prompts, broken weights
                 m.generate(net, [[1, 2]], 3, temperature)
 
 
+# ---- states of some positions --------------------------------------------------------------------
+
+
+def mlp_rows(net, call):
+    "call's result, and how many positions each block's MLP was computed at."
+    seen = []
+    hooks = [block.mlp.register_forward_pre_hook(
+        lambda _, x: seen.append(x[0].shape[:-1].numel())) for block in net.blocks]
+    found = call()
+    for hook in hooks:
+        hook.remove()
+    return found, seen
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_states_of_some_positions_are_those_of_all(net, recompute):  # taken before the attention
+    ids, at = rows(), torch.tensor([[1, 5, 5], [0, 2, 6], [6, 3, 1]])
+    weight, results, net.recompute = torch.randn(3, 3, 18, dtype=torch.double), [], recompute
+    if net.config.channels == 36:
+        weight = weight.repeat(1, 1, 2)
+    for call in (lambda: m.take(net(ids), at), lambda: net(ids, at=at)):
+        net.zero_grad()
+        found, seen = mlp_rows(net, call)
+        (found * weight).sum().backward()
+        results.append([found, *(p.grad for p in net.parameters() if p.grad is not None)])
+    assert seen == [21, 21, 9]  # the last MLP nowhere else
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_a_prompt_is_read_to_its_end_alone(net):  # the last MLP at every position of the prompt
+    _, seen = mlp_rows(net, lambda: m.generate(net, rows().tolist(), 2))
+    assert seen == [21, 21, 3, 3, 3, 3]
+
+
 # ---- log-probabilities ---------------------------------------------------------------------------
 
 
@@ -409,7 +444,7 @@ def test_logprobs_never_hold_all_logits():  # the output matrix on prompts, or (
 
 def test_logprobs_accept_hidden_states():  # hidden states ignored, or shifted once more
     net, ids, positions = tiny(), rows(), torch.tensor([[3, 4, 6]] * 3)
-    expected, hidden = m.logprobs(net, ids, positions, 0.7), net(ids)
+    expected, hidden = m.logprobs(net, ids, positions, 0.7), net(ids, at=positions - 1)
     net.forward = None  # not run again
     assert torch.equal(m.logprobs(net, ids, positions, 0.7, hidden=hidden), expected)
 
@@ -477,7 +512,8 @@ def test_trunk_computed_once_is_trunk_computed_every_time(net, fraction, count):
         (logp.sum() + values.sum()).backward()
         params = [*net.parameters(), *scalar.parameters()]
         results.append([logp, values, *(p.grad for p in params if p.grad is not None)])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
     ids[0, :2] = PAD
     start = net.frozen_output(ids, ids < PAD)
     assert torch.equal(net(ids, ids < PAD, start), net(ids, ids < PAD))

@@ -333,7 +333,7 @@ def test_the_value_network_starts_as_the_reward_model():  # a fresh head, or one
     value = ppo.value_network(ppo.Config(), policy, scorer)
     ids, positions, _ = data.join([[1, 2, 3], [4, 5]], [[6, 7, 8, 9, EOS], [1, 2, EOS]], V)
     with torch.no_grad():
-        expected = scorer(ids).gather(1, positions - 1)
+        expected = scorer(ids, at=positions - 1)
         assert torch.equal(ppo.act(policy, value, ids, positions, 1.0)[1], expected)
     assert not {id(p) for p in value.parameters()} & {id(p) for p in scorer.parameters()}
     head = ppo.value_network(ppo.Config(value="shared"), policy, None)
