@@ -139,7 +139,9 @@ class Attention(nn.Module):
             qk = rotate(qk, rotation)
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, D)
-        if cache is not None:  # (2, B, Hkv, S, D): append ours, attend to everything so far
+        if torch.is_tensor(column):  # (1,): all of the cache, of which `is_visible` hides the rest
+            k, v = (held.index_copy_(2, column, ours) for held, ours in zip(cache, (k, v)))
+        elif cache is not None:  # (2, B, Hkv, S, D): append ours, attend to everything so far
             cache[0, :, :, column:column + T] = k
             cache[1, :, :, column:column + T] = v
             k, v = cache[:, :, :, :column + T]
@@ -308,9 +310,13 @@ class Transformer(nn.Module):
         return self.embed.weight.new_empty(shape)
 
     def decode(self, ids, positions, is_visible, cache, column):
-        "Append `ids` (B, T) to the cache at `column`; the last one's final hidden state (B, C)."
+        """
+        Append `ids` (B, T) to the cache at `column`; the last one's final hidden state (B, C).
+        `column` may be a tensor (1,), for work that is the same at every step: see `recorded`.
+        """
         x, rotation = self.embeddings(ids, positions), self.rotation(positions)
-        last = torch.full_like(ids[:, -1:], ids.shape[1] - 1)
+        B, T = ids.shape
+        last = None if T == 1 else ids.new_full((B, 1), T - 1)
         for block, part in zip(self.blocks, cache):
             at = last if block is self.blocks[-1] else None
             x = block(x, rotation, is_visible, at, part, column)
@@ -532,6 +538,26 @@ def choose(logits, temperature, uniform, min_p=0.0):
     return token.clamp(max=logits.shape[-1] - 1)
 
 
+RECORDED = ("cuda",)  # devices on which Python takes longer to start a kernel than it runs
+
+
+def recorded(step):
+    """
+    Run `step` once -> a function that runs it again, all its kernels at one launch: a CUDA graph.
+    It does the same to the same memory every time, so `step` may neither look at a number nor make
+    a tensor for the next step to use, and what it changes, it changes in place.
+    """
+    stream = torch.cuda.Stream()  # the first time sets up what cannot be recorded
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # nothing is run in here
+        step()
+    return graph.replay
+
+
 def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     """
     Responses to prompts[which[row]], as (rows, max_new_tokens) ids; what follows a row's first EOS
@@ -543,11 +569,14 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     several = which != list(range(len(prompts)))
     which = torch.tensor(which, device=device)  # (rows,)
     eos = torch.tensor(model.config.eos, dtype=torch.long, device=device)
-    check_every = 1 if device.type == "cpu" else 8  # looking makes the CPU wait for the GPU
+    records = device.type in RECORDED
+    check_every = 16 if records else 1  # looking makes the CPU wait for the GPU
 
     # every prompt is read once, and its cache copied to each of its samples
     positions, is_visible = model.layout(ids, ids < pad)
     cache = model.new_cache(len(prompts), width + max_new)  # (L, 2, B, Hkv, S, D)
+    if records:
+        cache.zero_()  # attention multiplies what is still to come by 0: it must be a number
     hidden = model.decode(ids, positions, is_visible, cache, 0)  # (B, C)
     hidden, position = hidden[which], positions[which, -1:]
     cache = cache[:, :, which] if several else cache  # large: not twice without need
@@ -555,28 +584,48 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     padded = not is_key.all()  # without padding attention needs no mask
 
     rows = torch.arange(len(which), device=device)  # the rows still decoded
-    done = torch.zeros(len(which), dtype=torch.bool, device=device)
+    token = torch.zeros_like(rows)
+    done = torch.zeros_like(rows, dtype=torch.bool)
+    columns = torch.arange(width + max_new, device=device)  # (S,)
+    n = torch.zeros(1, dtype=torch.long, device=device)  # tokens so far
     is_finite = torch.ones(max_new, dtype=torch.bool, device=device)
     out = torch.zeros(len(which), max_new, dtype=torch.long, device=device)
-    for step in range(max_new):
+
+    def pick(hidden):  # the next token of every row, (rows, C)
         logits = model.logits(hidden)  # (rows, V)
-        token = choose(logits, temperature, uniform[rows, step], min_p)  # (rows,)
-        is_finite[step] = logits.sum().isfinite()
-        out[rows, step] = token
-        done |= torch.isin(token, eos)
-        if step + 1 == max_new or (step + 1) % check_every == 0:
+        token.copy_(choose(logits, temperature, uniform[rows, n], min_p))
+        out[rows, n] = token
+        done.logical_or_((token[:, None] == eos).any(1))
+        is_finite[n] = logits.sum().isfinite()
+        n.add_(1)
+
+    def step(column=None, is_visible=None):  # without a column: for `recorded`
+        if column is None:
+            column = width - 1 + n
+            is_visible = is_key & (columns <= column)
+        position.add_(1)
+        pick(model.decode(token[:, None], position, is_visible, cache, column))
+
+    pick(hidden)
+    again = None
+    for count in range(1, max_new + 1):
+        if count == max_new or count % check_every == 0:
             if not is_finite.all():
                 raise ValueError(f"the logits of sampled token {is_finite.int().argmin() + 1} are "
                                  f"not finite, so the weights are broken: lower the learning rate.")
-            if done.all() or step + 1 == max_new:
+            if count == max_new or done.all():
                 break
             if 2 * done.sum() >= len(done):  # at least half are done: go on with the others only
-                keep = ~done
+                keep, again = ~done, None
                 rows, token, position, done = rows[keep], token[keep], position[keep], done[keep]
                 cache, is_key = cache[:, :, keep], is_key[keep]
-        column, position = width + step, position + 1
-        is_visible = is_key[..., :column + 1] if padded else None
-        hidden = model.decode(token[:, None], position, is_visible, cache, column)
+        if not records:
+            column = width - 1 + count
+            step(column, is_key[..., :column + 1] if padded else None)
+        elif again is None:
+            again = recorded(step)
+        else:
+            again()
     return out
 
 

@@ -26,8 +26,7 @@ MISTAKES = {
     "bon.expected_best": ("order = np.argsort(scores)", "order = np.argsort(-scores)"),
     "metrics.ead": ("len(set(found)) / expected", "len(set(found)) / len(found)"),
     "metrics.embedding_diversity": ("/ (n * (n - 1))", "/ (n * n)"),
-    "model.decode_rows": ("position = width + step, position + 1",
-                          "position = width + step, position"),
+    "model.decode_rows": ("position.add_(1)", "position.add_(0)"),
 }
 
 

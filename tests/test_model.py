@@ -10,6 +10,8 @@ import random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import data
 import model as m
@@ -342,6 +344,71 @@ def test_responses_end_with_eos_once(net):  # EOS dropped, tokens after it, no s
         assert len(response) == 24 or response[-1] in (0, 4, 7)
     assert len(calls) == max(map(len, out)) < 24  # stops when the last row does
     assert calls[0] == 5 and calls[1] <= 20 and calls[-1] <= 4  # prompts read once; rows leave
+
+
+class Recorder(TorchDispatchMode):
+    """
+    A CUDA graph for CPUs: the operations of a step with the memory that each reads and writes.
+    While they are recorded nothing happens: what they change is put back as it was.
+    """
+
+    WAITS = "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh"
+
+    def __init__(self, step):
+        super().__init__()
+        self.calls, self.changed = [], []
+        with self:
+            step()
+        for storage, before in reversed(self.changed):
+            storage.copy_(before)
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, op.name().removeprefix("aten::")
+        assert not name.startswith(self.WAITS), f"GPU and CPU wait for each other in {name}"
+        for argument, value in zip(op._schema.arguments, args):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.changed.append((value.untyped_storage(), value.untyped_storage().clone()))
+        found = op(*args, **kwargs)
+        self.calls.append((op, args, kwargs, found))
+        return found
+
+    def replay(self):
+        for op, args, kwargs, found in self.calls:
+            for old, new in zip(tree_leaves(found), tree_leaves(op(*args, **kwargs))):
+                if torch.is_tensor(old) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)  # into the memory where the next operation looks for it
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    "CPUs record, as GPUs do -> a list of what happens: once, recorded, again."
+    events = []
+
+    def recorded(step):
+        events.append("once")
+        step()
+        again = Recorder(step)
+        events.append("recorded")
+        return lambda: (events.append("again"), again.replay())
+    monkeypatch.setattr(m, "RECORDED", ("cpu",))
+    monkeypatch.setattr(m, "recorded", recorded)
+    return events
+
+
+@pytest.mark.parametrize("temperature, min_p", [(0, 0.0), (2.0, 0.1)])
+@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0], [3] * 7]])  # padded, and not
+def test_recorded_steps_are_the_steps(net, recording, monkeypatch, temperature, min_p, prompts):
+    # a number looked at while recording, and so always the same; a tensor made anew; NaN * 0
+    net.config.eos = (0, 4)
+    found = m.generate(net, prompts, 23, temperature, 3, seed=5, min_p=min_p)
+    assert recording[:3] == ["once", "recorded", "again"] and recording.count("again") > 10
+    left = sum(len(response) > 16 for response in found)  # when it first looks
+    assert recording.count("recorded") == 1 + (0 < left <= len(found) / 2)  # anew for those alone
+    empty = net.new_cache
+    net.new_cache = lambda *shape: empty(*shape).fill_(math.nan)
+    assert m.generate(net, prompts, 23, temperature, 3, seed=5, min_p=min_p) == found
+    monkeypatch.setattr(m, "RECORDED", ())
+    assert m.generate(net, prompts, 23, temperature, 3, seed=5, min_p=min_p) == found
 
 
 def test_same_seed_same_samples():  # a global generator, a seed that is ignored
