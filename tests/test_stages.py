@@ -143,6 +143,47 @@ def test_reward_loss_worked_by_hand():  # a sigmoid for its logarithm, the pair 
     assert torch.isfinite(reward.loss(torch.tensor([-1e4]), torch.tensor([1e4]))[0])  # log of 0
 
 
+FUSED = """
+import sys
+sys.modules["triton"] = None  # as if it were not installed: importing it is an error
+from types import SimpleNamespace
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+import data, model as m, ppo, reward, sft
+
+device, masks, sdpa = m.device("auto"), [], torch.nn.functional.scaled_dot_product_attention
+def attention(*args, attn_mask=None, **more):
+    masks.append(attn_mask is not None)
+    return sdpa(*args, attn_mask=attn_mask, **more)
+torch.nn.functional.scaled_dot_product_attention = attention
+
+torch.manual_seed(0)
+policy = m.settle(m.Transformer(m.ModelConfig(vocab_size=31, channels=64, hidden=32)), device)
+prompts, responses = [[1, 2, 3], [4, 5]], [[6, 7, 8, 0], [9, 0]]
+batch = [t.to(device) for t in data.join(prompts, responses, 31)]
+with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # anything else is an error
+    sft.loss(m.logprobs(policy, *batch[:2]), batch[2])[0].backward()
+    config, scorer = ppo.Config(batch=2, minibatches=1), m.scalar_from(policy)
+    value = ppo.value_network(config, policy, scorer)
+    fixed, _ = ppo.experience(config, policy, value, m.fixed(policy), m.fixed(scorer), prompts,
+                              responses, 0.1, SimpleNamespace(pad=31, response_tokens=4))
+    optimizer = m.adamw(torch.nn.ModuleList([policy, value]), 1e-5)
+    ppo.update(config, policy, value, optimizer, fixed, torch.Generator())
+assert len(masks) > 20 and not any(masks), masks  # with a mask, a GPU's flash kernel refuses
+with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]):
+    ids, segment, last = data.join_groups(prompts, [responses, responses], 31)
+    scores = scorer(ids.to(device), segment=segment.to(device))[last].view(-1, 2)
+    reward.loss(*scores.unbind(1))[0].backward()
+print(sorted(name for name in sys.modules if name.startswith("triton")))
+"""
+
+
+def test_training_attends_in_fused_kernels_without_triton():  # a mask where rows are right-padded
+    run = subprocess.run([sys.executable, "-c", FUSED], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "['triton']\n"
+
+
 def scorer_of(path, seed=0):
     torch.manual_seed(seed)
     return m.scalar_from(m.load(path, "policy")[0])
