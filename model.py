@@ -286,12 +286,16 @@ class Transformer(nn.Module):
             x = take(x, at)
         return self.run(self.norm, x)
 
-    def logits(self, hidden):
-        hidden = hidden if self.project_out is None else self.run(self.project_out, hidden)
+    def matrix(self):
+        "The output matrix (V, width), rounded as all weights are, but for a product in fp32."
         weight = self.embed.weight if self.lm_head is None else self.lm_head.weight
+        return weight if self.precision is None else weight.to(self.precision).float()
+
+    def logits(self, hidden, matrix=None):
+        hidden = hidden if self.project_out is None else self.run(self.project_out, hidden)
         if self.precision is not None:  # a logit near 20 in bf16 would be off by up to .06 nats
-            hidden, weight = hidden.float(), weight.to(self.precision).float()
-        return F.linear(hidden, weight)
+            hidden = hidden.float()
+        return F.linear(hidden, self.matrix() if matrix is None else matrix)
 
     @torch.no_grad()
     def frozen_output(self, ids, is_real=None):
@@ -569,6 +573,7 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     several = which != list(range(len(prompts)))
     which = torch.tensor(which, device=device)  # (rows,)
     eos = torch.tensor(model.config.eos, dtype=torch.long, device=device)
+    matrix = model.matrix()  # once, not once per token
     records = device.type in RECORDED
     check_every = 16 if records else 1  # looking makes the CPU wait for the GPU
 
@@ -592,7 +597,7 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     out = torch.zeros(len(which), max_new, dtype=torch.long, device=device)
 
     def pick(hidden):  # the next token of every row, (rows, C)
-        logits = model.logits(hidden)  # (rows, V)
+        logits = model.logits(hidden, matrix)  # (rows, V)
         token.copy_(choose(logits, temperature, uniform[rows, n], min_p))
         out[rows, n] = token
         done.logical_or_((token[:, None] == eos).any(1))
@@ -683,11 +688,13 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
 def device(name):
     "auto, cpu or cuda -> the name torch wants."
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not name.startswith("cuda"):
         raise ValueError(f"--device {name} is none that this runs on: give auto, cpu or cuda.")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if name != "cpu" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no GPU here; leave the flag out.")
+    if name != "cpu":  # the output matrix's product in fp32: what was rounded to bf16 is exact in
+        torch.set_float32_matmul_precision("high")  # TF32, too, and that is several times faster
     return name
 
 

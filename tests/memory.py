@@ -143,10 +143,11 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     sampled = {"sft": 4, "reward": 0, "ppo": options.batch}[stage]
     rows, row = cached(c, sampled, prompt_tokens + response_tokens, size)
     prefill = rows * prompt_tokens * (size * block_forward(c) + (1 + size) * prompt_tokens)
-    matrix = 4 * c.channels * c.vocab_size * bool(dtype)  # the output matrix as fp32, while used
-    choice = rows * c.vocab_size * (4 + 12) + matrix  # logits, probabilities, their fp64 sums
+    matrix = 4 * c.channels * c.vocab_size * bool(dtype)  # the output matrix as fp32
+    choice = rows * c.vocab_size * (4 + 12)  # logits, probabilities, their fp64 sums
     parts += [
         ("rounded copy of what trains", size * top * bool(dtype and rows), ("sampling",)),
+        ("output matrix in fp32", matrix * bool(rows), ("sampling",)),
         (f"keys and values of {rows} rows", rows * row, ("sampling",)),
         ("a forward, or rows sorted out", max(prefill, choice, rows * row // 2), ("sampling",))]
 
@@ -207,7 +208,7 @@ def peaks(parts):
 # ---- the time ------------------------------------------------------------------------------------
 
 # of an H100, and the share of each that is counted on
-BF16, FP32, BANDWIDTH = 0.4 * 990e12, 0.4 * 67e12, 0.5 * 3.35e12  # FLOP/s, FLOP/s, bytes/s
+BF16, TF32, BANDWIDTH = 0.4 * 990e12, 0.4 * 495e12, 0.5 * 3.35e12  # FLOP/s, FLOP/s, bytes/s
 LAUNCH = 1e-5  # seconds that Python needs for an operation; a block's forward is about 20
 
 
@@ -229,18 +230,18 @@ def seconds(stage, c, options, prompt_tokens, response_tokens):
     if stage != "ppo":
         work = rows * length * (bottom + learn * top) / BF16
         return {"update": max(work, launches * (frozen + learn * (c.layers - frozen)))
-                + rows * 4 * matrix / FP32}
+                + rows * 4 * matrix / TF32}
     networks = 1 + (options.value == "reward")  # that train
     chunk, row = cached(c, rows, length, 2)
     step = 2 * sum(p.numel() for p in policy.blocks.parameters()) + chunk * row
-    step += 10 * c.vocab_size * c.channels  # the output matrix, read, written and read as fp32
+    step += 4 * c.vocab_size * c.channels  # the output matrix, in fp32
     step = max(step / BANDWIDTH, 20 * c.layers * LAUNCH)
     return {"sampling": rows * prompt_tokens * (bottom + top) / BF16
             + math.ceil(rows / chunk) * response_tokens * step,
-            "scoring": rows * (length * (bottom + (2 + networks) * top) / BF16 + 2 * matrix / FP32),
+            "scoring": rows * (length * (bottom + (2 + networks) * top) / BF16 + 2 * matrix / TF32),
             "update": options.epochs * (learn * networks * max(
                 rows * length * top / BF16, launches * (c.layers - frozen))
-                + rows * 4 * matrix / FP32)}
+                + rows * 4 * matrix / TF32)}
 
 
 def recipes():
