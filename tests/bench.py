@@ -6,24 +6,33 @@ How fast each part is: against the machine's limit, and against what else would 
     python -m tests.bench --size gpt2 --device cuda
     python -m tests.bench --figure speed.png     # how cost grows with rows, length, n and width
     python -m tests.bench "PPO iteration"        # one part
+    python -m tests.bench --profile              # where the time of the three commands goes
 
 The limits come first, measured on this machine with the shapes that follow: how many operations a
 second its matrix products reach, and how many bytes a second a copy moves. Training and reading a
 prompt are bound by the first, decoding a token at a time by the second. Operations are counted by
 torch while the work runs, so that a share of the limit is work done, not work that could have been
 spared. Rivals take turns in one process, and medians are shown: only ratios of one run mean much.
+One rival is the work's own matrix products and attention, of the same shapes and as many, without
+all that stands between them: what no program that does this work in these operations can beat.
 """
 
 import argparse
+import contextlib
 import copy
 import importlib.util
+import io
 import statistics
+import tempfile
 import time
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import bon
@@ -33,6 +42,8 @@ import model as m
 import ppo
 import reward
 import sft
+from data import collect
+from tests import memory
 
 ROWS, PROMPT, NEW = 64, 64, 32  # prompts of an iteration, and tokens
 SIZES = {
@@ -72,6 +83,53 @@ def operations(call):
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
+
+
+class Made(memory.Live):
+    "What was there before, as weights are, does not count."
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            if torch.is_tensor(tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.seen:
+                    self.seen.add(storage._cdata)
+                    weakref.finalize(storage, self.seen.discard, storage._cdata)
+        return super().__torch_dispatch__(op, types, args, kwargs)
+
+
+def peak(call, device):
+    "Bytes of the tensors that a call makes and holds at once, at most."
+    live, before = Made(), 0
+    if device != "cpu":
+        live, before = memory.Cuda(), torch.cuda.memory_allocated()
+    with live:
+        live.start()
+        call()
+    return live.peak - before
+
+
+class Products(TorchDispatchMode):
+    "The matrix products and attention of a call, to be run again by themselves."
+
+    def __init__(self, call):
+        super().__init__()
+        self.count, self.first = {}, {}
+        with self:
+            call()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        name = op.name().removeprefix("aten::").split(".")[0]
+        if name in ("mm", "addmm", "bmm", "baddbmm") or name.startswith("_scaled_dot_product"):
+            key = name, *((x.shape, x.stride()) if torch.is_tensor(x) else x for x in args)
+            self.count[key] = self.count.get(key, 0) + 1
+            self.first.setdefault(key, (op, args, kwargs or {}))
+        return op(*args, **(kwargs or {}))
+
+    def run(self):
+        for key, (op, args, kwargs) in self.first.items():
+            for _ in range(self.count[key]):
+                op(*args, **kwargs)
 
 
 def limits(config, device, dtype):
@@ -114,6 +172,12 @@ def sampling(config, device, dtype, against):
     network = m.Transformer(config).to(device, dtype).requires_grad_(False)
     prompts = tokens(config, ROWS, PROMPT).tolist()
     calls = {"plain": lambda: m.generate(network, prompts, NEW)}
+    if device in m.RECORDED:
+        def unrecorded(recorded=m.recorded):
+            m.recorded = lambda step: (step(), step)[1]
+            m.generate(network, prompts, NEW)
+            m.recorded = recorded
+        calls["no CUDA graph"] = unrecorded
     if against:
         other = rival(config, pad_token_id=0).to(device, dtype).eval()
         ids = torch.tensor(prompts, device=device)
@@ -226,9 +290,10 @@ def best_of(config, device, dtype, against):
     return len(prompts), "prompts", {"plain": call}, None
 
 
-def iteration(config, device, value="reward", frozen=0.0):
-    "One iteration of PPO as ppo.py does it, between untrained networks."
-    flags = ppo.Config(batch=ROWS, epochs=2, minibatches=2, value=value, freeze=frozen, steps=1)
+def iteration(config, device, value="reward", frozen=0.0, once=True):
+    """One iteration of PPO as ppo.py does it, between untrained networks; if not `once`, the frozen
+    trunk is computed whenever it is needed."""
+    flags = ppo.Config(batch=ROWS, epochs=2, minibatches=2, value=value, freeze=frozen * once)
     tokenizer = SimpleNamespace(pad=config.vocab_size, response_tokens=NEW)
     policy = m.Transformer(config)
     m.freeze(policy, frozen)
@@ -250,10 +315,6 @@ def iteration(config, device, value="reward", frozen=0.0):
 
 def trl_iterations(config, device, count):
     "`count` iterations of TRL's PPOTrainer on the same work (its training prints; we do not)."
-    import contextlib
-    import io
-    import tempfile
-
     import transformers
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -290,7 +351,8 @@ def iterations(config, device, dtype, against):
     "PPO with separate networks, with the paper's shared trunk, and with three quarters frozen."
     calls = {"plain": iteration(config, device),
              "shared value": iteration(config, device, "shared"),
-             "shared value, freeze 0.75": iteration(config, device, "shared", 0.75)}
+             "shared value, freeze 0.75": iteration(config, device, "shared", 0.75),
+             "its trunk every time": iteration(config, device, "shared", 0.75, once=False)}
     if against and importlib.util.find_spec("trl"):
         calls["TRL, two of them"] = trl_iterations(config, device, 2)
     return ROWS * (PROMPT + NEW), "tokens", calls, None
@@ -305,32 +367,50 @@ def diversity(config, device, dtype, against):
     return 8000, "texts", {"plain": lambda: metrics.per_input(outputs, metrics.ead)}, None
 
 
+def compiled(call):
+    "The same with the networks' forward compiled, which needs a C++ compiler, on a GPU Triton."
+    plain, forward = m.Transformer.forward, torch.compile(m.Transformer.forward, dynamic=True)
+
+    def run():
+        m.Transformer.forward = forward
+        call()
+        m.Transformer.forward = plain
+    return run
+
+
 PARTS = {"sampling": sampling, "scoring": scoring, "SFT": training, "SFT, ragged rows": ragged,
          "reward model": ranking, "best of 16": best_of, "PPO iteration": iterations,
          "EAD": diversity}
 TRAINS = ("SFT", "SFT, ragged rows", "reward model", "PPO iteration")
 
 
-def measured(part, config, device, dtype, against, repeats=5):
-    """Rows of a part: {"part", "who", "seconds", "rate", "unit", "ratio", "operations", "moved"};
-    the ratio is that of the first one's seconds to a rival's."""
+def measured(part, config, device, dtype, against, repeats=5, compile=False):
+    """Rows of a part: {"part", "who", "seconds", "rate", "unit", "ratio", "operations", "moved",
+    "peak"}; the ratio is that of a rival's seconds to the first one's."""
     dtype = torch.float32 if part in TRAINS and device == "cpu" else dtype
     amount, unit, calls, moved = PARTS[part](config, device, dtype, against)
-    counted = {name: None if name.startswith("TRL") or unit == "texts" else operations(call)
-               for name, call in calls.items()}
+    watched = {name: call for name, call in calls.items()
+               if not name.startswith("TRL") and unit != "texts"}
+    counted = {name: operations(call) for name, call in watched.items()}
+    peaks = {name: peak(call, device) for name, call in watched.items()}
+    if watched:
+        calls["its products alone"] = Products(calls["plain"]).run
+    if compile and part in ("scoring", *TRAINS):
+        calls["compiled"], counted["compiled"] = compiled(calls["plain"]), counted["plain"]
     spent = seconds(calls, device, repeats)
     rows = []
     for name, each in spent.items():
         many = 2 if "two of them" in name else 1
         rows.append({"part": part, "who": name.removesuffix(", two of them"),
                      "seconds": each / many, "rate": amount * many / each, "unit": unit,
-                     "ratio": each / many / spent["plain"], "operations": counted[name],
-                     "moved": moved if name == "plain" else None})
+                     "ratio": each / many / spent["plain"], "operations": counted.get(name),
+                     "moved": moved if name == "plain" else None, "peak": peaks.get(name)})
     return rows
 
 
 def show(rows, compute, memory):
-    print(f"{'':18}{'':26}{'seconds':>10}{'a second':>18}{'of the limit':>14}{'times ours':>12}")
+    print(f"{'':18}{'':26}{'seconds':>10}{'a second':>18}{'of the limit':>14}{'times ours':>12}"
+          f"{'peak MB':>9}")
     for row in rows:
         share = ""
         if row["moved"]:
@@ -339,7 +419,63 @@ def show(rows, compute, memory):
             share = f"{row['operations'] / compute / row['seconds']:.0%}"
         rate = f"{row['rate']:,.0f} {row['unit']}"
         print(f"{row['part']:18}{row['who']:26}{row['seconds']:10.3f}{rate:>18}{share:>14}"
-              f"{row['ratio']:12.2f}")
+              f"{row['ratio']:12.2f}" + (f"{row['peak'] / 1e6:9,.0f}" if row["peak"] else ""))
+
+
+PHASES = {  # of a stage: who spends the time, in functions that may call each other
+    "sampling": [(m, "generate")], "forward": [(m.Transformer, "forward"), (m, "logprobs")],
+    "backward": [(torch.Tensor, "backward")],
+    "optimiser": [(m, "clip_gradients"), (torch.optim.AdamW, "step")],
+    "texts and batches": [(data, "load"), (data, "prompts"), (data, "join"), (data, "join_groups"),
+                          (data.Tokenizer, "encode"), (data.Tokenizer, "decode"),
+                          (collect, "comparisons"), (collect, "quality")],
+    "figures": [(metrics, "curve")], "checkpoints": [(m, "save"), (m, "load")]}
+
+
+def profile(call, device):
+    "Seconds that a call spends in each phase and not in another one that it calls: {phase: s}."
+    spent, inner, originals = dict.fromkeys((*PHASES, "the rest"), 0.0), [], []
+
+    def watched(function, phase):
+        def timed(*args, **kwargs):
+            synchronise(device)
+            began = time.perf_counter()
+            inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                synchronise(device)
+                whole = time.perf_counter() - began
+                spent[phase] += whole - inner.pop()
+                if inner:
+                    inner[-1] += whole
+        return timed
+    for phase, places in PHASES.items():
+        for owner, name in places:
+            originals.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, watched(getattr(owner, name), phase))
+    try:
+        watched(call, "the rest")()
+    finally:
+        for owner, name, function in originals:
+            setattr(owner, name, function)
+    return spent
+
+
+def profiles(device, **flags):
+    "Of the three commands, one after the other as they are by default -> {stage: profile}."
+    found = {}
+    with tempfile.TemporaryDirectory() as out:
+        for stage in (sft, reward, ppo):
+            config = stage.Config(out=out, device=device, **flags)
+            with contextlib.redirect_stdout(io.StringIO()):
+                found[stage.__name__] = profile(lambda: stage.train(config), device)
+    print(f"{'seconds of':18}" + "".join(f"{stage + '.py':>18}" for stage in found))
+    for phase in (*PHASES, "the rest"):
+        cells = [(spent[phase], sum(spent.values())) for spent in found.values()]
+        print(f"{phase:18}" + "".join(f"{s:11.1f} {s / whole:6.1%}" for s, whole in cells))
+    print(f"{'together':18}" + "".join(f"{sum(s.values()):11.1f}{'':7}" for s in found.values()))
+    return found
 
 
 def growth(device, dtype, path):
@@ -399,7 +535,9 @@ def main(argv=None):
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", default="world", choices=SIZES)
     parser.add_argument("--against", action="store_true", help="measure rivals too")
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     parser.add_argument("--figure", default="", help="draw how cost grows into this file instead")
+    parser.add_argument("--profile", action="store_true", help="time the three commands instead")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(argv)
     for part in args.parts:
@@ -407,6 +545,8 @@ def main(argv=None):
             parser.error(f"there is no {part!r}: choose from {', '.join(PARTS)}")
     device = m.device(args.device)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if args.profile:
+        return profiles(device)
     if args.figure:
         return growth(device, dtype, args.figure)
     config = shape(args.size)
@@ -414,7 +554,8 @@ def main(argv=None):
     print(f"limits: {compute / 1e9:,.0f} GFLOP/s in products of these shapes, {memory / 1e9:,.1f} "
           f"GB/s copied; {torch.get_num_threads()} threads, torch {torch.__version__}")
     rows = [row for part in args.parts or PARTS
-            for row in measured(part, config, device, dtype, args.against, args.repeats)]
+            for row in measured(part, config, device, dtype, args.against, args.repeats,
+                                args.compile)]
     show(rows, compute, memory)
 
 

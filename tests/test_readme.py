@@ -117,7 +117,7 @@ def run(line, monkeypatch):
             return
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", argv[1:] if argv[0] == "-m" else argv)
-            if name in ("rlhf.py", "tests.tradeoff"):  # they call the stages
+            if name in ("rlhf.py", "tests.tradeoff", "tests.bench"):  # they call the stages
                 for stage in (sft, reward, ppo):
                     patch.setattr(stage, "Config", functools.partial(
                         stage.Config, **STAGES[stage.__name__]))
