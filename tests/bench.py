@@ -78,6 +78,17 @@ def seconds(calls, device, repeats=5):
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
+@contextlib.contextmanager
+def eager():
+    "Every step of decoding is started by Python, where whoever counts can see it."
+    recorded, m.recorded = m.recorded, lambda step: (step(), step)[1]
+    try:
+        yield
+    finally:
+        m.recorded = recorded
+
+
+@eager()
 def operations(call):
     "Floating-point operations of the matrix products and attention that a call does."
     with FlopCounterMode(display=False) as counter:
@@ -115,7 +126,7 @@ class Products(TorchDispatchMode):
     def __init__(self, call):
         super().__init__()
         self.count, self.first = {}, {}
-        with self:
+        with self, eager():
             call()
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
@@ -173,11 +184,7 @@ def sampling(config, device, dtype, against):
     prompts = tokens(config, ROWS, PROMPT).tolist()
     calls = {"plain": lambda: m.generate(network, prompts, NEW)}
     if device in m.RECORDED:
-        def unrecorded(recorded=m.recorded):
-            m.recorded = lambda step: (step(), step)[1]
-            m.generate(network, prompts, NEW)
-            m.recorded = recorded
-        calls["no CUDA graph"] = unrecorded
+        calls["no CUDA graph"] = eager()(lambda: m.generate(network, prompts, NEW))
     if against:
         other = rival(config, pad_token_id=0).to(device, dtype).eval()
         ids = torch.tensor(prompts, device=device)
@@ -348,7 +355,11 @@ def trl_iterations(config, device, count):
 
 
 def iterations(config, device, dtype, against):
-    "PPO with separate networks, with the paper's shared trunk, and with three quarters frozen."
+    """PPO with separate networks, with the paper's shared trunk, and with three quarters frozen; of
+    the largest model, what one GPU can hold."""
+    if config.channels == SIZES["7b"]["channels"]:
+        return ROWS * (PROMPT + NEW), "tokens", {
+            "plain": iteration(config, device, "shared", 0.8)}, None
     calls = {"plain": iteration(config, device),
              "shared value": iteration(config, device, "shared"),
              "shared value, freeze 0.75": iteration(config, device, "shared", 0.75),

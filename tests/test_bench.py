@@ -51,6 +51,16 @@ def test_products_alone_are_all_products(tiny):  # a product left out, or counte
     assert bench.operations(bench.Products(call).run) == bench.operations(call) > 0
 
 
+def test_recorded_steps_are_counted(tiny, monkeypatch):  # a graph, which no counter sees into
+    def count():
+        rows = bench.measured("sampling", tiny, "cpu", torch.float32, False, repeats=1)
+        return rows[0]["operations"]
+    plain = count()
+    monkeypatch.setattr(m, "RECORDED", ("cpu",))
+    monkeypatch.setattr(m, "recorded", lambda step: (step(), lambda: None)[1])
+    assert count() >= plain > 0
+
+
 def test_a_profile_counts_every_second_once(monkeypatch):  # twice, in the caller and in the called
     now = [0.0]
 
