@@ -4,6 +4,7 @@ How fast each part is: against the machine's limit, and against what else would 
     python -m tests.bench                        # a few minutes on two CPU cores
     python -m tests.bench --against              # beside transformers and TRL, where installed
     python -m tests.bench --size gpt2 --device cuda
+    python -m tests.bench sampling scoring "PPO iteration" --size 7b      # what fits one GPU
     python -m tests.bench --figure speed.png     # how cost grows with rows, length, n and width
     python -m tests.bench "PPO iteration"        # one part
     python -m tests.bench --profile              # where the time of the three commands goes
