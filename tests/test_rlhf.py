@@ -410,6 +410,7 @@ def test_the_recipe_for_diversity(study, tmp_path):  # the best first, plain sam
     assert "## A recipe that keeps diversity" in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_language_model_judges_too(study, monkeypatch, tmp_path):  # the judge's row of another
     config, path = study
     rich = judge.by_score(lambda prompts, texts: [len(set(t.split())) for t in texts])
@@ -477,6 +478,7 @@ def other_data(small, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more rows than there are
     config = rlhf.Config(data=str(other_data), inputs=6, samples=3, device="cpu",
                          out=str(tmp_path))
