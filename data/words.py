@@ -1,0 +1,31 @@
+"""
+Text files of words and facts, which a reader can enjoy and the embedded world's tasks read.
+
+A section is a [heading] on a line of its own and the lines below it, up to an empty one. All else
+in such a file is for people.
+"""
+
+import re
+from pathlib import Path
+
+
+def sections(name):
+    "{heading: its lines, as one text} of a file beside this one."
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return dict(re.findall(r"^\[(.+)\]\n((?:.+\n?)*)", text, re.M))
+
+
+def table(text):
+    "{value: its wordings, itself the first}: commas and line ends part values, bars wordings."
+    rows = [[word.strip() for word in row.split("|")] for row in re.split(r"[,\n]", text)]
+    return {row[0]: tuple(row) for row in rows if row[0]}
+
+
+def phrases(text):
+    "A tuple of what stands between bars and line ends; what is said twice stands there twice."
+    return tuple(phrase.strip() for phrase in re.split(r"[|\n]", text.strip()))
+
+
+def any_of(options):
+    "A regular expression for any of these strings, the longest first."
+    return "|".join(re.escape(option) for option in sorted(options, key=len, reverse=True))
