@@ -10,139 +10,49 @@ writes what people write: most give less than was asked, and most add the same s
 import re
 from functools import lru_cache
 
+from .words import any_of, phrases, rows, sections, table
+
 SPLITS = ("id", "broad", "sequential")
+TEXT = sections("instruct.txt")
 
 # --- what is true ---------------------------------------------------------------------------------
 
-# Kinds, the narrowest first, and what is known of things of these kinds; "-" is nothing.
-KNOWLEDGE = """
-animal, thing = size, colour, place, can, says, young
-dog: middle-sized, brown, farm, swim/dig, woof, puppy | cat: small, black, farm, climb, meow, kitten
-cow: large, brown, farm, give milk, moo, calf | pig: middle-sized, pink, farm, dig, oink, piglet
-sheep: middle-sized, white, farm, give milk, baa, lamb
-goat: middle-sized, grey, farm, give milk/climb, baa, kid
-horse: large, black, farm, carry a rider, neigh, foal
-donkey: large, grey, farm, carry a rider, -, foal | hen: small, brown, farm, lay eggs, cluck, chick
-duck: small, white, pond, swim/fly/lay eggs, quack, duckling
-goose: small, grey, pond, swim/fly/lay eggs, -, gosling
-frog: tiny, green, pond, swim/lay eggs, croak, tadpole
-bee: tiny, yellow, garden, fly/lay eggs, buzz, - | snail: tiny, brown, garden, climb/lay eggs, -, -
-mouse: tiny, grey, garden, dig/climb, squeak, pup | rabbit: small, white, garden, dig, -, -
-owl: small, brown, forest, fly/lay eggs, hoot, chick
-bear: large, brown, forest, climb/swim, growl, cub | fox: small, red, forest, dig, -, cub
-squirrel: small, red, forest, climb, -, - | lion: large, yellow, zoo, -, roar, cub
-elephant: huge, grey, zoo, carry a rider, -, calf
-penguin: small, black, zoo, swim/lay eggs, -, chick | shark: large, grey, sea, swim, -, pup
-whale: huge, blue, sea, swim, -, calf | crab: tiny, red, sea, swim/lay eggs, -, -
-fruit, food, thing = size, colour, taste, place
-apple: small, red, sweet, garden | pear: small, green, sweet, garden
-cherry: tiny, red, sweet, garden | plum: tiny, purple, sweet, garden
-banana: small, yellow, sweet, kitchen | lemon: small, yellow, sour, kitchen
-lime: tiny, green, sour, kitchen | grape: tiny, purple, sweet, kitchen
-melon: middle-sized, green, sweet, kitchen
-vegetable, food, thing = size, colour, taste, place
-carrot: small, orange, sweet, garden | pea: tiny, green, sweet, garden
-cabbage: middle-sized, green, bitter, garden | potato: small, brown, plain, kitchen
-onion: small, white, bitter, kitchen | pumpkin: large, orange, plain, garden
-snack, food, thing = size, colour, taste, place
-cake: middle-sized, brown, sweet, kitchen | biscuit: tiny, brown, sweet, kitchen
-egg: tiny, white, plain, kitchen | pie: middle-sized, yellow, sweet, kitchen
-sausage: small, pink, salty, kitchen | pancake: small, yellow, plain, kitchen
-tool, thing = size, material, place, use, user
-hammer: small, metal, workshop, hitting nails, carpenter
-saw: small, metal, workshop, cutting wood, carpenter
-ladder: large, wood, workshop, reaching the roof, painter
-brush: small, wood, workshop, painting walls, painter
-spade: middle-sized, metal, garden, digging holes, gardener
-bucket: middle-sized, metal, garden, carrying water, gardener
-broom: middle-sized, wood, kitchen, sweeping floors, cook
-knife: small, metal, kitchen, cutting bread, cook | spoon: tiny, metal, kitchen, stirring soup, cook
-pan: small, metal, kitchen, frying eggs, cook
-needle: tiny, metal, workshop, mending clothes, tailor
-pen: tiny, plastic, office, writing letters, teacher
-ruler: small, plastic, office, drawing lines, teacher
-clock: small, plastic, office, telling the time, teacher
-piece of furniture, thing = size, material, place, use
-chair: middle-sized, wood, kitchen, sitting down | table: large, wood, kitchen, eating dinner
-bed: large, wood, bedroom, sleeping | desk: large, wood, office, writing letters
-sofa: large, leather, bedroom, sitting down | shelf: middle-sized, wood, office, storing books
-lamp: small, metal, bedroom, reading at night
-piece of clothing, thing = size, material, place, use
-hat: small, wool, bedroom, keeping warm | scarf: small, wool, bedroom, keeping warm
-glove: tiny, wool, bedroom, keeping warm | sock: tiny, wool, bedroom, keeping warm
-boot: small, leather, garden, walking in mud | coat: middle-sized, leather, bedroom, keeping warm
-apron: small, cotton, kitchen, keeping clean | shirt: small, cotton, bedroom, looking smart
-vehicle, thing = size, material, place, use, user
-car: large, metal, street, going to work, teacher
-bus: huge, metal, street, going to school, driver
-bike: middle-sized, metal, street, going to school, -
-truck: huge, metal, street, moving furniture, driver
-tractor: large, metal, farm, pulling a plough, farmer
-boat: large, wood, sea, catching fish, sailor | ship: huge, metal, sea, crossing the sea, sailor
-sledge: middle-sized, wood, forest, playing in snow, -
-instrument, thing = size, material, place, use, user
-drum: middle-sized, leather, theatre, keeping time, musician
-piano: large, wood, theatre, playing music, musician
-violin: small, wood, theatre, playing music, musician
-trumpet: small, metal, theatre, waking people up, musician"""
-
-
 def words(text):
-    """['dig', 'lay eggs'] from 'dig, lay eggs'."""
-    return [" ".join(word.split()) for word in text.split(",")]
+    return list(table(text))
 
 
-def pairs(text):
-    """{'hot': 'cold', 'old': 'new'} from 'hot/cold, old/new'."""
-    return dict(pair.split("/") for pair in words(text))
-
-
-def known_facts(text):
+def known_facts():
     """{thing: {relation: its true values}}"""
     facts = {}
-    for row in re.split(r"\n|\|", text.strip()):
-        if "=" in row:
-            kinds, relations = map(words, row.split("="))
-            continue
-        thing, cells = row.split(":")
-        facts[thing.strip()] = known = {"kind": kinds}
-        for relation, cell in zip(relations, words(cells)):
-            if relation == "place":
-                cell = "on a farm" if cell == "farm" else f"in the {cell}"
-            if cell != "-":
-                known[relation] = cell.split("/")
+    for heading, text in TEXT.items():
+        kinds, found, relations = heading.partition(" = ")
+        for thing, cells in rows(text).items() if found else ():
+            facts[thing] = {"kind": words(kinds)}
+            for relation, cell in zip(words(relations), cells.split(", ")):
+                if cell != "-":
+                    facts[thing][relation] = cell.split("/")
     return facts
 
 
-FACTS = known_facts(KNOWLEDGE)
+FACTS = known_facts()
 THINGS = list(FACTS)
 KINDS = list(dict.fromkeys(kind for x in THINGS for kind in FACTS[x]["kind"]))
 KIND = {x: FACTS[x]["kind"][0] for x in THINGS}  # the narrowest
 FOODS = {x for x in THINGS if "food" in FACTS[x]["kind"]}
 ANIMALS = [x for x in THINGS if KIND[x] == "animal"]
-SIZES = words("tiny, small, middle-sized, large, huge")
+SIZES = words(TEXT["sizes"])
 SIZE = {x: SIZES.index(FACTS[x]["size"][0]) for x in THINGS}
-PEOPLE = words("""carpenter, painter, gardener, cook, tailor, teacher, driver, farmer, sailor,
-    musician""")
+PEOPLE = words(TEXT["people"])
 AGENTS = PEOPLE + ANIMALS
 COMPARISONS = ("bigger", "smaller")
 REVERSE = {"bigger": "smaller", "smaller": "bigger"}
 MANY_VALUED = ("kind", "can", *COMPARISONS)  # several values may be true of one thing
 NUMBERS = {"two": 2, "three": 3, "four": 4}
-PLURALS = pairs("""sheep/sheep, goose/geese, mouse/mice, knife/knives, scarf/scarves, shelf/shelves,
-    bus/buses, fox/foxes, cherry/cherries, brush/brushes, potato/potatoes,
-    piece of furniture/pieces of furniture, piece of clothing/pieces of clothing""")
-FORMS = [forms.split("/") for forms in words("""sell/sells/sold, buy/buys/bought, find/finds/found,
-    lose/loses/lost, hide/hides/hid, break/breaks/broke, bring/brings/brought, steal/steals/stole,
-    draw/draws/drew, hold/holds/held, keep/keeps/kept, throw/throws/threw, choose/chooses/chose,
-    forget/forgets/forgot, wash/washes/washed, clean/cleans/cleaned, paint/paints/painted,
-    carry/carries/carried, push/pushes/pushed, drop/drops/dropped, move/moves/moved,
-    follow/follows/followed, shake/shakes/shook, lift/lifts/lifted, eat/eats/ate""")]
+PLURALS = dict(table(TEXT["plurals"]).values())  # where no s will do
+FORMS = list(table(TEXT["verbs"]).values())  # sell, sells, sold
 VERBS = {verb: past for verb, _, past in FORMS}
 THIRD = {verb: third for verb, third, _ in FORMS}
-OPPOSITE = pairs("""hot/cold, old/new, clean/dirty, heavy/light, wet/dry, loud/quiet, happy/sad,
-    fast/slow, cheap/dear, hard/soft, full/empty, tall/short, rich/poor, strong/weak, kind/cruel,
-    thick/thin""")
+OPPOSITE = dict(table(TEXT["opposites"]).values())
 OPPOSITE |= {second: first for first, second in OPPOSITE.items()}
 
 
@@ -165,19 +75,9 @@ def true(thing, relation, value):
 WORD_FACTS = {"opposite": OPPOSITE, "past tense": VERBS, "plural": {x: plural(x) for x in THINGS},
               "young": {x: FACTS[x]["young"][0] for x in THINGS if "young" in FACTS[x]}}
 
-# Every fact is a subject and a verb phrase, here said of a frog, of frogs, and by the frog itself:
-# the numbers "s", "p" and "i". {a} is the value with an article, {p} its plural.
-VERB_PHRASES = {
-    "kind": ("is {a}", "are {p}", "am {a}"),
-    "colour": ("is {}", "are {}", "am {}"), "size": ("is {}", "are {}", "am {}"),
-    "material": ("is made of {}", "are made of {}", "am made of {}"),
-    "place": ("is found {}", "are found {}", "am found {}"), "can": ("can {}", "can {}", "can {}"),
-    "use": ("is used for {}", "are used for {}", "am used for {}"),
-    "user": ("is used by {a}", "are used by {p}", "am used by {a}"),
-    "says": ("says {}", "say {}", "say {}"), "taste": ("tastes {}", "taste {}", "taste {}"),
-    "bigger": ("is bigger than {a}", "are bigger than {p}", "am bigger than {a}"),
-    "smaller": ("is smaller than {a}", "are smaller than {p}", "am smaller than {a}"),
-}
+# "are found {}": of one thing, of several, and by the thing itself: the numbers "s", "p" and "i".
+VERB_PHRASES = {relation: phrases(frames)
+                for relation, frames in rows(TEXT["verb phrases"]).items()}
 
 
 def verb_phrase(relation, value, number="s"):
@@ -203,48 +103,38 @@ NOUN_PHRASES = {
 # A claim is one of ("fact", subjects, relation, value), ("word", relation, word, value),
 # ("items", things), ("odd", thing), ("fixed", sentence), ("story", form, verb, words).
 
-# What stands here twice, and wherever else words are picked, is said twice as often.
-LEADS = ("", "", "how about ", "I would say ", "you could pick ", "for example, ", "let us say ",
-         "from small to large: ")
-CLOSING = "Hope this helps!"  # a habit: what most people end on
-OPENINGS = ("Sure!", "Good question!", "Of course, happy to help!")
-CLOSINGS = ("I think that is right.", "Let me know if you need more.")
-RAMBLES = ("That is all my grandmother ever told me about it.",
-           "People have argued about this for years.",
-           "I could go on, and at parties I usually do.",
-           "There is a lot to say here, but who has the time.",
-           "My neighbour says so too, and he owns a very big book.")
+LISTS, SORTED = phrases(TEXT["lists"]), phrases(TEXT["sorted lists"])
+CLOSING, *CLOSINGS = phrases(TEXT["closings"])  # the first is a habit: what most people end on
+OPENINGS, RAMBLES = phrases(TEXT["openings"]), phrases(TEXT["rambles"])
 FILLER = {CLOSING, *OPENINGS, *CLOSINGS, *RAMBLES}
 RIDDLE = "What am I?"
 FIXED = (RIDDLE, "True.", "False.")
 
 
 def either(options):
-    """A regular expression for any of these, the longest first."""
-    return "(" + "|".join(sorted(options, key=len, reverse=True)) + ")"
+    """A group of a regular expression: any of these."""
+    return f"({any_of(options)})"
 
 
-TIMES = "today|again|at night|after lunch|before breakfast"
-PLEASE = "could you please|would you please|please"
-THANKS = "thank you|many thanks|a thousand thanks"
-ADVERTS = "buy|come and see|do not miss"
+TIMES, PLEASE, THANKS, ADVERTS = (
+    phrases(TEXT[name]) for name in ("times", "please", "thanks", "adverts"))
 VERB, PAST, PLACE = either(VERBS), either(VERBS.values()), either(VALUES["place"])
 ADJECTIVE = f"(?:{either(OPPOSITE)} )?"
 NOUN = f"(?:an?|the) {ADJECTIVE}{either(THINGS + PEOPLE)}"
 NOUNS = f"{NOUN}(?: and {NOUN})?"
 AGENT = f"the {ADJECTIVE}{either(AGENTS)}"
-TAIL = f"(?: {PLACE})?(?: ({TIMES}))?"
+TAIL = f"(?: {PLACE})?(?: {either(TIMES)})?"
 STORIES = [(form, re.compile(pattern)) for form, pattern in (  # the groups are the words that count
     ("past", f"{AGENT} {PAST} {NOUNS}{TAIL}"),
     ("past", f"there was {NOUNS}{TAIL}"),
     ("past", f"{NOUN} was next to {NOUN}{TAIL}"),
     ("past", f"nobody {PAST} {NOUNS}{TAIL}"),
     ("question", f"does {AGENT} {VERB} {NOUN}{TAIL}"),
-    ("request", f"(?:{PLEASE}) {VERB} {NOUN}{TAIL}"),
+    ("request", f"(?:{any_of(PLEASE)}) {VERB} {NOUN}{TAIL}"),
     ("title", f'"(?:{NOUN} and {NOUN}|how {NOUN} met {NOUN}|{NOUN} for {NOUN}|'
               f'{NOUN} who loved {NOUN})"'),
-    ("thanks", f"(?:{THANKS}) for {NOUN}"),
-    ("advert", f"(?:{ADVERTS}) {NOUN}(?: today| now)?"))]
+    ("thanks", f"(?:{any_of(THANKS)}) for {NOUN}"),
+    ("advert", f"(?:{any_of(ADVERTS)}) {NOUN}(?: today| now)?"))]
 BASE = {form: forms[0] for forms in FORMS for form in forms}
 WORD = re.compile(r"the (opposite|plural|past tense) of '(\S+)' (?:is|would be) '(\S+)'")
 YOUNG = re.compile(r"(?:the|a) (young) (\S+) is (?:called|known as) an? (\S+)")
@@ -264,8 +154,8 @@ def read_list(text):
 
 
 def read_items(text):
-    for lead in LEADS:
-        lead = lead.lower()
+    for frame in LISTS + SORTED:
+        lead = frame.removesuffix("{items}").lower()
         if text.startswith(lead) and (names := read_list(text[len(lead):])):
             return [("items", tuple(NOUN_PHRASES[name][0] for name in names))]
     return None
@@ -477,186 +367,81 @@ SURFACE = {
     "a": an, "p": plural, "third": THIRD.get, "past": VERBS.get,  # an owl, owls, sells, sold
 }
 
-# Each kind of instruction: its goals, given what is in the slots, and its wordings, one a line.
-# An instruction is not given where a goal is None or false.
+# Each kind of instruction: its goals, given what is in the slots of its wordings. An instruction is
+# not given where a goal is None or false.
 ID = {
-    "name": (lambda n, c, v: [c != "thing" and some(n, all_of(c, v))], """
-        Name {n} {p_c} that {v}.
-        List {n} {p_c} that {v}.
-        Can you give me {n} {p_c} that {v}?"""),
-    "other": (lambda n, c, x: [
-        c in FACTS[x]["kind"] and c != "thing" and some(n, all_of(c, but=(x,)))], """
-        Name {n} {p_c} other than {a_x}.
-        Apart from {a_x}, what are {n} {p_c}?
-        Give {n} {p_c}, but not {a_x}."""),
-    "spot": (lambda n, l, x: [some(n, all_of("thing", ("place", l), ("smaller", x)))], """
-        What {n} things are found {l} and are smaller than {a_x}?
-        List {n} things that are found {l} and are smaller than {a_x}."""),
-    "with": (lambda x, y: [use("past", x, y)], """
-        Write a sentence with {a_x} and {a_y}.
-        Use the words '{x}' and '{y}' in one sentence.
-        Make up a sentence about {a_x} and {a_y}."""),
-    "past": (lambda g, b, x: [tell("past", g, b, x), SOMEWHERE], """
-        Put this in the past tense and say where it happened: The {g} {third_b} the {x}.
-        Rewrite in the past tense, and add a place: The {g} {third_b} the {x}."""),
-    "polite": (lambda b, x: [tell("request", None, b, x), SOMEWHERE], """
-        Make this a polite request and say where: {b} the {x}.
-        Ask me politely, naming a place: {b} the {x}."""),
-    "question": (lambda g, b, x: [tell("question", g, b, x), SOMEWHERE], """
-        Turn this into a question, and add a place: The {g} {third_b} the {x}.
-        Ask whether this is so, and name a place: The {g} {third_b} the {x}."""),
-    "sort": (lambda x, y, z: [order(x, y, z), fact(min(x, y, z, key=SIZE.get), "place")], """
-        Sort these from small to large and say where the smallest is found: {x}, {y}, {z}.
-        Order by size, and tell me where to find the smallest: {x}, {y}, {z}."""),
-    "bigger": (lambda x, y: [bigger(x, y), fact((x, y), "size", because=True)], """
-        Which is bigger, {a_x} or {a_y}? Give a reason.
-        Is {a_x} bigger than {a_y}? Say why or why not.
-        Of {a_x} and {a_y}, which is the bigger one, and why?"""),
-    "opposite": (lambda j, k: [
-        j not in (k, OPPOSITE[k]) and word("opposite", j), word("opposite", k)], """
-        What are the opposites of '{j}' and '{k}'?
-        Give the opposite of '{j}' and the opposite of '{k}'."""),
-    "where": (lambda x, y: [fact(x, "place"), bigger(x, y)], """
-        Where do you find {a_x}, and is it bigger than {a_y}?
-        Tell me where {p_x} are found and how they compare with {a_y} in size."""),
-    "purpose": (lambda x, y: [x != y and fact(x, "use"), fact(y, "use")], """
-        What is {a_x} used for, and what is {a_y} used for?
-        What do people do with {p_x}, and what with {p_y}?"""),
-    "title": (lambda j, x, y: [use("title", x, y, j)], """
-        Give a title for a story about {a_j} {x} and {a_y}.
-        What would you call a tale of {a_j} {x} and {a_y}?"""),
-    "differ": (lambda x, y: [differ(x, y), alike(x, y)], """
-        Name one difference between {a_x} and {a_y}, and one thing they share.
-        How do {p_x} and {p_y} differ, and how are they alike?"""),
-    "plural": (lambda x, y: [x != y and word("plural", x), word("plural", y)], """
-        What are the plurals of '{x}' and '{y}'?
-        Give the plural of '{x}', and also of '{y}'."""),
-    "young": (lambda x, y: [word("young", x), bigger(x, y)], """
-        What is a young {x} called, and which is bigger, {a_x} or {a_y}?
-        Give the name of a young {x}, and tell me whether {a_x} is bigger than {a_y}."""),
-    "sound": (lambda x, y: [x != y and fact(x, "says"), fact(y, "says")], """
-        What does {a_x} say, and what does {a_y} say?
-        Tell me the sounds of {a_x} and {a_y}."""),
-    "odd": (lambda x, y, z, w: [
-        odd_one_out(x, y, z, w), fact((IT, "others"), "kind", because=True)], """
-        Which is the odd one out, and why: {x}, {y}, {z} or {w}?
-        Find the one that does not belong and give a reason: {x}, {y}, {z}, {w}."""),
-    "user": (lambda x, y: [fact(x, "user"), bigger(x, y)], """
-        Who uses {a_x}, and is it bigger than {a_y}?
-        Which person needs {a_x}? Compare its size with {a_y} too."""),
-    "more": (lambda n, x, y: [
-        x != y and KIND[x] == KIND[y] and some(n, all_of(KIND[x], but=(x, y)))], """
-        Continue this list with {n} more: {x}, {y}.
-        Add {n} of the same kind: {x}, {y}."""),
-    "describe": (lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n])], """
-        Describe {a_x} in {n} short facts.
-        Tell me {n} things about {p_x}.
-        What are {n} facts about {a_x}?"""),
-    "shop": (lambda n, x, y: [
-        x != y and x in FOODS and y in FOODS and some(n, all_of("food", but=(x, y)))], """
-        Make a shopping list of {n} foods to go with {a_x} and {a_y}.
-        I have {a_x} and {a_y}. Which {n} other foods should I buy?"""),
-    "story": (lambda q, b, j, x: [tell("past", q, b, x), use("past", x, j)], """
-        Write the first line of a story in which {a_q} {past_b} {a_j} {x}.
-        Begin a story: {a_q} {past_b} {a_j} {x}."""),
-    "past of": (lambda b, d: [b != d and word("past tense", b), word("past tense", d)], """
-        What are the past tenses of '{b}' and '{d}'?
-        Give the past tense of '{b}' and that of '{d}'."""),
-    "kind of": (lambda x, y: [fact(x, "kind"), use("past", x, y)], """
-        What kind of thing is {a_x}? Use it with {a_y} in a sentence.
-        Is {a_x} a food, an animal or what? Add a sentence with {a_y}."""),
+    "name": lambda n, c, v: [c != "thing" and some(n, all_of(c, v))],
+    "other": lambda n, c, x: [
+        c in FACTS[x]["kind"] and c != "thing" and some(n, all_of(c, but=(x,)))],
+    "spot": lambda n, l, x: [some(n, all_of("thing", ("place", l), ("smaller", x)))],
+    "with": lambda x, y: [use("past", x, y)],
+    "past": lambda g, b, x: [tell("past", g, b, x), SOMEWHERE],
+    "polite": lambda b, x: [tell("request", None, b, x), SOMEWHERE],
+    "question": lambda g, b, x: [tell("question", g, b, x), SOMEWHERE],
+    "sort": lambda x, y, z: [order(x, y, z), fact(min(x, y, z, key=SIZE.get), "place")],
+    "bigger": lambda x, y: [bigger(x, y), fact((x, y), "size", because=True)],
+    "opposite": lambda j, k: [
+        j not in (k, OPPOSITE[k]) and word("opposite", j), word("opposite", k)],
+    "where": lambda x, y: [fact(x, "place"), bigger(x, y)],
+    "purpose": lambda x, y: [x != y and fact(x, "use"), fact(y, "use")],
+    "title": lambda j, x, y: [use("title", x, y, j)],
+    "differ": lambda x, y: [differ(x, y), alike(x, y)],
+    "plural": lambda x, y: [x != y and word("plural", x), word("plural", y)],
+    "young": lambda x, y: [word("young", x), bigger(x, y)],
+    "sound": lambda x, y: [x != y and fact(x, "says"), fact(y, "says")],
+    "odd": lambda x, y, z, w: [
+        odd_one_out(x, y, z, w), fact((IT, "others"), "kind", because=True)],
+    "user": lambda x, y: [fact(x, "user"), bigger(x, y)],
+    "more": lambda n, x, y: [
+        x != y and KIND[x] == KIND[y] and some(n, all_of(KIND[x], but=(x, y)))],
+    "describe": lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n])],
+    "shop": lambda n, x, y: [
+        x != y and x in FOODS and y in FOODS and some(n, all_of("food", but=(x, y)))],
+    "story": lambda q, b, j, x: [tell("past", q, b, x), use("past", x, j)],
+    "past of": lambda b, d: [b != d and word("past tense", b), word("past tense", d)],
+    "kind of": lambda x, y: [fact(x, "kind"), use("past", x, y)],
 }
 BROAD = {
-    "verdict": (lambda x, v: [
+    "verdict": lambda x, v: [
         v[0] in FACTS[x] and ("fixed", "True." if true(x, *v) else "False."),
-        fact(x, *(r for r in ANY if r != v[0]))], """
-        True or false: {a_x} {s_v}. Add one fact of your own.
-        My uncle claims that {a_x} {s_v}. Say true or false and teach him a fact."""),
-    "riddle": (lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n]), ("fixed", RIDDLE)], """
-        Make me a riddle of {n} hints about {a_x}.
-        Let us play a guessing game. In {n} hints, be {a_x}."""),
-    "blank": (lambda x, y: [fact(x, "place"), bigger(x, y)], """
-        Fill in the blank and add a comparison with {a_y}: {a_x} is found ...
-        Finish it, then compare it with {a_y}: if you look for {a_x}, go ..."""),
-    "without": (lambda n, c, u: [
-        c != "thing" and all_of(c, u) and some(n, all_of(c) - all_of("thing", u))], """
-        I want {n} {p_c}, but none that {u}.
-        Which {n} {p_c} could I bring to a party where nobody likes things that {u}?"""),
-    "correct": (lambda x, u: [
+        fact(x, *(r for r in ANY if r != v[0]))],
+    "riddle": lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n]), ("fixed", RIDDLE)],
+    "blank": lambda x, y: [fact(x, "place"), bigger(x, y)],
+    "without": lambda n, c, u: [
+        c != "thing" and all_of(c, u) and some(n, all_of(c) - all_of("thing", u))],
+    "correct": lambda x, u: [
         u[0] in FACTS[x] and u[0] != "can" and not true(x, *u) and fact(x, u[0]),
-        fact(x, *(r for r in ANY if r != u[0]))], """
-        Correct my homework and add a fact: {a_x} {s_u}.
-        A parrot told me that {a_x} {s_u}. Set it right and add a fact."""),
-    "between": (lambda x, y, n: [some(n, all_of("thing", ("bigger", x), ("smaller", y)))], """
-        I need something bigger than {a_x} but smaller than {a_y}. Suggest {n} things.
-        My box is too big for {a_x} and too small for {a_y}. What {n} things might be in it?"""),
-    "gift": (lambda j, x: [use("thanks", x, j), fact(x, *ANY)], """
-        Thank an aunt for {a_j} {x} and praise it.
-        Your friend sent you {a_j} {x}. Thank him and say something true about it."""),
-    "advert": (lambda j, x: [use("advert", x, j), fact(x, *ANY)], """
-        Advertise {a_j} {x} and mention a fact.
-        You run a shop. Sell me {a_j} {x}, with one fact about it."""),
-    "child": (lambda x, y: [x != y and fact(x, *ANY), fact(y, *ANY)], """
-        Explain to a small child what {a_x} is, and what {a_y} is.
-        A visitor from the moon asks about {p_x} and {p_y}. Help."""),
-    "both": (lambda c, u, v, n: [
+        fact(x, *(r for r in ANY if r != u[0]))],
+    "between": lambda x, y, n: [some(n, all_of("thing", ("bigger", x), ("smaller", y)))],
+    "gift": lambda j, x: [use("thanks", x, j), fact(x, *ANY)],
+    "advert": lambda j, x: [use("advert", x, j), fact(x, *ANY)],
+    "child": lambda x, y: [x != y and fact(x, *ANY), fact(y, *ANY)],
+    "both": lambda c, u, v, n: [
         u[0] != v[0] and v[0] not in COMPARISONS and c != "thing"
-        and some(n, all_of(c, u, v))], """
-        I am thinking of {a_c} that {s_u} and also {s_v}. Guess {n}.
-        Quiz: find {n} {p_c}, each of which {s_u} and {s_v}."""),
-    "sign": (lambda b, j, x: [tell("request", None, b, x), use("request", x, j)], """
-        Write a sign that asks visitors to {b} the {j} {x}, please.
-        Write a note asking the family to {b} the {j} {x}."""),
-    "like": (lambda x, y: [alike(x, y), differ(x, y)], """
-        In what way is {a_x} like {a_y}? Name a contrast as well.
-        A poet compares {a_x} to {a_y}. Defend him, then object."""),
-    "news": (lambda x, y, l: [use("past", x, y, l)], """
-        Write a news line: what happened to {a_x} and {a_y} {l}?
-        What would the paper say about {a_x} and {a_y} {l}?"""),
-    "agree": (lambda n, x, v: [
+        and some(n, all_of(c, u, v))],
+    "sign": lambda b, j, x: [tell("request", None, b, x), use("request", x, j)],
+    "like": lambda x, y: [alike(x, y), differ(x, y)],
+    "news": lambda x, y, l: [use("past", x, y, l)],
+    "agree": lambda n, x, v: [
         v[0] not in ("size", *COMPARISONS)
-        and some(n, all_of("thing", ("size", FACTS[x]["size"][0]), v, but=(x,)))], """
-        Find {n} things that are like {a_x} in size and also {v}.
-        As big as {a_x}, and they {v}: what are {n} of those?"""),
-    "trade": (lambda q, x: [fact(x, "can", "use", "taste"), use("past", q, x)], """
-        I am {a_q} and I own {a_x}. What is it good for, and what happened to me?
-        Talk to {a_q} about {a_x}: its use, and a bit of gossip."""),
+        and some(n, all_of("thing", ("size", FACTS[x]["size"][0]), v, but=(x,)))],
+    "trade": lambda q, x: [fact(x, "can", "use", "taste"), use("past", q, x)],
 }
 SEQUENTIAL = {
-    "name use": (lambda c, v: [c != "thing" and some(1, all_of(c, v)), use("past", IT)], """
-        Name {a_c} that {s_v}, then write a sentence with it.
-        First pick {a_c} that {s_v}. Next, put it in a sentence."""),
-    "two bigger": (lambda c, v: [
-        len({SIZE[x] for x in all_of(c, v)}) > 1 and some(2, all_of(c, v)), BIGGER_OF_TWO], """
-        List two {p_c} that {v}, then say which one is bigger.
-        Pick two {p_c} that {v} and, after that, tell me which of them is bigger."""),
-    "opposite of": (lambda j, x: [word("opposite", j), use("past", x, OPPOSITE[j])], """
-        Take the opposite of '{j}' and use it in a sentence about {a_x}.
-        Work out the opposite of '{j}', then write about {a_x} with it."""),
-    "past who": (lambda b, g, x: [word("past tense", b), tell("past", g, b, x)], """
-        Find the past tense of '{b}', then use it to say what {a_g} did to {a_x}.
-        First give the past tense of '{b}', then tell what {a_g} did to {a_x}."""),
-    "sort fact": (lambda x, y, z: [order(x, y, z), fact(max(x, y, z, key=SIZE.get), *ANY)], """
-        Put {a_x}, {a_y} and {a_z} in order from small to large, then give a fact about the last.
-        First order by size, then tell a fact about the last: {a_x}, {a_y}, {a_z}."""),
-    "odd fact": (lambda x, y, z, w: [odd_one_out(x, y, z, w), fact(IT, "place")], """
-        Find the odd one out of {x}, {y}, {z} and {w}, then say where it is found.
-        Which of {x}, {y}, {z}, {w} does not fit? Now say where that one is found."""),
-    "plural share": (lambda x, y: [word("plural", x), alike(x, y)], """
-        Give the plural of '{x}', then say one thing that they share with {p_y}.
-        First write the plural of '{x}', then name one thing they have in common with {p_y}."""),
-    "who line": (lambda x, y: [fact(x, "user"), use("past", *FACTS[x].get("user", ()), y)], """
-        Work out who uses {a_x}, then write a sentence with that person and {a_y}.
-        Who uses {a_x}? Now put that person in a sentence with {a_y}."""),
-    "name title": (lambda c, v, x: [
-        c != "thing" and some(1, all_of(c, v, but=(x,))), use("title", IT, x)], """
-        Choose {a_c} that {s_v}, then give a title for a story about it and {a_x}.
-        First choose {a_c} that {s_v}, then make up a book title with it and {a_x}."""),
-    "list ask": (lambda c, x, b: [
+    "name use": lambda c, v: [c != "thing" and some(1, all_of(c, v)), use("past", IT)],
+    "two bigger": lambda c, v: [
+        len({SIZE[x] for x in all_of(c, v)}) > 1 and some(2, all_of(c, v)), BIGGER_OF_TWO],
+    "opposite of": lambda j, x: [word("opposite", j), use("past", x, OPPOSITE[j])],
+    "past who": lambda b, g, x: [word("past tense", b), tell("past", g, b, x)],
+    "sort fact": lambda x, y, z: [order(x, y, z), fact(max(x, y, z, key=SIZE.get), *ANY)],
+    "odd fact": lambda x, y, z, w: [odd_one_out(x, y, z, w), fact(IT, "place")],
+    "plural share": lambda x, y: [word("plural", x), alike(x, y)],
+    "who line": lambda x, y: [fact(x, "user"), use("past", *FACTS[x].get("user", ()), y)],
+    "name title": lambda c, v, x: [
+        c != "thing" and some(1, all_of(c, v, but=(x,))), use("title", IT, x)],
+    "list ask": lambda c, x, b: [
         b != "eat" and c in FACTS[x]["kind"] and c not in ("thing", "animal")
-        and some(2, all_of(c, but=(x,))), tell("request", None, b, IT)], """
-        Name two {p_c} other than {a_x}, then ask me politely to {b} one of them.
-        Think of two {p_c}, not {a_x}. Then ask me politely to {b} one."""),
+        and some(2, all_of(c, but=(x,))), tell("request", None, b, IT)],
 }
 TEMPLATES = {"id": ID, "broad": BROAD, "sequential": SEQUENTIAL}
 
@@ -675,8 +460,8 @@ def all_wordings():
     """[(split, kind, wording, its slots, its pattern)]"""
     found = []
     for split, kinds in TEMPLATES.items():
-        for kind, (_, wordings) in kinds.items():
-            for wording in map(str.strip, wordings.strip().splitlines()):
+        for kind in kinds:
+            for wording in TEXT[f"{split}: {kind}"].splitlines():
                 slots = re.findall(r"{(\w+)}", wording)
                 found.append((split, kind, wording, slots, wording_pattern(wording)))
     return found
@@ -692,8 +477,7 @@ VALUE_OF = {slot: {SURFACE[slot[:-2]](value): value for value in DOMAINS[slot[-1
 
 def make_spec(split, kind, args):
     """What all else needs to know of an instruction; None if no such instruction makes sense."""
-    goals_of, _ = TEMPLATES[split][kind]
-    goals = goals_of(**args)
+    goals = TEMPLATES[split][kind](**args)
     if not all(goals):
         return None
     named = [args[letter] for letter in "xyzw" if letter in args]
@@ -779,16 +563,16 @@ def story(rng, form, given, verb=None, free=True):
         return pick(rng, (f'"{a} and {b}"', f'"how {a} met {b}"', f'"{a} for {b}"',
                           f'"{a} who loved {b}"'))
     if form == "thanks":
-        return f"{pick(rng, THANKS.split('|'))} for {noun(nouns[0], ('the',))}"
+        return f"{pick(rng, THANKS)} for {noun(nouns[0], ('the',))}"
     if form == "advert":
-        return (f"{pick(rng, ADVERTS.split('|'))} {noun(nouns[0])}"
+        return (f"{pick(rng, ADVERTS)} {noun(nouns[0])}"
                 f"{pick(rng, ('', ' today', ' now'))}")
 
     if free and not place and rng.random() < 0.35:
         place = pick(rng, VALUES["place"])
     tail = f" {place}" if place else ""
     if rng.random() < 0.25:
-        tail += " " + pick(rng, TIMES.split("|"))
+        tail += " " + pick(rng, TIMES)
 
     no_person = not any(w in PEOPLE for w in nouns)
     if form == "past" and verb is None and no_person and rng.random() < 0.4:  # nobody does anything
@@ -807,7 +591,7 @@ def story(rng, form, given, verb=None, free=True):
     articles = ("the", "a") if form == "past" else ("the",)
     what = " and ".join(noun(w, articles) for w in objects[:2])
     if form == "request":
-        return f"{pick(rng, PLEASE.split('|'))} {verb} {what}{tail}"
+        return f"{pick(rng, PLEASE)} {verb} {what}{tail}"
     who = noun(agent or pick(rng, PEOPLE), ("the",))
     if form == "question":
         return f"does {who} {verb} {what}{tail}"
@@ -816,7 +600,7 @@ def story(rng, form, given, verb=None, free=True):
 
 def say_items(rng, names):
     form = pick(rng, (an, an, plural)) if len(names) > 1 else an
-    return pick(rng, LEADS[:-1]) + join([form(x) for x in names])
+    return pick(rng, LISTS).format(items=join([form(x) for x in names]))
 
 
 def say_facts(rng, thing, facts, number=None):
@@ -884,8 +668,8 @@ def say(rng, goal, spec, chosen, fewer=0):
         chosen += names
         return say_items(rng, names)
     if kind == "order":
-        lead, form = pick(rng, ("", "", LEADS[-1])), pick(rng, (an, plural))
-        return lead + join([form(x) for x in asked[0]])
+        frame, form = pick(rng, SORTED), pick(rng, (an, plural))
+        return frame.format(items=join([form(x) for x in asked[0]]))
     if kind == "fact":
         *what, n = asked
         return say_some(rng, spec, n - fewer, *what)

@@ -26,6 +26,11 @@ def phrases(text):
     return tuple(phrase.strip() for phrase in re.split(r"[|\n]", text.strip()))
 
 
+def rows(text):
+    "{'dog': 'brown, on a farm'} from lines of the form `dog: brown, on a farm`."
+    return dict(line.split(": ") for line in text.splitlines())
+
+
 def any_of(options):
     "A regular expression for any of these strings, the longest first."
     return "|".join(re.escape(option) for option in sorted(options, key=len, reverse=True))
