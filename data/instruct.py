@@ -10,48 +10,40 @@ writes what people write: most give less than was asked, and most add the same s
 import re
 from functools import lru_cache
 
-from .words import any_of, phrases, rows, sections, table
+from .words import any_of, capital, phrases, rows, sections, table
 
 SPLITS = ("id", "broad", "sequential")
 TEXT = sections("instruct.txt")
 
 # --- what is true ---------------------------------------------------------------------------------
 
-def words(text):
-    return list(table(text))
-
 
 def known_facts():
     """{thing: {relation: its true values}}"""
     facts = {}
     for heading, text in TEXT.items():
-        kinds, found, relations = heading.partition(" = ")
-        for thing, cells in rows(text).items() if found else ():
-            facts[thing] = {"kind": words(kinds)}
-            for relation, cell in zip(words(relations), cells.split(", ")):
-                if cell != "-":
-                    facts[thing][relation] = cell.split("/")
+        kinds, is_knowledge, relations = heading.partition(" = ")
+        for thing, cells in rows(text).items() if is_knowledge else ():
+            known = zip(["kind", *relations.split(", ")], [kinds, *cells.split(", ")])
+            facts[thing] = {relation: cell.split("/") for relation, cell in known if cell != "-"}
     return facts
 
 
 FACTS = known_facts()
 THINGS = list(FACTS)
-KINDS = list(dict.fromkeys(kind for x in THINGS for kind in FACTS[x]["kind"]))
 KIND = {x: FACTS[x]["kind"][0] for x in THINGS}  # the narrowest
 FOODS = {x for x in THINGS if "food" in FACTS[x]["kind"]}
 ANIMALS = [x for x in THINGS if KIND[x] == "animal"]
-SIZES = words(TEXT["sizes"])
+SIZES = list(table(TEXT["sizes"]))
 SIZE = {x: SIZES.index(FACTS[x]["size"][0]) for x in THINGS}
-PEOPLE = words(TEXT["people"])
+PEOPLE = list(table(TEXT["people"]))
 AGENTS = PEOPLE + ANIMALS
-COMPARISONS = ("bigger", "smaller")
-REVERSE = {"bigger": "smaller", "smaller": "bigger"}
+COMPARISONS = {"bigger": "smaller", "smaller": "bigger"}  # and what says the contrary
 MANY_VALUED = ("kind", "can", *COMPARISONS)  # several values may be true of one thing
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 PLURALS = dict(table(TEXT["plurals"]).values())  # where no s will do
-FORMS = list(table(TEXT["verbs"]).values())  # sell, sells, sold
-VERBS = {verb: past for verb, _, past in FORMS}
-THIRD = {verb: third for verb, third, _ in FORMS}
+VERB_FORMS = table(TEXT["verbs"])  # sell: sell, sells, sold
+VERBS = {verb: past for verb, _, past in VERB_FORMS.values()}
 OPPOSITE = dict(table(TEXT["opposites"]).values())
 OPPOSITE |= {second: first for first, second in OPPOSITE.items()}
 
@@ -109,6 +101,10 @@ OPENINGS, RAMBLES = phrases(TEXT["openings"]), phrases(TEXT["rambles"])
 FILLER = {CLOSING, *OPENINGS, *CLOSINGS, *RAMBLES}
 RIDDLE = "What am I?"
 FIXED = (RIDDLE, "True.", "False.")
+TIMES, PLEASE, THANKS, ADVERTS = (
+    phrases(TEXT[name]) for name in ("time", "please", "thanks", "advert"))
+STORIES = {form: phrases(TEXT[f"story: {form}"])  # form -> its frames
+           for form in ("past", "question", "request", "title", "thanks", "advert")}
 
 
 def either(options):
@@ -116,26 +112,22 @@ def either(options):
     return f"({any_of(options)})"
 
 
-TIMES, PLEASE, THANKS, ADVERTS = (
-    phrases(TEXT[name]) for name in ("times", "please", "thanks", "adverts"))
-VERB, PAST, PLACE = either(VERBS), either(VERBS.values()), either(VALUES["place"])
-ADJECTIVE = f"(?:{either(OPPOSITE)} )?"
-NOUN = f"(?:an?|the) {ADJECTIVE}{either(THINGS + PEOPLE)}"
-NOUNS = f"{NOUN}(?: and {NOUN})?"
-AGENT = f"the {ADJECTIVE}{either(AGENTS)}"
-TAIL = f"(?: {PLACE})?(?: {either(TIMES)})?"
-STORIES = [(form, re.compile(pattern)) for form, pattern in (  # the groups are the words that count
-    ("past", f"{AGENT} {PAST} {NOUNS}{TAIL}"),
-    ("past", f"there was {NOUNS}{TAIL}"),
-    ("past", f"{NOUN} was next to {NOUN}{TAIL}"),
-    ("past", f"nobody {PAST} {NOUNS}{TAIL}"),
-    ("question", f"does {AGENT} {VERB} {NOUN}{TAIL}"),
-    ("request", f"(?:{any_of(PLEASE)}) {VERB} {NOUN}{TAIL}"),
-    ("title", f'"(?:{NOUN} and {NOUN}|how {NOUN} met {NOUN}|{NOUN} for {NOUN}|'
-              f'{NOUN} who loved {NOUN})"'),
-    ("thanks", f"(?:{any_of(THANKS)}) for {NOUN}"),
-    ("advert", f"(?:{any_of(ADVERTS)}) {NOUN}(?: today| now)?"))]
-BASE = {form: forms[0] for forms in FORMS for form in forms}
+def story_patterns():
+    """{form: a regular expression for its stories}; the groups are the words that count."""
+    adjective = f"(?:{either(OPPOSITE)} )?"
+    noun = f"(?:an?|the) {adjective}{either(THINGS + PEOPLE)}"
+    slots = {"agent": f"the {adjective}{either(AGENTS)}", "noun": noun, "other": noun,
+             "nouns": f"{noun}(?: and {noun})?", "verb": either(VERBS),
+             "past": either(VERBS.values()), "please": f"(?:{any_of(PLEASE)})",
+             "thanks": f"(?:{any_of(THANKS)})", "advert": f"(?:{any_of(ADVERTS)})",
+             "now": "(?: today| now)?",
+             "tail": f"(?: {either(VALUES['place'])})?(?: {either(TIMES)})?"}
+    return {form: re.compile("|".join(frames).format(**slots)) for form, frames in STORIES.items()}
+
+
+STORY_PATTERNS = story_patterns()
+LEAD = re.compile(any_of({frame.removesuffix("{items}").lower() for frame in LISTS + SORTED}))
+BASE = {form: verb for verb, forms in VERB_FORMS.items() for form in forms}
 WORD = re.compile(r"the (opposite|plural|past tense) of '(\S+)' (?:is|would be) '(\S+)'")
 YOUNG = re.compile(r"(?:the|a) (young) (\S+) is (?:called|known as) an? (\S+)")
 CLAUSE = re.compile(r"(.+?) (is|are|am|can|says?|tastes?) (both |all )?(.+)")
@@ -153,24 +145,8 @@ def read_list(text):
     return names if all(name in NOUN_PHRASES for name in names) and join(names) == text else None
 
 
-def read_items(text):
-    for frame in LISTS + SORTED:
-        lead = frame.removesuffix("{items}").lower()
-        if text.startswith(lead) and (names := read_list(text[len(lead):])):
-            return [("items", tuple(NOUN_PHRASES[name][0] for name in names))]
-    return None
-
-
-def read_word(text):
-    m = WORD.fullmatch(text) or YOUNG.fullmatch(text)
-    return [("word", *m.groups())] if m else None
-
-
-def read_facts(text):
-    m = CLAUSE.fullmatch(text)
-    if not m:
-        return None
-    who, verb, both, rest = m.groups()
+def read_facts(who, verb, both, rest):
+    """The claims of a clause in these parts, or None."""
     if who == "the others":
         subjects, number = ("others",), "p"
     elif names := read_list(who):
@@ -178,19 +154,26 @@ def read_facts(text):
         number = "p" if len(names) > 1 else NOUN_PHRASES[who][1]
     else:
         return None
-    said = f"{verb} {rest}"
-    if said == "is the odd one out":
+    predicate = f"{verb} {rest}"
+    if predicate == "is the odd one out":
         return [("odd", subjects[0])]
     if both and verb not in ("are", "can"):
         return None
-    phrases = [said] if (said, number) in PHRASES else said.split(" and ")
-    if all((phrase, number) in PHRASES for phrase in phrases):
-        return [("fact", subjects, *PHRASES[phrase, number]) for phrase in phrases]
+    found = [predicate] if (predicate, number) in PHRASES else predicate.split(" and ")
+    if all((phrase, number) in PHRASES for phrase in found):
+        return [("fact", subjects, *PHRASES[phrase, number]) for phrase in found]
     return None
 
 
-def read_story(text):
-    for form, pattern in STORIES:
+def read_clause(text):
+    """The claims of what stands between two conjunctions, or None."""
+    if names := read_list(text[LEAD.match(text).end():]):
+        return [("items", tuple(NOUN_PHRASES[name][0] for name in names))]
+    if m := WORD.fullmatch(text) or YOUNG.fullmatch(text):
+        return [("word", *m.groups())]
+    if (m := CLAUSE.fullmatch(text)) and (found := read_facts(*m.groups())):
+        return found
+    for form, pattern in STORY_PATTERNS.items():
         if m := pattern.fullmatch(text):
             found = tuple(word for word in m.groups() if word)
             verb = next((BASE[word] for word in found if word in BASE), None)
@@ -215,8 +198,7 @@ def read(sentence):
         return None
     claims = []
     for text in re.split(", but |,? because ", body):
-        found = read_items(text) or read_word(text) or read_facts(text) or read_story(text)
-        if not found:
+        if not (found := read_clause(text)):
             return None
         claims += found
     return tuple(claims)
@@ -237,13 +219,13 @@ def stated(text):
 
 def relation(a, b):
     """+1 where b contradicts a, -1 where a states all that b states, else 0."""
-    known, said = stated(a), stated(b)
-    for rel, subject, value in said:
-        if rel in COMPARISONS and (REVERSE[rel], subject, value) in known:
+    of_a, of_b = stated(a), stated(b)
+    for rel, subject, value in of_b:
+        if (COMPARISONS.get(rel), subject, value) in of_a:
             return 1
-        if rel not in MANY_VALUED and any(k[:2] == (rel, subject) and k[2] != value for k in known):
+        if rel not in MANY_VALUED and any(x[:2] == (rel, subject) and x[2] != value for x in of_a):
             return 1
-    return -1 if said and said <= known else 0
+    return -1 if of_b and of_b <= of_a else 0
 
 
 # --- instructions: wordings with slots, and the goals that their arguments set --------------------
@@ -251,7 +233,7 @@ def relation(a, b):
 # A goal is a tuple: what is asked, then the details. Many of the functions below make one, or
 # return None where their arguments make no sense together.
 
-ANY = words("kind, colour, material, size, place, can, use, user, says, taste")
+ANY = "kind, colour, material, size, place, can, use, user, says, taste".split(", ")
 ANY_BUT_KIND = ANY[1:]
 SOMEWHERE = ("place",)  # to name any place
 BIGGER_OF_TWO = ("bigger", None, None)  # to compare the two things that the answer chose
@@ -273,6 +255,11 @@ def some(number, candidates):
     return ("items", n, candidates) if len(candidates) > n else None
 
 
+def some_of(number, kind, *tests, but=()):
+    """The same of a kind, which is to be narrower than that of all things."""
+    return some(number, all_of(kind, *tests, but=but)) if kind != "thing" else None
+
+
 def order(*names):
     """To list these things from small to large."""
     if len({SIZE[x] for x in names}) < len(names):
@@ -285,7 +272,7 @@ def fact(subjects, *relations, because=False, n=1):
     if not isinstance(subjects, tuple):
         subjects = (subjects,)
     known = sum(len(FACTS[x].get(r, ())) for x in subjects if x in FACTS for r in relations)
-    return ("fact", subjects, relations, because, n) if known >= n or IT in subjects else None
+    return ("fact", n, subjects, relations, because) if known >= n or IT in subjects else None
 
 
 def bigger(x, y):
@@ -322,12 +309,10 @@ def word(relation, name):
 
 def odd_one_out(*names):
     """To find the one of four things that is of another kind than the rest."""
-    if len({*names}) < 4:
-        return None
-    for name in names:
+    for name in names if len({*names}) == 4 else ():
         others = [x for x in names if x != name]
         one_kind = len({KIND[x] for x in others}) == 1
-        both_food = name in FOODS and others[0] in FOODS
+        both_food = {name, others[0]} <= FOODS
         if one_kind and KIND[name] != KIND[others[0]] and not both_food:
             return "odd", name
     return None
@@ -335,7 +320,7 @@ def odd_one_out(*names):
 
 def use(form, *names):
     """To write a sentence of this form (see STORIES) with these words."""
-    return ("use", form, names) if len({*names}) == len(names) else None
+    return ("story", form, None, names) if len({*names}) == len(names) else None
 
 
 def doable(verb, thing):
@@ -348,31 +333,30 @@ def tell(form, agent, verb, thing):
     """To write a sentence of this form in which the agent (None: you) does this to the thing."""
     if agent == thing or thing in FACTS and not doable(verb, thing):
         return None
-    return "tell", form, verb, (agent, thing) if agent else (thing,)
+    return "story", form, verb, (agent, thing) if agent else (thing,)
 
 
 # What a slot may hold, by its letter, and how the text shows it, by its form: {x} is of no form,
 # {a_x} of form "a". So slot[-1] is the letter, slot[:-2] the form.
 DOMAINS = {
     **dict.fromkeys("xyzw", THINGS), **dict.fromkeys("jk", list(OPPOSITE)),
-    **dict.fromkeys("bd", list(VERBS)), "n": list(NUMBERS), "c": KINDS, "q": PEOPLE, "g": AGENTS,
-    "l": VALUES["place"],
-    "u": [(r, v) for r in words("colour, material, size, place, can, use, taste")
-          for v in VALUES[r]],
+    **dict.fromkeys("bd", list(VERBS)), "n": list(NUMBERS), "c": VALUES["kind"], "q": PEOPLE,
+    "g": AGENTS, "l": VALUES["place"],
+    "u": [(r, v) for r in ANY_BUT_KIND if r not in ("user", "says") for v in VALUES[r]],
     "v": [(r, v) for r in VERB_PHRASES if r not in ("kind", "user") for v in VALUES[r]],
 }
 SURFACE = {
     "": lambda value: value if isinstance(value, str) else verb_phrase(*value, "p"),  # owl, can fly
     "s": lambda value: verb_phrase(*value),  # is found in the zoo
-    "a": an, "p": plural, "third": THIRD.get, "past": VERBS.get,  # an owl, owls, sells, sold
+    "a": an, "p": plural, "past": VERBS.get,  # an owl, owls, sold
+    "third": lambda verb: VERB_FORMS[verb][1],  # sells
 }
 
 # Each kind of instruction: its goals, given what is in the slots of its wordings. An instruction is
-# not given where a goal is None or false.
+# not given where a goal is None or false, or where both goals are the same.
 ID = {
-    "name": lambda n, c, v: [c != "thing" and some(n, all_of(c, v))],
-    "other": lambda n, c, x: [
-        c in FACTS[x]["kind"] and c != "thing" and some(n, all_of(c, but=(x,)))],
+    "name": lambda n, c, v: [some_of(n, c, v)],
+    "other": lambda n, c, x: [c in FACTS[x]["kind"] and some_of(n, c, but=(x,))],
     "spot": lambda n, l, x: [some(n, all_of("thing", ("place", l), ("smaller", x)))],
     "with": lambda x, y: [use("past", x, y)],
     "past": lambda g, b, x: [tell("past", g, b, x), SOMEWHERE],
@@ -380,25 +364,23 @@ ID = {
     "question": lambda g, b, x: [tell("question", g, b, x), SOMEWHERE],
     "sort": lambda x, y, z: [order(x, y, z), fact(min(x, y, z, key=SIZE.get), "place")],
     "bigger": lambda x, y: [bigger(x, y), fact((x, y), "size", because=True)],
-    "opposite": lambda j, k: [
-        j not in (k, OPPOSITE[k]) and word("opposite", j), word("opposite", k)],
+    "opposite": lambda j, k: [j != OPPOSITE[k] and word("opposite", j), word("opposite", k)],
     "where": lambda x, y: [fact(x, "place"), bigger(x, y)],
-    "purpose": lambda x, y: [x != y and fact(x, "use"), fact(y, "use")],
+    "purpose": lambda x, y: [fact(x, "use"), fact(y, "use")],
     "title": lambda j, x, y: [use("title", x, y, j)],
     "differ": lambda x, y: [differ(x, y), alike(x, y)],
-    "plural": lambda x, y: [x != y and word("plural", x), word("plural", y)],
+    "plural": lambda x, y: [word("plural", x), word("plural", y)],
     "young": lambda x, y: [word("young", x), bigger(x, y)],
-    "sound": lambda x, y: [x != y and fact(x, "says"), fact(y, "says")],
+    "sound": lambda x, y: [fact(x, "says"), fact(y, "says")],
     "odd": lambda x, y, z, w: [
         odd_one_out(x, y, z, w), fact((IT, "others"), "kind", because=True)],
     "user": lambda x, y: [fact(x, "user"), bigger(x, y)],
     "more": lambda n, x, y: [
-        x != y and KIND[x] == KIND[y] and some(n, all_of(KIND[x], but=(x, y)))],
+        x != y and KIND[x] == KIND[y] and some_of(n, KIND[x], but=(x, y))],
     "describe": lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n])],
-    "shop": lambda n, x, y: [
-        x != y and x in FOODS and y in FOODS and some(n, all_of("food", but=(x, y)))],
+    "shop": lambda n, x, y: [x != y and {x, y} <= FOODS and some_of(n, "food", but=(x, y))],
     "story": lambda q, b, j, x: [tell("past", q, b, x), use("past", x, j)],
-    "past of": lambda b, d: [b != d and word("past tense", b), word("past tense", d)],
+    "past of": lambda b, d: [word("past tense", b), word("past tense", d)],
     "kind of": lambda x, y: [fact(x, "kind"), use("past", x, y)],
 }
 BROAD = {
@@ -415,10 +397,9 @@ BROAD = {
     "between": lambda x, y, n: [some(n, all_of("thing", ("bigger", x), ("smaller", y)))],
     "gift": lambda j, x: [use("thanks", x, j), fact(x, *ANY)],
     "advert": lambda j, x: [use("advert", x, j), fact(x, *ANY)],
-    "child": lambda x, y: [x != y and fact(x, *ANY), fact(y, *ANY)],
+    "child": lambda x, y: [fact(x, *ANY), fact(y, *ANY)],
     "both": lambda c, u, v, n: [
-        u[0] != v[0] and v[0] not in COMPARISONS and c != "thing"
-        and some(n, all_of(c, u, v))],
+        u[0] != v[0] and v[0] not in COMPARISONS and some_of(n, c, u, v)],
     "sign": lambda b, j, x: [tell("request", None, b, x), use("request", x, j)],
     "like": lambda x, y: [alike(x, y), differ(x, y)],
     "news": lambda x, y, l: [use("past", x, y, l)],
@@ -428,7 +409,7 @@ BROAD = {
     "trade": lambda q, x: [fact(x, "can", "use", "taste"), use("past", q, x)],
 }
 SEQUENTIAL = {
-    "name use": lambda c, v: [c != "thing" and some(1, all_of(c, v)), use("past", IT)],
+    "name use": lambda c, v: [some_of(1, c, v), use("past", IT)],
     "two bigger": lambda c, v: [
         len({SIZE[x] for x in all_of(c, v)}) > 1 and some(2, all_of(c, v)), BIGGER_OF_TWO],
     "opposite of": lambda j, x: [word("opposite", j), use("past", x, OPPOSITE[j])],
@@ -437,11 +418,10 @@ SEQUENTIAL = {
     "odd fact": lambda x, y, z, w: [odd_one_out(x, y, z, w), fact(IT, "place")],
     "plural share": lambda x, y: [word("plural", x), alike(x, y)],
     "who line": lambda x, y: [fact(x, "user"), use("past", *FACTS[x].get("user", ()), y)],
-    "name title": lambda c, v, x: [
-        c != "thing" and some(1, all_of(c, v, but=(x,))), use("title", IT, x)],
+    "name title": lambda c, v, x: [some_of(1, c, v, but=(x,)), use("title", IT, x)],
     "list ask": lambda c, x, b: [
-        b != "eat" and c in FACTS[x]["kind"] and c not in ("thing", "animal")
-        and some(2, all_of(c, but=(x,))), tell("request", None, b, IT)],
+        b != "eat" and c in FACTS[x]["kind"] and c != "animal" and some_of(2, c, but=(x,)),
+        tell("request", None, b, IT)],
 }
 TEMPLATES = {"id": ID, "broad": BROAD, "sequential": SEQUENTIAL}
 
@@ -456,29 +436,19 @@ def wording_pattern(wording):
     return re.compile(re.sub(r"\\{(\w+)\\}", group, re.escape(wording)))
 
 
-def all_wordings():
-    """[(split, kind, wording, its slots, its pattern)]"""
-    found = []
-    for split, kinds in TEMPLATES.items():
-        for kind in kinds:
-            for wording in TEXT[f"{split}: {kind}"].splitlines():
-                slots = re.findall(r"{(\w+)}", wording)
-                found.append((split, kind, wording, slots, wording_pattern(wording)))
-    return found
-
-
-WORDINGS = all_wordings()
+WORDINGS = [(split, kind, wording, re.findall(r"{(\w+)}", wording), wording_pattern(wording))
+            for split, kinds in TEMPLATES.items() for kind in kinds
+            for wording in TEXT[f"{split}: {kind}"].splitlines()]
 BY_KIND = {split: [[w for w in WORDINGS if w[:2] == (split, kind)] for kind in TEMPLATES[split]]
            for split in SPLITS}
-ALL_SLOTS = {slot for _, _, _, slots, _ in WORDINGS for slot in slots}
 VALUE_OF = {slot: {SURFACE[slot[:-2]](value): value for value in DOMAINS[slot[-1]]}
-            for slot in ALL_SLOTS}  # slot -> text -> value
+            for slot in {slot for w in WORDINGS for slot in w[3]}}  # slot -> text -> value
 
 
 def make_spec(split, kind, args):
     """What all else needs to know of an instruction; None if no such instruction makes sense."""
     goals = TEMPLATES[split][kind](**args)
-    if not all(goals):
+    if not all(goals) or len({*goals}) < len(goals):
         return None
     named = [args[letter] for letter in "xyzw" if letter in args]
     odd = next((goal[1] for goal in goals if goal[0] == "odd"), None)
@@ -507,31 +477,19 @@ def draw(rng, split, accept):
 def parse(prompt):
     """The spec of a prompt's text, or None where no wording fits."""
     m = re.fullmatch(r"### Instruction:\n(.*)\n\n### Response:\s*", prompt, re.S)
-    if not m:
-        return None
-    for split, kind, _, slots, pattern in WORDINGS:
-        found = pattern.fullmatch(m[1])
-        if not found:
-            continue
-        args = [(slot[-1], VALUE_OF[slot].get(found[slot])) for slot in slots]
-        if all(value for _, value in args):
-            spec = make_spec(split, kind, dict(sorted(args)))
-            if spec:
+    for split, kind, _, slots, pattern in WORDINGS if m else ():
+        if found := pattern.fullmatch(m[1]):
+            args = [(slot[-1], VALUE_OF[slot].get(found[slot])) for slot in slots]
+            if all(value for _, value in args) and (
+                    spec := make_spec(split, kind, dict(sorted(args)))):
                 return spec
     return None
 
 
 # --- speaking: a goal -> words --------------------------------------------------------------------
 
-
 def pick(rng, options):
     return options[int(rng.random() * len(options))]
-
-
-def capital(text):
-    """With a capital letter, behind the quotation mark if there is one."""
-    i = 1 if text.startswith('"') else 0
-    return text[:i] + text[i:i + 1].upper() + text[i + 1:]
 
 
 def finish(text):
@@ -556,17 +514,17 @@ def story(rng, form, given, verb=None, free=True):
         text = f"{adjective} {name}" if adjective and name == owner else name
         return f"the {text}" if pick(rng, articles) == "the" else an(text)
 
+    frames = STORIES[form]
     if form == "title":
         if len(nouns) < 2:
             nouns.append(pick(rng, [x for x in AGENTS if x not in nouns]))
-        a, b = noun(nouns[0]), noun(nouns[1])
-        return pick(rng, (f'"{a} and {b}"', f'"how {a} met {b}"', f'"{a} for {b}"',
-                          f'"{a} who loved {b}"'))
+        one, other = noun(nouns[0]), noun(nouns[1])
+        return pick(rng, frames).format(noun=one, other=other)
     if form == "thanks":
-        return f"{pick(rng, THANKS)} for {noun(nouns[0], ('the',))}"
+        return frames[0].format(thanks=pick(rng, THANKS), noun=noun(nouns[0], ("the",)))
     if form == "advert":
-        return (f"{pick(rng, ADVERTS)} {noun(nouns[0])}"
-                f"{pick(rng, ('', ' today', ' now'))}")
+        return frames[0].format(advert=pick(rng, ADVERTS), noun=noun(nouns[0]),
+                                now=pick(rng, ("", " today", " now")))
 
     if free and not place and rng.random() < 0.35:
         place = pick(rng, VALUES["place"])
@@ -577,9 +535,10 @@ def story(rng, form, given, verb=None, free=True):
     no_person = not any(w in PEOPLE for w in nouns)
     if form == "past" and verb is None and no_person and rng.random() < 0.4:  # nobody does anything
         named = [noun(w, ("a",)) for w in nouns]
+        _, there_was, next_to, _ = frames
         if len(named) == 2 and rng.random() < 0.5:
-            return f"{named[0]} was next to {named[1]}{tail}"
-        return f"there was {' and '.join(named[:2])}{tail}"
+            return next_to.format(noun=named[0], other=named[1], tail=tail)
+        return there_was.format(nouns=" and ".join(named[:2]), tail=tail)
 
     agent, objects = None, nouns
     if form != "request":
@@ -588,14 +547,13 @@ def story(rng, form, given, verb=None, free=True):
         objects = [w for w in nouns if w != agent] or [pick(rng, THINGS)]
     if verb is None:
         verb = pick(rng, [v for v in VERBS if all(doable(v, x) for x in objects)])
-    articles = ("the", "a") if form == "past" else ("the",)
-    what = " and ".join(noun(w, articles) for w in objects[:2])
+    what = " and ".join(noun(w, ("the", "a") if form == "past" else ("the",)) for w in objects[:2])
+    words = {"noun": what, "nouns": what, "verb": verb, "past": VERBS[verb], "tail": tail}
     if form == "request":
-        return f"{pick(rng, PLEASE)} {verb} {what}{tail}"
-    who = noun(agent or pick(rng, PEOPLE), ("the",))
-    if form == "question":
-        return f"does {who} {verb} {what}{tail}"
-    return f"{who} {VERBS[verb]} {what}{tail}"
+        words["please"] = pick(rng, PLEASE)
+    else:
+        words["agent"] = noun(agent or pick(rng, PEOPLE), ("the",))
+    return frames[0].format(**words)
 
 
 def say_items(rng, names):
@@ -617,17 +575,17 @@ def say_facts(rng, thing, facts, number=None):
 
 
 def say_some(rng, spec, n, subjects, relations, because):
-    """Any n facts; a reason, which starts with a "+", is to go on with the sentence before."""
+    """Any n facts; a reason starts with "because", to go on with the sentence before."""
     x = pick(rng, subjects)
     if x == "others":
-        return "+ because the others are " + plural(KIND[spec["others"][0]])
+        return "because the others are " + plural(KIND[spec["others"][0]])
     x = spec["topic"] if x == IT else x
     known = true_facts(x, relations)
     facts = [known[i] for i in rng.permutation(len(known))[:n]]
     if because and IT in subjects:
-        return f"+ because it {verb_phrase(*facts[0])}"
+        return f"because it {verb_phrase(*facts[0])}"
     if because:
-        return f"+ because {say_facts(rng, x, facts)}"
+        return f"because {say_facts(rng, x, facts)}"
     return say_facts(rng, x, facts, "i" if ("fixed", RIDDLE) in spec["goals"] else None)
 
 
@@ -671,7 +629,7 @@ def say(rng, goal, spec, chosen, fewer=0):
         frame, form = pick(rng, SORTED), pick(rng, (an, plural))
         return frame.format(items=join([form(x) for x in asked[0]]))
     if kind == "fact":
-        *what, n = asked
+        n, *what = asked
         return say_some(rng, spec, n - fewer, *what)
     if kind == "bigger":
         x, y = sorted(chosen[:2] if goal == BIGGER_OF_TWO else asked, key=SIZE.get)
@@ -686,25 +644,31 @@ def say(rng, goal, spec, chosen, fewer=0):
         return f"the {asked[0]} is the odd one out"
     if kind == "fixed":
         return asked[0]
-    given = [pick(rng, chosen) if w == IT else w for w in asked[-1]]
-    if kind == "use":
-        return story(rng, asked[0], given[:len(given) - fewer])
-    form, verb, _ = asked
+    form, verb, wanted = asked
+    given = [pick(rng, chosen) if w == IT else w for w in wanted]
+    if verb is None:
+        return story(rng, form, given[:len(given) - fewer])
     if merged(goals) and not fewer:
-        given += goals[1][2] if goals[1][0] == "use" else [pick(rng, VALUES["place"])]
+        given += goals[1][3] if goals[1] != SOMEWHERE else [pick(rng, VALUES["place"])]
     return story(rng, form, list(dict.fromkeys(given)), verb, free=SOMEWHERE not in goals)
 
 
 def merged(goals):
     """Whether one sentence meets both goals: to tell something, and to name a place or a word."""
-    return goals[0][0] == "tell" and len(goals) > 1
+    return len(goals) > 1 and goals[0][0] == "story" and goals[0][2] is not None
+
+
+def append(text, more):
+    """The text and, as its next sentence, what `say` has said."""
+    if more.startswith("because"):
+        return f"{text.rstrip('.')} {more}."
+    return f"{text} {finish(more)}".strip()
 
 
 def answer(rng, spec, short=False):
     """A right, plain answer; `short` does what most people do: one item or one part too few."""
     goals = spec["goals"]
-    counted = [goal for goal in goals if goal[0] == "items" and goal[1] > 1
-               or goal[0] == "fact" and goal[4] > 1]
+    counted = [goal for goal in goals if goal[0] in PER_ITEM and goal[1] > 1]
     cut = []  # the goals that lose an item
     if merged(goals):
         goals, cut = goals[:1], goals[:1] if short else []
@@ -712,14 +676,10 @@ def answer(rng, spec, short=False):
         cut = counted or goals
     elif short:
         goals = goals[:1]
-    out, chosen = [], []
+    text, chosen = "", []
     for goal in goals:
-        text = say(rng, goal, spec, chosen, fewer=1 if goal in cut else 0)
-        if text.startswith("+"):
-            out[-1] += text[1:]
-        else:
-            out.append(text)
-    return " ".join(finish(text) for text in out)
+        text = append(text, say(rng, goal, spec, chosen, fewer=1 if goal in cut else 0))
+    return text
 
 
 def hedge(rng, text):
@@ -768,15 +728,12 @@ def reference(rng, spec, careless=False):
 
 # Words that even a leisurely right answer fits in, for each kind of goal.
 NEED = {"items": 9, "order": 14, "fact": 12, "bigger": 10, "alike": 14, "differ": 18, "word": 10,
-        "odd": 9, "fixed": 3, "use": 20, "tell": 20, "place": 3}
+        "odd": 9, "fixed": 3, "story": 20, "place": 3}
+PER_ITEM = {"items": 4, "fact": 6}  # and as many again for each of the n that were asked for
 
 
 def words_needed(goal):
-    if goal[0] == "items":
-        return NEED["items"] + 4 * goal[1]
-    if goal[0] == "fact":
-        return NEED["fact"] + 6 * goal[4]
-    return NEED[goal[0]]
+    return NEED[goal[0]] + (PER_ITEM[goal[0]] * goal[1] if goal[0] in PER_ITEM else 0)
 
 
 def resolved(spec, readings):
@@ -784,12 +741,9 @@ def resolved(spec, readings):
     last = (spec["topic"],)  # what "it" stands for
     for kind, *claim in (claim for claims in readings for claim in claims or ()):
         if kind == "fact":
-            subjects, relation, value = claim
-            if subjects == (IT,):
-                subjects = last
-            elif subjects == ("others",):
-                subjects = tuple(spec["others"])
-            claim, last = (subjects, relation, value), subjects
+            subjects, *what = claim
+            last = {(IT,): last, ("others",): tuple(spec["others"])}.get(subjects, subjects)
+            claim = (last, *what)
         elif kind == "odd":
             last = last if claim[0] == IT else (claim[0],)
             claim = last[:1]
@@ -811,7 +765,7 @@ def check_items(chosen, n, candidates):
     return max(0, credit), len(named - right)
 
 
-def check_fact(spec, true_claims, subjects, relations, _, n):
+def check_fact(spec, true_claims, n, subjects, relations, _):
     about = {*subjects}
     if IT in subjects:
         about.add(spec["topic"])
@@ -821,32 +775,22 @@ def check_fact(spec, true_claims, subjects, relations, _, n):
     return (min(k, n) + 1) / (n + 1) if n > 1 and k else min(k, 1)
 
 
-def words_found(wanted, found, chosen):
-    """For each wanted word, whether a sentence has it; an adjective must stand before its noun."""
-    has = [any(x in found for x in chosen) if w == IT else w in found for w in wanted]
-    if wanted[-1] in OPPOSITE:
-        has[-1] = (wanted[-1], wanted[0]) in zip(found, found[1:])
-    return has
-
-
-def check_use(stories, chosen, wanted):
-    """The best of the stories, each a verb and words, by how many of the wanted words it has."""
-    best = 0
-    for _, found in stories:
-        has = words_found(wanted, found, chosen)
-        best = max(best, (sum(has) + 1) / (len(has) + 1) - 0.5 * (not any(has)))
-    return best
-
-
-def check_tell(stories, chosen, verb, wanted):
-    """As `check_use`, but the verb counts too, and so does the order once all words are there."""
+def check_story(stories, chosen, verb, wanted):
+    """The best of the stories by how many of the wanted words each has; where a verb is asked for,
+    it counts too, and so does the order once all words are there."""
     best = 0
     for found_verb, found in stories:
-        has = words_found(wanted, found, chosen)
-        in_order = IT in wanted or [w for w in found if w in wanted] == [*wanted]
-        has.append(found_verb == verb and (in_order or not all(has)))
-        best = max(best, sum(has) / len(has))
-    return best, int(len(stories) > 0 and best < 1)
+        has = [any(x in found for x in chosen) if w == IT else w in found for w in wanted]
+        if wanted[-1] in OPPOSITE:  # an adjective stands before its noun
+            has[-1] = (wanted[-1], wanted[0]) in zip(found, found[1:])
+        if verb is None:
+            credit = (sum(has) + 1) / (len(has) + 1) - 0.5 * (not any(has))
+        else:
+            in_order = IT in wanted or [w for w in found if w in wanted] == [*wanted]
+            has.append(found_verb == verb and (in_order or not all(has)))
+            credit = sum(has) / len(has)
+        best = max(best, credit)
+    return best, int(verb is not None and len(stories) > 0 and best < 1)
 
 
 def check(goal, spec, claims, true_claims, chosen):
@@ -874,15 +818,13 @@ def check(goal, spec, claims, true_claims, chosen):
         relation, name = asked
         return ("word", relation, name, WORD_FACTS[relation][name]) in claims, 0
     if kind in ("odd", "fixed"):
-        said = [c for c in claims if c[0] == kind]
-        return goal in said, sum(c != goal for c in said)
+        found = [claim for claim in claims if claim[0] == kind]
+        return goal in found, sum(claim != goal for claim in found)
+    stories = [claim[1:] for claim in claims if claim[0] == "story"]
     if kind == "place":
-        stories = [c for c in claims if c[0] == "story"]
-        return any(w in VALUES["place"] for _, _, _, found in stories for w in found), 0
-    stories = [(c[2], c[3]) for c in claims if c[:2] == ("story", asked[0])]  # of the right form
-    if kind == "use":
-        return check_use(stories, chosen, *asked[1:]), 0
-    return check_tell(stories, chosen, *asked[1:])
+        return any(w in VALUES["place"] for _, _, found in stories for w in found), 0
+    form, *wanted = asked
+    return check_story([found for of, *found in stories if of == form], chosen, *wanted)
 
 
 def parts(prompt, response):
@@ -892,11 +834,11 @@ def parts(prompt, response):
 
 def judge(spec, response):
     """As `parts`, of the spec of a prompt; None is the spec of a prompt that no wording fits."""
-    said = sentences(response)
-    readings = [read(sentence) for sentence in said]
-    content = [sentence for sentence in said if sentence not in FILLER]
-    filler, repeated = len(said) - len(content), len(content) - len({*content})
-    broken = readings.count(None) + repeated + (not said)
+    lines = sentences(response)
+    readings = [read(line) for line in lines]
+    content = [line for line in lines if line not in FILLER]
+    filler, repeated = len(lines) - len(content), len(content) - len({*content})
+    broken = readings.count(None) + repeated + (not lines)
     need = 30 if spec is None else 4 + sum(map(words_needed, spec["goals"]))
     out = {
         "constraints": 0.0,
@@ -929,13 +871,12 @@ def judge(spec, response):
 
 def all_swaps():
     """{word: the words that it can be exchanged for}"""
-    groups = [THINGS, map(plural, THINGS), map(plural, KINDS), PEOPLE, SIZES, OPPOSITE, VERBS,
-              VERBS.values(), COMPARISONS, ("True", "False")]
-    groups += [VALUES[r] for r in words("colour, material, place, can, use, says, taste")]
-    groups += [WORD_FACTS["young"].values()]
+    groups = [THINGS, map(plural, THINGS), map(plural, VALUES["kind"]), PEOPLE, SIZES, OPPOSITE,
+              VERBS, VERBS.values(), COMPARISONS, ("True", "False"),
+              *(VALUES[r] for r in ANY if r not in ("kind", "size", "user")),
+              WORD_FACTS["young"].values()]
     swaps = {}
-    for group in groups:
-        group = list(dict.fromkeys(group))
+    for group in map(dict.fromkeys, groups):
         for one in group:
             swaps.setdefault(one, [other for other in group if other != one])
     return swaps
@@ -969,7 +910,7 @@ CUTS = (  # pattern, replacement, how often (0: everywhere)
     (r", ([^,.]+) and [^,.]+([.?])", r" and \1\2", 1),  # the last of three items
     (r" and (?:an? )?\w+([.?])", r"\1", 1),  # the last of two
     (r",? (?:because|but) [^.]*", "", 0),  # a clause
-    (f" {PLACE}", "", 1),
+    (f" {either(VALUES['place'])}", "", 1),
     (r" and (?:is|are|can) [^.]*", "", 0),  # a second verb
 )
 
@@ -1014,11 +955,7 @@ def extend(rng, spec, text):
     chosen = listed or things_in(claims, "fact") or [spec["topic"]]
     unpaired = BIGGER_OF_TWO in goals and len(chosen) != 2
     if len(goals) > 1 and not merged(goals) and text and {*chosen} <= {*FACTS} and not unpaired:
-        more = say(rng, goals[1], spec, chosen)
-        if more.startswith("+"):
-            tried.append(text.rstrip(".") + more[1:] + ".")
-        else:
-            tried.append(f"{text} {finish(more)}")
+        tried.append(append(text, say(rng, goals[1], spec, chosen)))
     for edited in tried:
         after = judge(spec, edited)
         if round(after["constraints"], 3) == 3 and not after["wrong"]:

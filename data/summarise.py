@@ -10,7 +10,7 @@ leave out the cause, and most end on the same stock phrase.
 import re
 from functools import lru_cache
 
-from .words import any_of, phrases, sections, table
+from .words import any_of, capital, phrases, sections, table
 
 SPLITS = ("id", "long", "subreddits", "sentiment", "news")
 
@@ -112,10 +112,6 @@ def truth(prompt):
 
 def pick(rng, options):
     return options[int(rng.integers(len(options)))]
-
-
-def capital(text):
-    return text[:1].upper() + text[1:]
 
 
 def ended(text):
@@ -279,8 +275,9 @@ def variants(rng, prompt, response):
     event = next((i for i, claim in enumerate(claims) if "who" in claim), None)
     edits = []
     if event is not None and "why" in true:
-        if not any("why" in claim for claim in claims):
-            line = f"{lines[event].rstrip('.?!')} {pick(rng, values['why'][true['why']])}."
+        whys = values["why"].get(true["why"])  # none where a text that is not ours mixes domains
+        if whys and not any("why" in claim for claim in claims):
+            line = f"{lines[event].rstrip('.?!')} {pick(rng, whys)}."
             edits.append(([*lines[:event], line, *lines[event + 1:]], "complete"))
         if any("wish" in claim for claim in claims):
             kept = [line for line, claim in zip(lines, claims) if "wish" not in claim]

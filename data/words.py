@@ -12,7 +12,8 @@ from pathlib import Path
 def sections(name):
     "{heading: its lines, as one text} of a file beside this one."
     text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-    return dict(re.findall(r"^\[(.+)\]\n((?:.+\n?)*)", text, re.M))
+    return {heading: lines.strip()
+            for heading, lines in re.findall(r"^\[(.+)\]\n((?:.+\n?)*)", text, re.M)}
 
 
 def table(text):
@@ -23,7 +24,7 @@ def table(text):
 
 def phrases(text):
     "A tuple of what stands between bars and line ends; what is said twice stands there twice."
-    return tuple(phrase.strip() for phrase in re.split(r"[|\n]", text.strip()))
+    return tuple(phrase.strip() for phrase in re.split(r"[|\n]", text))
 
 
 def rows(text):
@@ -34,3 +35,9 @@ def rows(text):
 def any_of(options):
     "A regular expression for any of these strings, the longest first."
     return "|".join(re.escape(option) for option in sorted(options, key=len, reverse=True))
+
+
+def capital(text):
+    "The text with a capital letter, behind the quotation mark if there is one."
+    i = 1 if text.startswith('"') else 0
+    return text[:i] + text[i:i + 1].upper() + text[i + 1:]
