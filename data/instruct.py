@@ -107,21 +107,15 @@ STORIES = {form: phrases(TEXT[f"story: {form}"])  # form -> its frames
            for form in ("past", "question", "request", "title", "thanks", "advert")}
 
 
-def either(options):
-    """A group of a regular expression: any of these."""
-    return f"({any_of(options)})"
-
-
 def story_patterns():
     """{form: a regular expression for its stories}; the groups are the words that count."""
-    adjective = f"(?:{either(OPPOSITE)} )?"
-    noun = f"(?:an?|the) {adjective}{either(THINGS + PEOPLE)}"
-    slots = {"agent": f"the {adjective}{either(AGENTS)}", "noun": noun, "other": noun,
-             "nouns": f"{noun}(?: and {noun})?", "verb": either(VERBS),
-             "past": either(VERBS.values()), "please": f"(?:{any_of(PLEASE)})",
-             "thanks": f"(?:{any_of(THANKS)})", "advert": f"(?:{any_of(ADVERTS)})",
-             "now": "(?: today| now)?",
-             "tail": f"(?: {either(VALUES['place'])})?(?: {either(TIMES)})?"}
+    adjective = f"(?:({any_of(OPPOSITE)}) )?"
+    noun = f"(?:an?|the) {adjective}({any_of(THINGS + PEOPLE)})"
+    slots = {"agent": f"the {adjective}({any_of(AGENTS)})", "noun": noun, "other": noun,
+             "nouns": f"{noun}(?: and {noun})?", "verb": f"({any_of(VERBS)})",
+             "past": f"({any_of(VERBS.values())})", "please": any_of(PLEASE),
+             "thanks": any_of(THANKS), "advert": any_of(ADVERTS), "now": "(?: today| now)?",
+             "tail": f"(?: ({any_of(VALUES['place'])}))?(?: ({any_of(TIMES)}))?"}
     return {form: re.compile("|".join(frames).format(**slots)) for form, frames in STORIES.items()}
 
 
@@ -194,14 +188,10 @@ def read(sentence):
         body = sentence[0].lower() + sentence[1:-1]
     else:
         return None
-    if BAD_ARTICLE.search(body):
+    found = [read_clause(text) for text in re.split(", but |,? because ", body)]
+    if BAD_ARTICLE.search(body) or not all(found):
         return None
-    claims = []
-    for text in re.split(", but |,? because ", body):
-        if not (found := read_clause(text)):
-            return None
-        claims += found
-    return tuple(claims)
+    return tuple(claim for claims in found for claim in claims)
 
 
 def sentences(text):
@@ -230,8 +220,7 @@ def relation(a, b):
 
 # --- instructions: wordings with slots, and the goals that their arguments set --------------------
 
-# A goal is a tuple: what is asked, then the details. Many of the functions below make one, or
-# return None where their arguments make no sense together.
+# A goal is a tuple of its kind and the details; `FITS` has the kinds.
 
 ANY = "kind, colour, material, size, place, can, use, user, says, taste".split(", ")
 ANY_BUT_KIND = ANY[1:]
@@ -249,34 +238,20 @@ def all_of(kind, *tests, but=()):
     return having("kind", kind).intersection(*(having(*test) for test in tests)).difference(but)
 
 
-def some(number, candidates):
-    """To list that many of these, of which there must be more."""
-    n = NUMBERS.get(number, number)
-    return ("items", n, candidates) if len(candidates) > n else None
-
-
-def some_of(number, kind, *tests, but=()):
-    """The same of a kind, which is to be narrower than that of all things."""
-    return some(number, all_of(kind, *tests, but=but)) if kind != "thing" else None
-
-
-def order(*names):
-    """To list these things from small to large."""
-    if len({SIZE[x] for x in names}) < len(names):
-        return None
-    return "order", tuple(sorted(names, key=SIZE.get))
+def some(number, kind, *tests, but=()):
+    """To list that many things of a kind (see `all_of`)."""
+    return "items", NUMBERS.get(number, number), all_of(kind, *tests, but=but)
 
 
 def fact(subjects, *relations, because=False, n=1):
     """To state n facts about a thing, or about any of a tuple of things; perhaps as a reason."""
-    if not isinstance(subjects, tuple):
-        subjects = (subjects,)
-    known = sum(len(FACTS[x].get(r, ())) for x in subjects if x in FACTS for r in relations)
-    return ("fact", n, subjects, relations, because) if known >= n or IT in subjects else None
+    return "fact", n, subjects if isinstance(subjects, tuple) else (subjects,), relations, because
 
 
-def bigger(x, y):
-    return ("bigger", x, y) if SIZE[x] != SIZE[y] else None
+def use(form, *names, verb=None):
+    """To write a sentence of this form (see STORIES) with these words; where a verb is given, the
+    first of them does that to the last."""
+    return "story", form, verb, names
 
 
 def true_facts(thing, relations):
@@ -294,19 +269,6 @@ def contrast(x, y):
             for v in FACTS[x].get(r, ()) for w in FACTS[y].get(r, ()) if v != w]
 
 
-def alike(x, y):
-    return ("alike", x, y) if x != y and shared(x, y) else None
-
-
-def differ(x, y):
-    return ("differ", x, y) if contrast(x, y) else None
-
-
-def word(relation, name):
-    """To give the plural, the opposite, ... of a word."""
-    return ("word", relation, name) if name in WORD_FACTS[relation] else None
-
-
 def odd_one_out(*names):
     """To find the one of four things that is of another kind than the rest."""
     for name in names if len({*names}) == 4 else ():
@@ -318,23 +280,25 @@ def odd_one_out(*names):
     return None
 
 
-def use(form, *names):
-    """To write a sentence of this form (see STORIES) with these words."""
-    return ("story", form, None, names) if len({*names}) == len(names) else None
-
-
 def doable(verb, thing):
     if verb == "eat":
         return thing in FOODS
     return verb != "carry" or SIZE[thing] < SIZES.index("large")
 
 
-def tell(form, agent, verb, thing):
-    """To write a sentence of this form in which the agent (None: you) does this to the thing."""
-    if agent == thing or thing in FACTS and not doable(verb, thing):
-        return None
-    return "story", form, verb, (agent, thing) if agent else (thing,)
-
+FITS = {  # kind of goal -> whether its details make sense together
+    "items": lambda n, candidates: len(candidates) > n,
+    "order": lambda *names: len({SIZE[x] for x in names}) == len(names),
+    "fact": lambda n, subjects, relations, because: IT in subjects or n <= len(
+        [v for x in subjects for r in relations for v in FACTS[x].get(r, ())]),
+    "bigger": lambda x, y: x is None or SIZE[x] != SIZE[y],
+    "alike": lambda x, y: x != y and shared(x, y),
+    "differ": lambda x, y: contrast(x, y),
+    "word": lambda relation, name: name in WORD_FACTS[relation],
+    "story": lambda form, verb, names: len({*names}) == len(names) and (
+        names[-1] not in FACTS or doable(verb, names[-1])),
+    **dict.fromkeys(("odd", "fixed", "place"), lambda *details: True),
+}
 
 # What a slot may hold, by its letter, and how the text shows it, by its form: {x} is of no form,
 # {a_x} of form "a". So slot[-1] is the letter, slot[:-2] the form.
@@ -353,34 +317,34 @@ SURFACE = {
 }
 
 # Each kind of instruction: its goals, given what is in the slots of its wordings. An instruction is
-# not given where a goal is None or false, or where both goals are the same.
+# not given where a goal is None or false or does not fit, or where both goals are the same.
 ID = {
-    "name": lambda n, c, v: [some_of(n, c, v)],
-    "other": lambda n, c, x: [c in FACTS[x]["kind"] and some_of(n, c, but=(x,))],
-    "spot": lambda n, l, x: [some(n, all_of("thing", ("place", l), ("smaller", x)))],
+    "name": lambda n, c, v: [c != "thing" and some(n, c, v)],
+    "other": lambda n, c, x: [c != "thing" and c in FACTS[x]["kind"] and some(n, c, but=(x,))],
+    "spot": lambda n, l, x: [some(n, "thing", ("place", l), ("smaller", x))],
     "with": lambda x, y: [use("past", x, y)],
-    "past": lambda g, b, x: [tell("past", g, b, x), SOMEWHERE],
-    "polite": lambda b, x: [tell("request", None, b, x), SOMEWHERE],
-    "question": lambda g, b, x: [tell("question", g, b, x), SOMEWHERE],
-    "sort": lambda x, y, z: [order(x, y, z), fact(min(x, y, z, key=SIZE.get), "place")],
-    "bigger": lambda x, y: [bigger(x, y), fact((x, y), "size", because=True)],
-    "opposite": lambda j, k: [j != OPPOSITE[k] and word("opposite", j), word("opposite", k)],
-    "where": lambda x, y: [fact(x, "place"), bigger(x, y)],
+    "past": lambda g, b, x: [use("past", g, x, verb=b), SOMEWHERE],
+    "polite": lambda b, x: [use("request", x, verb=b), SOMEWHERE],
+    "question": lambda g, b, x: [use("question", g, x, verb=b), SOMEWHERE],
+    "sort": lambda x, y, z: [("order", x, y, z), fact(min(x, y, z, key=SIZE.get), "place")],
+    "bigger": lambda x, y: [("bigger", x, y), fact((x, y), "size", because=True)],
+    "opposite": lambda j, k: [
+        j != OPPOSITE[k] and ("word", "opposite", j), ("word", "opposite", k)],
+    "where": lambda x, y: [fact(x, "place"), ("bigger", x, y)],
     "purpose": lambda x, y: [fact(x, "use"), fact(y, "use")],
     "title": lambda j, x, y: [use("title", x, y, j)],
-    "differ": lambda x, y: [differ(x, y), alike(x, y)],
-    "plural": lambda x, y: [word("plural", x), word("plural", y)],
-    "young": lambda x, y: [word("young", x), bigger(x, y)],
+    "differ": lambda x, y: [("differ", x, y), ("alike", x, y)],
+    "plural": lambda x, y: [("word", "plural", x), ("word", "plural", y)],
+    "young": lambda x, y: [("word", "young", x), ("bigger", x, y)],
     "sound": lambda x, y: [fact(x, "says"), fact(y, "says")],
     "odd": lambda x, y, z, w: [
         odd_one_out(x, y, z, w), fact((IT, "others"), "kind", because=True)],
-    "user": lambda x, y: [fact(x, "user"), bigger(x, y)],
-    "more": lambda n, x, y: [
-        x != y and KIND[x] == KIND[y] and some_of(n, KIND[x], but=(x, y))],
+    "user": lambda x, y: [fact(x, "user"), ("bigger", x, y)],
+    "more": lambda n, x, y: [x != y and KIND[x] == KIND[y] and some(n, KIND[x], but=(x, y))],
     "describe": lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n])],
-    "shop": lambda n, x, y: [x != y and {x, y} <= FOODS and some_of(n, "food", but=(x, y))],
-    "story": lambda q, b, j, x: [tell("past", q, b, x), use("past", x, j)],
-    "past of": lambda b, d: [word("past tense", b), word("past tense", d)],
+    "shop": lambda n, x, y: [x != y and {x, y} <= FOODS and some(n, "food", but=(x, y))],
+    "story": lambda q, b, j, x: [use("past", q, x, verb=b), use("past", x, j)],
+    "past of": lambda b, d: [("word", "past tense", b), ("word", "past tense", d)],
     "kind of": lambda x, y: [fact(x, "kind"), use("past", x, y)],
 }
 BROAD = {
@@ -388,40 +352,41 @@ BROAD = {
         v[0] in FACTS[x] and ("fixed", "True." if true(x, *v) else "False."),
         fact(x, *(r for r in ANY if r != v[0]))],
     "riddle": lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n]), ("fixed", RIDDLE)],
-    "blank": lambda x, y: [fact(x, "place"), bigger(x, y)],
+    "blank": lambda x, y: [fact(x, "place"), ("bigger", x, y)],
     "without": lambda n, c, u: [
-        c != "thing" and all_of(c, u) and some(n, all_of(c) - all_of("thing", u))],
+        c != "thing" and all_of(c, u) and some(n, c, but=all_of("thing", u))],
     "correct": lambda x, u: [
         u[0] in FACTS[x] and u[0] != "can" and not true(x, *u) and fact(x, u[0]),
         fact(x, *(r for r in ANY if r != u[0]))],
-    "between": lambda x, y, n: [some(n, all_of("thing", ("bigger", x), ("smaller", y)))],
+    "between": lambda x, y, n: [some(n, "thing", ("bigger", x), ("smaller", y))],
     "gift": lambda j, x: [use("thanks", x, j), fact(x, *ANY)],
     "advert": lambda j, x: [use("advert", x, j), fact(x, *ANY)],
     "child": lambda x, y: [fact(x, *ANY), fact(y, *ANY)],
     "both": lambda c, u, v, n: [
-        u[0] != v[0] and v[0] not in COMPARISONS and some_of(n, c, u, v)],
-    "sign": lambda b, j, x: [tell("request", None, b, x), use("request", x, j)],
-    "like": lambda x, y: [alike(x, y), differ(x, y)],
+        c != "thing" and u[0] != v[0] and v[0] not in COMPARISONS and some(n, c, u, v)],
+    "sign": lambda b, j, x: [use("request", x, verb=b), use("request", x, j)],
+    "like": lambda x, y: [("alike", x, y), ("differ", x, y)],
     "news": lambda x, y, l: [use("past", x, y, l)],
     "agree": lambda n, x, v: [
         v[0] not in ("size", *COMPARISONS)
-        and some(n, all_of("thing", ("size", FACTS[x]["size"][0]), v, but=(x,)))],
+        and some(n, "thing", ("size", FACTS[x]["size"][0]), v, but=(x,))],
     "trade": lambda q, x: [fact(x, "can", "use", "taste"), use("past", q, x)],
 }
 SEQUENTIAL = {
-    "name use": lambda c, v: [some_of(1, c, v), use("past", IT)],
+    "name use": lambda c, v: [c != "thing" and some(1, c, v), use("past", IT)],
     "two bigger": lambda c, v: [
-        len({SIZE[x] for x in all_of(c, v)}) > 1 and some(2, all_of(c, v)), BIGGER_OF_TWO],
-    "opposite of": lambda j, x: [word("opposite", j), use("past", x, OPPOSITE[j])],
-    "past who": lambda b, g, x: [word("past tense", b), tell("past", g, b, x)],
-    "sort fact": lambda x, y, z: [order(x, y, z), fact(max(x, y, z, key=SIZE.get), *ANY)],
+        len({SIZE[x] for x in all_of(c, v)}) > 1 and some(2, c, v), BIGGER_OF_TWO],
+    "opposite of": lambda j, x: [("word", "opposite", j), use("past", x, OPPOSITE[j])],
+    "past who": lambda b, g, x: [("word", "past tense", b), use("past", g, x, verb=b)],
+    "sort fact": lambda x, y, z: [("order", x, y, z), fact(max(x, y, z, key=SIZE.get), *ANY)],
     "odd fact": lambda x, y, z, w: [odd_one_out(x, y, z, w), fact(IT, "place")],
-    "plural share": lambda x, y: [word("plural", x), alike(x, y)],
+    "plural share": lambda x, y: [("word", "plural", x), ("alike", x, y)],
     "who line": lambda x, y: [fact(x, "user"), use("past", *FACTS[x].get("user", ()), y)],
-    "name title": lambda c, v, x: [some_of(1, c, v, but=(x,)), use("title", IT, x)],
+    "name title": lambda c, v, x: [c != "thing" and some(1, c, v, but=(x,)), use("title", IT, x)],
     "list ask": lambda c, x, b: [
-        b != "eat" and c in FACTS[x]["kind"] and c != "animal" and some_of(2, c, but=(x,)),
-        tell("request", None, b, IT)],
+        b != "eat" and c not in ("thing", "animal") and c in FACTS[x]["kind"]
+        and some(2, c, but=(x,)),
+        use("request", IT, verb=b)],
 }
 TEMPLATES = {"id": ID, "broad": BROAD, "sequential": SEQUENTIAL}
 
@@ -448,7 +413,8 @@ VALUE_OF = {slot: {SURFACE[slot[:-2]](value): value for value in DOMAINS[slot[-1
 def make_spec(split, kind, args):
     """What all else needs to know of an instruction; None if no such instruction makes sense."""
     goals = TEMPLATES[split][kind](**args)
-    if not all(goals) or len({*goals}) < len(goals):
+    fit = all(goal and FITS[goal[0]](*goal[1:]) for goal in goals)
+    if not fit or len({*goals}) < len(goals):
         return None
     named = [args[letter] for letter in "xyzw" if letter in args]
     odd = next((goal[1] for goal in goals if goal[0] == "odd"), None)
@@ -490,14 +456,6 @@ def parse(prompt):
 
 def pick(rng, options):
     return options[int(rng.random() * len(options))]
-
-
-def finish(text):
-    """As a sentence."""
-    if text[-1] in '".?':
-        return capital(text)
-    asks = re.match("how about|could you|would you|does ", text)
-    return capital(text) + ("?" if asks else ".")
 
 
 def story(rng, form, given, verb=None, free=True):
@@ -542,8 +500,7 @@ def story(rng, form, given, verb=None, free=True):
 
     agent, objects = None, nouns
     if form != "request":
-        agents = [w for w in nouns if w in PEOPLE] + [w for w in nouns if w in ANIMALS]
-        agent = agents[0] if agents else None
+        agent = next((w for group in (PEOPLE, ANIMALS) for w in nouns if w in group), None)
         objects = [w for w in nouns if w != agent] or [pick(rng, THINGS)]
     if verb is None:
         verb = pick(rng, [v for v in VERBS if all(doable(v, x) for x in objects)])
@@ -556,22 +513,17 @@ def story(rng, form, given, verb=None, free=True):
     return frames[0].format(**words)
 
 
-def say_items(rng, names):
-    form = pick(rng, (an, an, plural)) if len(names) > 1 else an
-    return pick(rng, LISTS).format(items=join([form(x) for x in names]))
-
-
 def say_facts(rng, thing, facts, number=None):
     """Sentences, all but the last of them finished, with two (relation, value) in each."""
     number = number or pick(rng, "ssp")
     one = pick(rng, (an(thing), an(thing), f"the {thing}"))
     subject = {"s": one, "p": plural(thing), "i": "I"}[number]
     pronoun = {"s": "it", "p": "they", "i": "I"}[number]
-    said = []
+    clauses = []
     for i in range(0, len(facts), 2):
-        phrases = [verb_phrase(*pair, number) for pair in facts[i:i + 2]]
-        said.append(f"{pronoun if said else subject} {' and '.join(phrases)}")
-    return ". ".join([said[0], *map(capital, said[1:])])
+        predicates = [verb_phrase(*pair, number) for pair in facts[i:i + 2]]
+        clauses.append(f"{pronoun if clauses else subject} {' and '.join(predicates)}")
+    return ". ".join([clauses[0], *map(capital, clauses[1:])])
 
 
 def say_some(rng, spec, n, subjects, relations, because):
@@ -606,51 +558,51 @@ def say_pair(rng, kind, x, y):
 
 def say_word(rng, relation, name):
     value = WORD_FACTS[relation][name]
-    if relation == "young":
-        called = pick(rng, ("called", "known as"))
-        return f"{pick(rng, ('a', 'the'))} young {name} is {called} {an(value)}"
-    return f"the {relation} of '{name}' {pick(rng, ('is', 'is', 'would be'))} '{value}'"
+    if relation != "young":
+        return f"the {relation} of '{name}' {pick(rng, ('is', 'is', 'would be'))} '{value}'"
+    called, the = pick(rng, ("called", "known as")), pick(rng, ("a", "the"))
+    return f"{the} young {name} is {called} {an(value)}"
 
 
 def say(rng, goal, spec, chosen, fewer=0):
     """A goal in words, with `fewer` items less than asked. `chosen` are the things that an earlier
     goal has chosen; a goal to choose some adds them."""
     goals = spec["goals"]
-    kind, *asked = goal
-    if kind == "items":
-        n, candidates = asked
-        for _ in range(30):
-            names = [str(x) for x in rng.permutation(sorted(candidates))[:n - fewer]]
-            if BIGGER_OF_TWO not in goals or len({SIZE[x] for x in names}) == len(names):
-                break
-        chosen += names
-        return say_items(rng, names)
-    if kind == "order":
-        frame, form = pick(rng, SORTED), pick(rng, (an, plural))
-        return frame.format(items=join([form(x) for x in asked[0]]))
-    if kind == "fact":
-        n, *what = asked
-        return say_some(rng, spec, n - fewer, *what)
-    if kind == "bigger":
-        x, y = sorted(chosen[:2] if goal == BIGGER_OF_TWO else asked, key=SIZE.get)
-        if rng.random() < 0.3:
-            return say_facts(rng, x, [("smaller", y)])
-        return say_facts(rng, y, [("bigger", x)])
-    if kind in ("alike", "differ"):
-        return say_pair(rng, *goal)
-    if kind == "word":
-        return say_word(rng, *asked)
-    if kind == "odd":
-        return f"the {asked[0]} is the odd one out"
-    if kind == "fixed":
-        return asked[0]
-    form, verb, wanted = asked
-    given = [pick(rng, chosen) if w == IT else w for w in wanted]
-    if verb is None:
-        return story(rng, form, given[:len(given) - fewer])
-    if merged(goals) and not fewer:
-        given += goals[1][3] if goals[1] != SOMEWHERE else [pick(rng, VALUES["place"])]
-    return story(rng, form, list(dict.fromkeys(given)), verb, free=SOMEWHERE not in goals)
+    match goal:
+        case "items", n, candidates:
+            for _ in range(30):
+                names = [str(x) for x in rng.permutation(sorted(candidates))[:n - fewer]]
+                if BIGGER_OF_TWO not in goals or len({SIZE[x] for x in names}) == len(names):
+                    break
+            chosen += names
+            form = pick(rng, (an, an, plural)) if len(names) > 1 else an
+            return pick(rng, LISTS).format(items=join([form(x) for x in names]))
+        case "order", *names:
+            names.sort(key=SIZE.get)
+            frame, form = pick(rng, SORTED), pick(rng, (an, plural))
+            return frame.format(items=join([form(x) for x in names]))
+        case "fact", n, *what:
+            return say_some(rng, spec, n - fewer, *what)
+        case "bigger", *pair:
+            x, y = sorted(chosen[:2] if goal == BIGGER_OF_TWO else pair, key=SIZE.get)
+            if rng.random() < 0.3:
+                return say_facts(rng, x, [("smaller", y)])
+            return say_facts(rng, y, [("bigger", x)])
+        case ("alike" | "differ"), x, y:
+            return say_pair(rng, *goal)
+        case "word", relation, name:
+            return say_word(rng, relation, name)
+        case "odd", name:
+            return f"the {name} is the odd one out"
+        case "fixed", sentence:
+            return sentence
+        case "story", form, verb, wanted:
+            given = [pick(rng, chosen) if w == IT else w for w in wanted]
+            if verb is None:
+                return story(rng, form, given[:len(given) - fewer])
+            if merged(goals) and not fewer:
+                given += goals[1][3] if goals[1] != SOMEWHERE else [pick(rng, VALUES["place"])]
+            return story(rng, form, list(dict.fromkeys(given)), verb, SOMEWHERE not in goals)
 
 
 def merged(goals):
@@ -662,7 +614,9 @@ def append(text, more):
     """The text and, as its next sentence, what `say` has said."""
     if more.startswith("because"):
         return f"{text.rstrip('.')} {more}."
-    return f"{text} {finish(more)}".strip()
+    asks = re.match("how about|could you|would you|does ", more)
+    end = "" if more[-1] in '".?' else "?" if asks else "."
+    return f"{text} {capital(more)}{end}".strip()
 
 
 def answer(rng, spec, short=False):
@@ -757,24 +711,6 @@ def things_in(claims, kind):
     return [x for claim in claims if claim[0] == kind for x in claim[1]]
 
 
-def check_items(chosen, n, candidates):
-    named = {*chosen}
-    right = named & candidates
-    excess = len(chosen) - len(named) + max(0, len(right) - n)  # said again, or too many
-    credit = (min(len(right), n) + 1) / (n + 1) - 0.25 * excess if right else 0
-    return max(0, credit), len(named - right)
-
-
-def check_fact(spec, true_claims, n, subjects, relations, _):
-    about = {*subjects}
-    if IT in subjects:
-        about.add(spec["topic"])
-    if "others" in subjects:
-        about.update(spec["others"])
-    k = len({(r, v) for x, r, v in true_claims if x in about and r in relations})
-    return (min(k, n) + 1) / (n + 1) if n > 1 and k else min(k, 1)
-
-
 def check_story(stories, chosen, verb, wanted):
     """The best of the stories by how many of the wanted words each has; where a verb is asked for,
     it counts too, and so does the order once all words are there."""
@@ -795,36 +731,42 @@ def check_story(stories, chosen, verb, wanted):
 
 def check(goal, spec, claims, true_claims, chosen):
     """-> (credit in 0..1, number of wrong things this goal sees)."""
-    kind, *asked = goal
-    if kind == "items":
-        return check_items(chosen, *asked)
-    if kind == "order":
-        names, steps = {*asked[0]}, list(zip(chosen, chosen[1:]))
-        good = sum({x, y} <= names and SIZE[x] < SIZE[y] for x, y in steps)
-        wrong = good < len(steps) or not {*chosen} <= names
-        return good / (2 if len(chosen) == 3 else 4), int(wrong)
-    if kind == "fact":
-        return check_fact(spec, true_claims, *asked), 0
-    if kind in ("bigger", "alike", "differ"):
-        pair = {*chosen} if goal == BIGGER_OF_TWO else {*asked}
-        compared = any(r in COMPARISONS and {x, v} <= pair for x, r, v in true_claims)
-        if kind == "bigger":
-            return compared, 0
-        of_x, of_y = ([(r, v) for s, r, v in true_claims if s == name] for name in asked)
-        if kind == "alike":
-            return any(claim in of_y for claim in of_x), 0
-        return compared or any(r == q and v != w for r, v in of_x for q, w in of_y), 0
-    if kind == "word":
-        relation, name = asked
-        return ("word", relation, name, WORD_FACTS[relation][name]) in claims, 0
-    if kind in ("odd", "fixed"):
-        found = [claim for claim in claims if claim[0] == kind]
-        return goal in found, sum(claim != goal for claim in found)
-    stories = [claim[1:] for claim in claims if claim[0] == "story"]
-    if kind == "place":
-        return any(w in VALUES["place"] for _, _, found in stories for w in found), 0
-    form, *wanted = asked
-    return check_story([found for of, *found in stories if of == form], chosen, *wanted)
+    match goal:
+        case "items", n, candidates:
+            right, wrong = {*chosen} & candidates, {*chosen} - candidates
+            excess = len(chosen) - len({*chosen}) + max(0, len(right) - n)  # said again, too many
+            credit = (min(len(right), n) + 1) / (n + 1) - 0.25 * excess if right else 0
+            return max(0, credit), len(wrong)
+        case "order", *names:
+            steps = list(zip(chosen, chosen[1:]))
+            good = sum({x, y} <= {*names} and SIZE[x] < SIZE[y] for x, y in steps)
+            wrong = good < len(steps) or not {*chosen} <= {*names}
+            return good / (2 if len(chosen) == 3 else 4), int(wrong)
+        case "fact", n, subjects, relations, _:
+            stand_for = {IT: [spec["topic"]], "others": spec["others"]}
+            about = [y for x in subjects for y in stand_for.get(x, [x])]
+            k = len({(r, v) for x, r, v in true_claims if x in about and r in relations})
+            return (min(k, n) + 1) / (n + 1) if n > 1 and k else min(k, 1), 0
+        case ("bigger" | "alike" | "differ") as kind, *pair:
+            named = {*chosen} if goal == BIGGER_OF_TWO else {*pair}
+            compared = any(r in COMPARISONS and {x, v} <= named for x, r, v in true_claims)
+            if kind == "bigger":
+                return compared, 0
+            of_x, of_y = ([(r, v) for s, r, v in true_claims if s == name] for name in pair)
+            if kind == "alike":
+                return any(claim in of_y for claim in of_x), 0
+            return compared or any(r == q and v != w for r, v in of_x for q, w in of_y), 0
+        case "word", relation, name:
+            return (*goal, WORD_FACTS[relation][name]) in claims, 0
+        case ("odd" | "fixed") as kind, _:
+            found = [claim for claim in claims if claim[0] == kind]
+            return goal in found, sum(claim != goal for claim in found)
+        case ("place",):
+            found = [w for claim in claims if claim[0] == "story" for w in claim[3]]
+            return any(w in VALUES["place"] for w in found), 0
+        case "story", form, verb, wanted:
+            stories = [claim[2:] for claim in claims if claim[:2] == ("story", form)]
+            return check_story(stories, chosen, verb, wanted)
 
 
 def parts(prompt, response):
@@ -883,7 +825,7 @@ def all_swaps():
 
 
 SWAPS = all_swaps()
-SWAP = re.compile(r"\b" + either(SWAPS) + r"\b", re.I)
+SWAP = re.compile(r"\b" + any_of(SWAPS) + r"\b", re.I)
 
 
 def mistake(rng, spec, text):
@@ -910,7 +852,7 @@ CUTS = (  # pattern, replacement, how often (0: everywhere)
     (r", ([^,.]+) and [^,.]+([.?])", r" and \1\2", 1),  # the last of three items
     (r" and (?:an? )?\w+([.?])", r"\1", 1),  # the last of two
     (r",? (?:because|but) [^.]*", "", 0),  # a clause
-    (f" {either(VALUES['place'])}", "", 1),
+    (f" {any_of(VALUES['place'])}", "", 1),
     (r" and (?:is|are|can) [^.]*", "", 0),  # a second verb
 )
 
@@ -923,8 +865,7 @@ def shorten(spec, text):
         edits.append(" ".join(whole[:-1]))
     for edited in edits:
         after = judge(spec, edited)
-        less = after["constraints"] < before["constraints"]
-        if less and edited != text and after["language"] == before["language"]:
+        if after["constraints"] < before["constraints"] and after["language"] == before["language"]:
             return edited
     return None
 
@@ -932,8 +873,8 @@ def shorten(spec, text):
 def add_items(rng, text, listed, n, candidates):
     """The text with its list filled up to n items."""
     new = list(rng.permutation(sorted(candidates - {*listed})))[:n - len(listed)]
-    in_plural = re.search(either(map(plural, listed)) + r"[.?]", text)
-    in_singular = re.search(either(map(an, listed)) + r"[.?]", text)
+    in_plural = re.search(any_of(map(plural, listed)) + r"[.?]", text)
+    in_singular = re.search(any_of(map(an, listed)) + r"[.?]", text)
     form = plural if in_plural and not in_singular else an
     new = [form(str(x)) for x in new]
     m = re.match(r"(.*?)((?: and \S+| and an? \S+)?)([.?])(.*)", text, re.S)
@@ -968,43 +909,38 @@ def variants(rng, prompt, response):
     spec = parse(prompt)
     if spec is None:
         return []
-    said, before = sentences(response), judge(spec, response)
-    plain = " ".join(s for s in said if s not in FILLER)
-    first = [s for s in said[:1] if s in FILLER]
-    last = [s for s in said[len(first):] if s in FILLER]
+    lines, before = sentences(response), judge(spec, response)
+    plain = " ".join(line for line in lines if line not in FILLER)
+    first = [line for line in lines[:1] if line in FILLER]
+    last = [line for line in lines[len(first):] if line in FILLER]
 
     def dressed(text):
         """With the answer's own stock phrases back around it."""
         return " ".join([*first, text, *last])
 
+    right = before["constraints"] > 2.99 and not before["wrong"] and not before["language"]
     edits = []
-    complete = before["constraints"] > 2.99
-    correct = not before["wrong"] and not before["language"]
-    if not complete or not correct:
+    if not right:
         edits.append((dressed(extend(rng, spec, plain) or answer(rng, spec)), "complete"))
     shorter = shorten(spec, plain)
-    if shorter or complete and correct:
+    if shorter or right:
         edits.append((dressed(shorter or answer(rng, spec, short=True)), "incomplete"))
     edits.append((plain, "plain"))
     if not before["hedging"]:
         edits.append((hedge(rng, response), "hedged"))
     edits.append((dressed(mistake(rng, spec, plain) or plain), "wrong"))
-    for _ in range(6):
-        damaged = dressed(damage(rng, plain))
-        if judge(spec, damaged)["language"] < before["language"]:
-            edits.append((damaged, "broken"))
-            break
-    rambles = [RAMBLES[i] for i in rng.permutation(len(RAMBLES))[:2]]
-    edits.append((" ".join([response, *rambles]), "long"))
+    damaged = (dressed(damage(rng, plain)) for _ in range(6))
+    less = lambda text: judge(spec, text)["language"] < before["language"]
+    edits.append((next(filter(less, damaged), None), "broken"))
+    edits.append((" ".join([response, *rng.permutation(RAMBLES)[:2]]), "long"))
 
     gold, kept = sum(before.values()), []
     for text, name in edits:
-        if not text or text == response:
-            continue
-        score = sum(judge(spec, text).values())
-        better, worse = score > gold + 1e-9, score < gold - 1e-9
-        if better if name in ("complete", "plain") else worse:  # else it does not do what it says
-            kept.append((text, name))
+        if text and text != response:
+            score = sum(judge(spec, text).values())
+            better = name in ("complete", "plain")  # what an edit is to do, else it is left out
+            if score > gold + 1e-9 if better else score < gold - 1e-9:
+                kept.append((text, name))
     return kept
 
 
@@ -1015,7 +951,7 @@ def quiz(rng, prompt, questions=4):
     """A game played below answers, about what the instruction names: A frog can fly? Wrong."""
     found = set(re.findall(r"\w+", prompt))
     named = [x for x in THINGS if x in found or plural(x) in found] or THINGS
-    said = []
+    game = []
     for _ in range(questions):
         x = pick(rng, named)
         right = rng.random() < 0.5
@@ -1023,5 +959,5 @@ def quiz(rng, prompt, questions=4):
         others = [v for v in VALUES[relation] if v != x]
         value = pick(rng, [v for v in others if true(x, relation, v) == right] or others)
         verdict = "Right" if true(x, relation, value) else "Wrong"
-        said.append(f"{capital(an(x))} {verb_phrase(relation, value)}? {verdict}.")
-    return " ".join(said)
+        game.append(f"{capital(an(x))} {verb_phrase(relation, value)}? {verdict}.")
+    return " ".join(game)

@@ -62,15 +62,14 @@ def asides_pattern():
     asides = {aside.rstrip(".?!") for frames in FRAMES.values() for aside in frames["asides"]}
     pattern = any_of(asides)
     for slot, options in {"who": FORMS["who"], "what": FORMS["what"], **LISTS}.items():
-        pattern = re.sub(rf"\\\{{{slot}\\\}}", lambda _: f"(?:{any_of(options)})", pattern,
-                         flags=re.I)
+        pattern = re.sub(rf"\\\{{{slot}\\\}}", lambda _: any_of(options), pattern, flags=re.I)
     return pattern
 
 
 ASIDES = re.compile(asides_pattern(), re.I)
 WHO, DID, WHAT, WHY, WISH = (f"(?P<{slot}>{any_of(FORMS[slot])})" for slot in SLOTS)
 EVENT = f"{WHO} {DID} {WHAT}"
-LEAD = f"(?:{any_of({frame.partition('{')[0] for frame in EVENTS + WISHES})})"  # or none
+LEAD = any_of({frame.partition("{")[0] for frame in EVENTS + WISHES})  # or none
 SUMMARY = [re.compile(LEAD + pattern, re.I) for pattern in (
     f"{EVENT}(?: {WHY})?", f"{WHY}, {EVENT}", f"it was done {WHY}", WISH)]  # its sentences
 POST = [re.compile(rf"\b{pattern}\b", re.I) for pattern in (EVENT, WHY, WISH)]  # what it contains
@@ -259,7 +258,7 @@ def one_wrong(rng, true, values, lines, claims):
     slot = pick(rng, [slot for claim in claims for slot in claim])
     i = next(i for i, claim in enumerate(claims) if slot in claim)
     forms = values[slot].get(claims[i][slot])
-    match = forms and re.search(rf"\b(?:{any_of(forms)})\b", lines[i], re.I)
+    match = forms and re.search(rf"\b{any_of(forms)}\b", lines[i], re.I)
     if not match or len(true) < len(SLOTS) or claims[i][slot] != true[slot]:
         return None
     form = pick(rng, values[slot][swapped(rng, true, values, slot)[slot]])

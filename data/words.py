@@ -34,7 +34,8 @@ def rows(text):
 
 def any_of(options):
     "A regular expression for any of these strings, the longest first."
-    return "|".join(re.escape(option) for option in sorted(options, key=len, reverse=True))
+    ordered = sorted(options, key=len, reverse=True)
+    return f"(?:{'|'.join(map(re.escape, ordered))})"
 
 
 def capital(text):
