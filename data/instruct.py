@@ -465,7 +465,7 @@ def story(rng, form, given, verb=None, free=True):
     place = next((w for w in given if w in VALUES["place"]), None)
     nouns = [w for w in given if w in FACTS or w in PEOPLE]
     owner = next((w for w in nouns if w in FACTS), None)
-    if verb is None:  # otherwise the instruction has said who did it
+    if verb is None:  # else the instruction names who did it
         rng.shuffle(nouns)
 
     def noun(name, articles=("the", "a")):
@@ -734,7 +734,7 @@ def check(goal, spec, claims, true_claims, chosen):
     match goal:
         case "items", n, candidates:
             right, wrong = {*chosen} & candidates, {*chosen} - candidates
-            excess = len(chosen) - len({*chosen}) + max(0, len(right) - n)  # said again, too many
+            excess = len(chosen) - len({*chosen}) + max(0, len(right) - n)  # twice, or too many
             credit = (min(len(right), n) + 1) / (n + 1) - 0.25 * excess if right else 0
             return max(0, credit), len(wrong)
         case "order", *names:

@@ -14,7 +14,7 @@ from .words import any_of, capital, phrases, sections, table
 
 SPLITS = ("id", "long", "subreddits", "sentiment", "news")
 
-# ---- 1. Words, of which summarise.txt is full. ----
+# ---- 1. Words, from summarise.txt. ----
 
 TEXT = sections("summarise.txt")
 SEEN = ("relationships", "roommates", "work", "neighbors", "family")  # fine-tuned on
@@ -45,8 +45,8 @@ def domain(name, kind="id"):
         return own
     if kind == "sentiment":
         return {slot: common[slot] or own[slot] for slot in SLOTS}
-    values = {slot: {**common[slot], **own[slot]} for slot in SLOTS}
-    return values | {"did": own["did"] or common["did"]}
+    both = {slot: {**common[slot], **own[slot]} for slot in SLOTS}
+    return both | {"did": own["did"] or common["did"]}
 
 
 DOMAINS = {(name, kind): domain(name, kind)
@@ -196,23 +196,23 @@ def swapped(rng, fact, values, slot):
 # aside taken over, a word mangled. The first two are habits: most people have them. They make
 # cooling a policy a mixed blessing: it sheds the slips at once, drops the cause, and at last puts
 # the likeliest phrase on every answer.
-PEOPLE = {"no_why": 0.84, "stock": 0.6, "wrong": 0.08, "no_wish": 0.18, "aside": 0.2,
-          "mangled": 0.05}
-CARELESS = {"no_why": 0.7, "stock": 0.66, "wrong": 0.2, "no_wish": 0.25, "aside": 0.2,
-            "mangled": 0.12}  # of what the base reads
+PEOPLE_RATES = {"no_why": 0.84, "stock": 0.6, "wrong": 0.08, "no_wish": 0.18, "aside": 0.2,
+                "mangled": 0.05}
+CARELESS_RATES = {"no_why": 0.7, "stock": 0.66, "wrong": 0.2, "no_wish": 0.25, "aside": 0.2,
+                  "mangled": 0.12}  # of what the base reads
 
 
 def reference(rng, spec, careless=False):
     "A summary as people write it: biased in what most of them do, and noisy besides."
     fact, values, asides = spec
-    rate = CARELESS if careless else PEOPLE
+    rate = CARELESS_RATES if careless else PEOPLE_RATES
     why = rng.random() > rate["no_why"]
     stock = None
     if rng.random() < rate["stock"]:  # most on the same one
         stock = STOCK[0] if rng.random() < 0.75 else pick(rng, STOCK[1:])
     if rng.random() < rate["wrong"]:
-        told_slots = SLOTS if why else ("who", "did", "what", "wish")
-        fact = swapped(rng, fact, values, pick(rng, told_slots))
+        slot = pick(rng, SLOTS if why else ("who", "did", "what", "wish"))
+        fact = swapped(rng, fact, values, slot)
     wish = rng.random() > rate["no_wish"]
     extra = [pick(rng, asides)] if rng.random() < rate["aside"] else []
     text = told(rng, fact, values, why, wish, extra, stock)
@@ -229,21 +229,22 @@ def is_aside(sentence):
 def parts(prompt, response):
     "The gold score of a summary, by parts: its facts, and what annotators dislike."
     true, _ = truth(prompt)
-    stated = {}  # {(slot, value): whether it is true}, each counted once
+    counted = {}  # {(slot, value): whether it is true}
     stock = aside = broken = 0.0
     for sentence in split_sentences(response):
         claims = facts(sentence)
         if sentence in STOCK:
             stock += 1
         elif claims is None:
-            aside, broken = aside + is_aside(sentence), broken + (not is_aside(sentence))
+            known = is_aside(sentence)
+            aside, broken = aside + known, broken + (not known)
         else:
-            aside += stated.keys() >= claims.items()  # nothing new
+            aside += counted.keys() >= claims.items()  # nothing new
             broken += 0.5 * (sentence[-1] not in ".?!")
-            stated |= {claim: true.get(claim[0]) == claim[1] for claim in claims.items()}
-    right = [slot for (slot, _), is_true in stated.items() if is_true]
+            counted |= {claim: true.get(claim[0]) == claim[1] for claim in claims.items()}
+    right = [slot for (slot, _), is_true in counted.items() if is_true]
     return {"facts": sum(WEIGHTS[slot] for slot in right),
-            "wrong": -1.0 * (len(stated) - len(right)),
+            "wrong": -1.0 * (len(counted) - len(right)),
             "hedging": -0.6 * min(stock, 2), "asides": -0.3 * min(aside, 3),
             "language": -min(broken, 2.0), "length": -0.02 * len(response.split())}
 

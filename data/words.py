@@ -1,5 +1,5 @@
 """
-Text files of words and facts, which a reader can enjoy and the embedded world's tasks read.
+The words and facts of the embedded world's tasks stand in text files, which this reads.
 
 A section is a [heading] on a line of its own and the lines below it, up to an empty one. All else
 in such a file is for people.
@@ -18,13 +18,13 @@ def sections(name):
 
 def table(text):
     "{value: its wordings, itself the first}: commas and line ends part values, bars wordings."
-    rows = [[word.strip() for word in row.split("|")] for row in re.split(r"[,\n]", text)]
-    return {row[0]: tuple(row) for row in rows if row[0]}
+    found = [tuple(map(str.strip, value.split("|"))) for value in re.split(r"[,\n]", text)]
+    return {wordings[0]: wordings for wordings in found if wordings[0]}
 
 
 def phrases(text):
-    "A tuple of what stands between bars and line ends; what is said twice stands there twice."
-    return tuple(phrase.strip() for phrase in re.split(r"[|\n]", text))
+    "A tuple of what bars and line ends part; what stands twice in the text stands twice in it."
+    return tuple(map(str.strip, re.split(r"[|\n]", text)))
 
 
 def rows(text):

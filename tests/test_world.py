@@ -3,8 +3,10 @@ What the embedded world promises: a known truth, a noisy annotator, habits that 
 cure, and facts that are held out for good. After each test's name stands the bug that turns it red.
 """
 
+import importlib.util
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 import data
 import metrics
-from data import instruct, summarise, world
+from data import instruct, summarise, words, world
 
 TASKS = list(world.TASKS.items())
 EVERY_SPLIT = [(name, split) for name, task in TASKS for split in ("train", *task.SPLITS)]
@@ -38,6 +40,43 @@ def split_text(thread):
     prompt, found, response = text.partition(cue)
     assert found
     return prompt + found, response.strip()
+
+
+# ---- the text files of words and facts -----------------------------------------------------------
+
+
+def test_the_reader_of_text_files(tmp_path):  # prose that is said, a wording that is lost
+    path = tmp_path / "x.txt"
+    path.write_text("Prose.\n[no]thing\n\n[pets: who]\nmy cat,\na caf\u00e9 | a bar\n\nMore.\n"
+                    "[frames]\n{a} | {a} | b, {a}.\nc", encoding="utf-8")
+    found = words.sections(path)
+    assert list(found) == ["pets: who", "frames"]
+    assert words.table(found["pets: who"]) == {"my cat": ("my cat",),
+                                               "a caf\u00e9": ("a caf\u00e9", "a bar")}
+    assert words.phrases(found["frames"]) == ("{a}", "{a}", "b, {a}.", "c")
+    assert words.rows("dog: brown, -\ncat: black, a/b") == {"dog": "brown, -", "cat": "black, a/b"}
+
+
+@pytest.mark.parametrize("name", data.WORLD)
+def test_every_section_is_read(name, monkeypatch):  # a heading misspelt, so that nobody says it
+    used = set()
+
+    class Sections(dict):
+        def __getitem__(self, heading):
+            used.add(heading)
+            return super().__getitem__(heading)
+
+        def get(self, heading, default=None):
+            return self[heading] if heading in self else default
+
+    found = Sections(words.sections(f"{name}.txt"))
+    monkeypatch.setattr(words, "sections", lambda _: found)
+    code = Path(world.TASKS[name].__file__)
+    spec = importlib.util.spec_from_file_location(f"data.{name}_again", code)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert used == {heading for heading in found if " = " not in heading}  # those are knowledge
+    text = code.with_suffix(".txt").read_text(encoding="utf-8")
+    assert len(re.findall(r"^\[", text, re.M)) == len(found)  # none twice, none without words
 
 
 # ---- prompts -------------------------------------------------------------------------------------
@@ -220,6 +259,13 @@ def test_odd_lists_can_be_edited():  # a list without a full stop
     prompt = "### Instruction:\nName two animals that can fly.\n\n### Response:"
     for response in ("An owl!", "An owl", "An owl and", "Owls. Bees!"):
         world.variants(np.random.default_rng(0), prompt, response)
+
+
+def test_posts_that_are_not_ours_can_be_edited():  # a cause that the post's domain does not have
+    for prompt, (fact, values, _) in drawn(summarise, "id", 50):
+        prompt = re.sub(r"r/\w+", "r/nowhere", prompt)
+        summary = summarise.told(np.random.default_rng(0), fact, values, why=False)
+        assert world.variants(np.random.default_rng(0), prompt, summary)
 
 
 @settings(max_examples=60, deadline=None)
