@@ -19,7 +19,6 @@ SPLITS = ("id", "long", "subreddits", "sentiment", "news")
 TEXT = sections("summarise.txt")
 SEEN = ("relationships", "roommates", "work", "neighbors", "family")  # fine-tuned on
 UNSEEN = ("pets", "cooking", "travel", "school")
-KINDNESSES = table(TEXT["kindness: did"])
 LISTS = {slot: tuple(table(TEXT[slot])) for slot in ("day", "month", "number", "nth")}
 STOCK = phrases(TEXT["stock phrases"])  # the habits
 
@@ -34,13 +33,14 @@ EVENTS, WITH_CAUSE, WISHES = (phrases(TEXT[f"{part} in a summary"])
 
 SLOTS = ("who", "did", "what", "why", "wish")
 WEIGHTS = {"who": 0.75, "did": 0.5, "what": 0.75, "why": 1.0, "wish": 1.0}  # of the gold score
+TABLES = {group: {slot: table(TEXT.get(f"{group}: {slot}", "")) for slot in SLOTS}
+          for group in (*SEEN, *UNSEEN, "news", "everyone", "kindness")}
+KINDNESSES = TABLES["kindness"]["did"]
 
 
 def domain(name, kind="id"):
     "The values each slot may take in posts of this subreddit (or in news): {slot: {value: forms}}."
-    def of(group):
-        return {slot: table(TEXT.get(f"{group}: {slot}", "")) for slot in SLOTS}
-    own, common = of(name), of("kindness" if kind == "sentiment" else "everyone")
+    own, common = TABLES[name], TABLES["kindness" if kind == "sentiment" else "everyone"]
     if name == "news":
         return own
     if kind == "sentiment":
