@@ -52,14 +52,16 @@ def test_mean_weights():  # a sum, the first one changed, one of them alone
     assert mean.allclose((first + nets[1].embed.weight) / 2) and nets[0].embed.weight.equal(first)
 
 
-def test_the_figure(tmp_path):  # a family without a setting, a task without seeds
+def test_the_figure(tmp_path):  # a series of no family or without a point, a gain of nan
+    assert set(tradeoff.SHOWN) <= set(tradeoff.BASELINE | tradeoff.METHODS)
     points = [[f, label, {"win_rate": y, "ead": x, "embedding": x}]
               for f, (label, *_), x, y in zip(tradeoff.BASELINE, tradeoff.BASELINE.values(), X, Y)]
-    mine = [["RLHF, min-p", "T 1, p 0.07", {"win_rate": 0.7, "ead": 0.3, "embedding": 0.3}]]
-    found = {"rows": [{"family": "RLHF, min-p", "label": "T 1, p 0.07"}], "drawn":
-             [points + mine, points + mine], "validation": points + mine}
-    tradeoff.figure(tmp_path / "a.png", {"summarise": json.loads(json.dumps(found))})
-    assert (tmp_path / "a.png").stat().st_size > 5000
+    for family in ("RLHF, min-p", list(tradeoff.SHOWN)[-1]):
+        mine = [[family, "a", {"win_rate": 0.7, "ead": 0.3, "embedding": 0.3}]]
+        row = {"family": family, "ead": [[np.nan] * 3, [0.1, 0, 0.2]], "embedding": [[0, 0, 0]] * 2}
+        found = {"rows": [row, row], "drawn": [points + mine, points + mine]}
+        tradeoff.figure(tmp_path / family, "summarise", json.loads(json.dumps(found)))
+        assert (tmp_path / family).stat().st_size > 5000
 
 
 def test_every_point_has_its_own_file():  # one method's outputs read as another's

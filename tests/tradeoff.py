@@ -8,9 +8,9 @@ frontier to beat is drawn by SFT and RLHF at every temperature, RLHF at other be
 n. Its upper hull counts: a coin between two policies reaches every point of the line between them.
 A method's knob is chosen on the validation split of seed 0 alone, by its gain on the hull there;
 what counts is the gain of that one setting on the test splits, where win rate and diversity are
-means over the shifts. Outputs are kept in tradeoff/ beside the checkpoints, so an interrupted run
-goes on. The README's table has more methods than this file: those that lost are in the commit that
-it names.
+means over the shifts. What is measured is kept in tradeoff/ beside the checkpoints, so that an
+interrupted run goes on: remove that folder after training anew, or for another --inputs. The table
+of data/RESULTS.md has more methods: those that lost are in the commit that it names.
 """
 
 import argparse
@@ -152,15 +152,15 @@ def hull(x, y):
     "Upper concave hull of points, left to right -> their places; the first has the highest y."
     order = sorted(range(len(x)), key=lambda k: (x[k], y[k]))
     order = [k for k in order if x[k] >= x[max(order, key=lambda j: y[j])]]
-    kept = []
+    corners = []
     for k in order:
-        while len(kept) > 1 and ((y[kept[-1]] - y[kept[-2]]) * (x[k] - x[kept[-2]])
-                                 <= (y[k] - y[kept[-2]]) * (x[kept[-1]] - x[kept[-2]])):
-            kept.pop()
-        if kept and x[k] == x[kept[-1]]:
-            kept.pop()
-        kept.append(k)
-    return kept
+        while len(corners) > 1 and ((y[corners[-1]] - y[corners[-2]]) * (x[k] - x[corners[-2]])
+                                 <= (y[k] - y[corners[-2]]) * (x[corners[-1]] - x[corners[-2]])):
+            corners.pop()
+        if corners and x[k] == x[corners[-1]]:
+            corners.pop()
+        corners.append(k)
+    return corners
 
 
 def gains(x, y, points):
@@ -273,53 +273,47 @@ def compare(config):
                 row[measure] = bootstrap(list(base.values()), point, measure)
             rows.append(row)
             print(json.dumps(row), flush=True)
-    validation = drawing(points_of(config, runs, runs[0], baseline | methods, ["validation"]))
-    return {"rows": rows, "drawn": drawn, "validation": validation}
+    return {"rows": rows, "drawn": drawn}
 
 
-def figure(path, found):
-    """What was tried beside the frontier. found: {task: what tradeoff.json holds}. Left:
-    validation, seed 0, every method over its own knob, and the hull. Right: the shifts, and the
-    setting that validation chose; the band is between the lowest and the highest seed's hull, a
-    cross is the mean and range over the seeds."""
-    from matplotlib import colormaps
+SHOWN = {  # family: its colour, and the labels of its first and last point: what, right, up
+    "SFT, temperature": (report.COLOURS["sft"], ("SFT, T 1", -60, -5), ("SFT, T 0.3", -8, 10)),
+    "RLHF, temperature": (report.COLOURS["rlhf"], ("RLHF, T 1", 16, -4), ("RLHF, T 0.3", 8, 6)),
+    "best of n": (report.COLOURS["bon"], ("best of 2", 13, -7), ("best of 16", 26, 3)),
+    "diverse best of 64, min-p": ("#CC79A7", ("diverse best of 64\nwith min-p", -28, 20))}
 
-    made, axes = report.figure(2 * len(found), 4.6, 4.4)
-    families = dict.fromkeys(row["family"] for kept in found.values() for row in kept["rows"])
-    colours = {family: colormaps["tab20"](n) for n, family in enumerate(families)}
-    for task, kept in found.items():
-        left, right, *axes = axes
-        chosen = {row["family"]: row["label"] for row in kept["rows"]}
-        xy = lambda points: np.array([(p["ead"], p["win_rate"]) for _, _, p in points]).T
-        edge = lambda points: xy([points[k] for k in hull(*xy(points))])
-        base = lambda points: [p for p in points if p[0] in BASELINE]
-        left.plot(*edge(base(kept["validation"])), "-", color="black", lw=1)
-        left.plot(*xy(base(kept["validation"])), ".", color="black", ms=4,
-                  label="SFT, RLHF, best of n")
-        hulls = [edge(base(drawn)) for drawn in kept["drawn"]]
-        grid = np.linspace(min(h[0][0] for h in hulls), min(h[0][-1] for h in hulls), 200)
-        lines = np.array([np.interp(grid, *h) for h in hulls])
-        right.fill_between(grid, lines.min(0), lines.max(0), color="black", alpha=0.2, lw=0,
-                           label="their frontier, by seed")
-        for family, label in chosen.items():
-            left.plot(*xy([p for p in kept["validation"] if p[0] == family]), ".-", lw=0.7, ms=5,
-                      color=colours[family])
-            x, y = xy([p for drawn in kept["drawn"] for p in drawn if p[:2] == [family, label]])
-            right.errorbar(x.mean(), y.mean(), [[y.mean() - y.min()], [y.max() - y.mean()]],
-                           [[x.mean() - x.min()], [x.max() - x.mean()]], fmt="o", ms=4,
-                           color=colours[family])
-        left.set_ylim(bottom=min(p["win_rate"] for _, _, p in base(kept["validation"])) - 0.1)
-        left.set_title(f"{task}: validation, one seed", fontsize=11)
-        right.set_title(f"{task}: mean of the shifts", fontsize=11)
-        for axis in (left, right):
-            axis.set_xlabel("EAD of the answers to a prompt")
-            axis.set_ylabel("win rate by gold score")
-            axis.legend(frameon=False, fontsize=8, loc="lower left")
-    for family, colour in colours.items():
-        right.plot([], [], "o", ms=4, color=colour, label=family)
-    made.legend(*[x[1:] for x in right.get_legend_handles_labels()], frameon=False, fontsize=8,
-                ncols=5, loc="upper center")
-    report.save(made, path, top=0.84)
+
+def figure(path, task, found):
+    """What tradeoff.json holds, as means over the shifts and the seeds. Grey: the frontier, and a
+    dot for all that draws it. A method's bars are the intervals of its gains on the frontier."""
+    made, axes = report.figure(2, 4.1, 4.3)
+    points = {}
+    for family, label, means in sum(found["drawn"], []):
+        points.setdefault((family, label), []).append(means)
+    for axis, measure, name in zip(axes, ("ead", "embedding"), ("EAD", "embedding diversity")):
+        xy = {key: [np.mean([row[k] for row in rows]) for k in (measure, "win_rate")]
+              for key, rows in points.items()}
+        base = np.array([place for (family, _), place in xy.items() if family in BASELINE])
+        frontier = base[hull(*base.T)]
+        axis.plot(*frontier.T, lw=9, color="#DDDDDD")
+        axis.plot(*base.T, "o", color="#BBBBBB")
+        texts = [("#777777", frontier[:2][-1], ("frontier", 8, 6))]  # by its second corner
+        for family, (colour, *labels) in SHOWN.items():
+            line = [place for (other, _), place in xy.items() if other == family]
+            axis.plot(*np.reshape(line, (-1, 2)).T, "o-", lw=2, color=colour)
+            texts += [(colour, *pair) for pair in zip(line[:1] + line[-1:], labels)]
+            if won := [row[measure] for row in found["rows"] if row["family"] == family]:
+                mean, low, high = np.mean(won, axis=0).T  # at equal diversity, at equal win rate
+                axis.errorbar(*line[0], *np.stack([mean - low, high - mean], 1)[..., None],
+                              color=colour)
+        for colour, place, (text, *off) in texts:
+            axis.annotate(text, place, off, textcoords="offset points", fontsize=12, color=colour)
+        axis.margins(x=0.15)
+        axis.set_xlabel(f"per-input {name}", fontsize=13)
+        axis.tick_params(labelsize=12)
+    axes[0].set_ylabel("win rate under the shifts", fontsize=13)
+    made.suptitle(f"{task}, {len(found['drawn'])} seed(s)", fontsize=13)
+    report.save(made, path)
 
 
 if __name__ == "__main__":
@@ -334,5 +328,5 @@ if __name__ == "__main__":
     found = compare(rlhf.Config(data=args.data, seeds=args.seeds, inputs=args.inputs, out=args.out))
     folder = data.run_folder(args.data, 0, args.out)
     (folder / "tradeoff.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    figure(folder / "tradeoff.png", {args.data: found})
+    figure(folder / "tradeoff.png", args.data, found)
     print(f"wrote {folder / 'tradeoff.json'} and tradeoff.png")
