@@ -6,26 +6,27 @@ ppo.py - raise the reward model's score on a KL leash to the SFT policy.
     python ppo.py                        # about two and a half minutes on two CPU cores; the last
                                          # lines show four prompts with both answers
 
-One iteration: sample a response to each of `batch` prompts; score it; hand out the score and the
-KL penalty token by token; estimate advantages; take `epochs` passes of clipped policy-gradient
-steps. Temperature is part of the policy: what was sampled at T is scored at T everywhere.
+One iteration: sample a response to each of `batch` prompts; score it; give the score and the KL
+penalty to its tokens; estimate advantages; take `epochs` passes of clipped policy-gradient steps.
+Temperature is part of the policy: what was sampled at T is scored at T everywhere.
+
+Not here: sampling and log-probabilities (model.py), scores (reward.py, data/rewards.py), who shares
+frozen weights (data/networks.py), flags, log and resuming (data/run.py).
 """
 
-import importlib.util
-import itertools
-import math
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import data
 import metrics
 import model as m
 import reward
+from data import files, networks, optim
+from data.rewards import named_reward
+from data.run import Run, check_finite, cli, within
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Config:
     steps: int = 60  # iterations
     batch: int = 64  # prompts per iteration, one response each
     epochs: int = 2  # passes over an iteration's responses
-    lr: float = 2e-4  # peak learning rate, falling linearly to zero
+    lr: float = 2e-4  # peak learning rate, falling linearly, to zero behind the last iteration
     beta: float = 0.2  # weight of the KL penalty, in reward standard deviations per nat
     temperature: float = 1.0  # of the policy, in sampling and in every log-probability
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
@@ -57,11 +58,11 @@ class Config:
     variant: str = ""  # a folder below the run's, for a run that differs from the main one
 
     def __post_init__(self):
-        metrics.within(self, 1, float("inf"), "steps", "batch", "epochs", "minibatches", "every")
-        metrics.within(self, 0, float("inf"), "lr", "beta", "target_kl", "micro", "length_penalty",
-                       "max_kl", "seed")
-        metrics.within(self, 1e-3, float("inf"), "temperature")
-        metrics.within(self, 0, 1, "freeze", "lam")
+        within(self, 1, float("inf"), "steps", "batch", "epochs", "minibatches", "every")
+        within(self, 0, float("inf"), "lr", "beta", "target_kl", "micro", "length_penalty",
+               "max_kl", "seed")
+        within(self, 1e-3, float("inf"), "temperature")
+        within(self, 0, 1, "freeze", "lam")
         if self.minibatches > self.batch:
             raise ValueError(f"--minibatches {self.minibatches} is more than --batch {self.batch}: "
                              f"give at most one minibatch per response")
@@ -123,31 +124,40 @@ def whiten(advantages, is_response):
     return torch.where(is_response, (advantages - mean) * torch.rsqrt(variance + 1e-8), 0.0)
 
 
+# One response of five tokens by hand: score 1, beta .1, gamma 1, lambda .95. The reward model's
+# point arrives at the last token; the advantages tell every token what it made better or worse than
+# the value function thought. Returns, what the value function learns, are A + V before whitening.
+#
+#   t                     0       1       2       3       4   (EOS)
+#   log pi_old        -0.50   -1.20   -0.10   -2.00   -0.30
+#   log pi_ref        -0.70   -1.00   -0.10   -2.60   -0.40
+#   reward r          -0.02    0.02    0.00   -0.06    0.99   = 1 - .1 * .1
+#   value V            0.30    0.40    0.50    0.20    0.80   of the state before the token
+#   delta              0.08    0.12   -0.30    0.54    0.19   r_t + V_t+1 - V_t
+#   advantage A        0.54    0.49    0.38    0.72    0.19   delta_t + .95 A_t+1
+#   return             0.84    0.89    0.88    0.92    0.99   A + V
+#   whitened A         0.44    0.12   -0.46    1.46   -1.56   the worst token is now the last
+
+
 def policy_loss(logp, logp_old, advantages, is_response, clip, tokens=None):
-    """Clipped surrogate: (B, R) each -> scalar, info.
-
-    Eq. 7, Schulman et al. 2017, arXiv:1707.06347.
-
-    `tokens` is the minibatch's count when these rows are one of its micro-batches.
-    """
+    """Clipped surrogate, Eq. 7, Schulman et al. 2017, arXiv:1707.06347: (B, R) each -> scalar,
+    info. `tokens` is the minibatch's count when these rows are one of its micro-batches."""
     log_ratio = torch.where(is_response, logp - logp_old, 0.0)
     ratio = log_ratio.exp()  # (B, R)
     worse = torch.max(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
-    value = masked_mean(worse, is_response, tokens)
+    loss = masked_mean(worse, is_response, tokens)
     with torch.no_grad():
         info = {"ratio_gap": (ratio - 1).abs().max().item(),
                 "clip_fraction": masked_mean(((ratio - 1).abs() > clip).to(ratio.dtype),
                                              is_response, tokens).item(),
                 "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, is_response,
                                          tokens).item()}  # k3 of old against new
-    return value, info
+    return loss, info
 
 
 def value_loss(values, values_old, returns, is_response, clip, tokens=None):
     """Half the squared error, the worse of clipped and unclipped: (B, R) each -> scalar, info.
-
-    Clipping is in units of reward, so it means something only because rewards have std 1.
-    """
+    Clipping is in units of reward, so it means something only because rewards have std 1."""
     values = torch.where(is_response, values, 0.0)
     clipped = values_old + (values - values_old).clamp(-clip, clip)  # (B, R)
     worse = torch.max((values - returns) ** 2, (clipped - returns) ** 2)
@@ -160,47 +170,13 @@ def adapted(beta, kl, target, responses):
     return beta * (1 + error * responses / HORIZON)
 
 
-def shaped(scores, response_ids, eos, max_tokens, config):
-    "The scores PPO sees, (B,): less the length penalty, and fixed where EOS is missing."
+def shaped(proxy, response_ids, eos, max_tokens, config):
+    """What PPO is given, (B,): the reward less the length penalty; where a response was cut,
+    MISSING_EOS instead. (For `gae` it ends there all the same: no value comes behind it.)"""
     lengths = torch.tensor([float(len(r)) for r in response_ids])
-    scores = scores - config.length_penalty * lengths / max_tokens
+    score = proxy - config.length_penalty * lengths / max_tokens
     ended = torch.tensor([r[-1] in eos for r in response_ids])
-    return torch.where(ended, scores, MISSING_EOS)
-
-
-def gold_reward(gold, tokenizer):
-    "The world's true score as a reward function: PPO's ceiling, which no other policy may see."
-    if gold is None:
-        raise ValueError("--reward gold: only the embedded world knows the truth; give a reward "
-                         "checkpoint or a .py file")
-    return lambda prompt_ids, response_ids: torch.tensor([
-        gold(tokenizer.decode(p), tokenizer.decode(r).strip())
-        for p, r in zip(prompt_ids, response_ids)])
-
-
-def custom_reward(path):
-    "`reward_fn` of a student's own file, which may clip: lists of prompt and response ids -> (B,)."
-    spec = importlib.util.spec_from_file_location("custom_reward", path)
-    if spec is None:
-        raise ValueError(f"--reward {path}: give a reward checkpoint, gold, or a .py file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ValueError(f"{path} is not Python: {error}") from error
-    except Exception as error:  # whatever it does while it is read
-        raise ValueError(f"{path} raised {type(error).__name__}: {error}") from error
-    if not hasattr(module, "reward_fn"):
-        raise ValueError(f"{path} defines no reward_fn(prompt_ids, response_ids) -> (B,) tensor")
-
-    def reward_fn(prompt_ids, response_ids):
-        try:
-            return torch.as_tensor(module.reward_fn(prompt_ids, response_ids), dtype=torch.float32)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # or what it does for one batch in a hundred
-            raise ValueError(f"{path} raised {type(error).__name__}: {error}") from error
-    return reward_fn
+    return torch.where(ended, score, MISSING_EOS)
 
 
 def value_network(config, policy, reward_model):
@@ -213,249 +189,186 @@ def value_network(config, policy, reward_model):
     if reward_model is None:
         raise ValueError("--value reward copies a reward checkpoint, and --reward names none: add "
                          "--value shared")
-    return m.branch(reward_model)
+    return networks.trainable_copy(reward_model)
 
 
 def act(policy, value, ids, positions, temperature, bottom=None, entropy=False):
     """Log-probabilities of the response tokens and the values before each, (B, R) both; and, if
-    asked for, the entropies.
-
-    The value of the state that token t is sampled in is read where token t - 1 stands; reading it
-    at t would show the baseline the action it should not depend on.
-    """
+    asked for, the entropies. The value of the state that token t is sampled in is read where token
+    t - 1 stands: at t it would show the baseline the action that it should not depend on."""
     before = positions - 1
-    hidden = policy(ids, bottom=bottom, at=before)  # (B, R, C)
+    hidden = policy(ids, bottom=bottom, columns=before)  # (B, R, C)
     logp = m.logprobs(policy, ids, positions, temperature, hidden=hidden, entropy=entropy)
     if isinstance(value, m.ScalarModel):
-        values = value(ids, bottom=bottom, at=before)  # (B, R)
+        values = value(ids, bottom=bottom, columns=before)  # (B, R)
     else:
         values = value(m.at_least_fp32(hidden)).squeeze(-1)
     return (logp[0], values, logp[1]) if entropy else (logp, values)
 
 
 @torch.no_grad()
-def experience(config, policy, value, reference, reward_fn, prompts, responses, beta, tokenizer):
-    """Everything that is fixed while an iteration's responses are learned from, and its statistics.
-
-    Old log-probabilities are computed by the forward pass that the update repeats, not taken from
-    sampling, whose cache rounds otherwise: before the first step the ratio is then exactly 1.
+def experience(config, policy, value, ref_policy, reward_fn, prompts, responses, beta, tokenizer):
+    """The rollout, all that stays as it is while an iteration's responses are learned from, and
+    its statistics. Old log-probabilities are computed by the forward pass that the update repeats,
+    not taken from sampling, whose cache rounds otherwise: so the ratio is 1 before the first step.
     """
     device = next(policy.parameters()).device
-    ids, positions, is_response = (
-        t.to(device) for t in data.join(prompts, responses, tokenizer.pad))
+    ids, positions, is_response = data.join(prompts, responses, tokenizer.pad, device)
+    from_trunk = config.freeze and getattr(reward_fn, "from_trunk", None)
     parts = []
     for rows in torch.arange(len(ids)).split(config.micro or len(ids)):
         part = ids[rows], positions[rows]
         bottom = policy.frozen_output(part[0]) if config.freeze else None  # once per rollout
         logp_old, values, entropy = act(policy, value, *part, config.temperature, bottom,
                                         entropy=True)
-        logp_ref = m.logprobs(reference, *part, config.temperature, bottom=bottom)
-        scores = (reward.score(reward_fn, *part, is_response[rows], bottom)
-                  if isinstance(reward_fn, m.ScalarModel) else None)
-        parts.append((logp_old, values, entropy, logp_ref, scores, bottom))
-    logp_old, values, entropy, logp_ref, scores, bottom = (  # (B, R) four times, (B,), (B, T, C)
+        logp_ref = m.logprobs(ref_policy, *part, config.temperature, bottom=bottom)
+        proxy = from_trunk(bottom, *part, is_response[rows]) if from_trunk else None
+        parts.append((logp_old, values, entropy, logp_ref, proxy, bottom))
+    logp_old, values, entropy, logp_ref, proxy, bottom = (  # (B, R) four times, (B,), (B, T, C)
         None if column[0] is None else torch.cat(column) for column in zip(*parts))
-    if scores is None:
-        scores = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)
-    scores = scores.cpu()
-    if scores.shape != (len(prompts),) or not torch.isfinite(scores).all():
+    if proxy is None:
+        proxy = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)
+    proxy = proxy.cpu()
+    if proxy.shape != (len(prompts),) or not torch.isfinite(proxy).all():
         raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
-                         f"is {scores}")
-    score = shaped(scores, responses, policy.config.eos, tokenizer.response_tokens, config)
-    score = score.to(device)
-    rewards = token_rewards(score, logp_old, logp_ref, is_response, beta, config.kl)
+                         f"is {proxy}")
+    score = shaped(proxy, responses, policy.config.eos, tokenizer.response_tokens, config)
+    rewards = token_rewards(score.to(device), logp_old, logp_ref, is_response, beta, config.kl)
     advantages, returns = gae(rewards, values, is_response, GAMMA, config.lam)
+    rollout = {"ids": ids, "positions": positions, "is_response": is_response,
+               "logp_old": logp_old, "values_old": torch.where(is_response, values, 0.0),
+               "returns": returns, "advantages": whiten(advantages, is_response), "bottom": bottom}
     k1, k3 = metrics.kl_estimates(*(t.double().cpu().numpy() for t in (logp_old, logp_ref)),
                                   is_response.cpu().numpy())
-    fixed = {"ids": ids, "positions": positions, "is_response": is_response, "logp_old": logp_old,
-             "values_old": torch.where(is_response, values, 0.0), "returns": returns,
-             "advantages": whiten(advantages, is_response), "bottom": bottom}
-    row = {"score": score.mean().item(), "proxy": scores.mean().item(),
+    row = {"score": score.mean().item(), "proxy": proxy.mean().item(),
            "kl": float(k1.mean()), "kl_k3": float(k3.mean()),
            "entropy": masked_mean(entropy, is_response).item(),
            "length": sum(map(len, responses)) / len(responses),
            "ended": sum(r[-1] in policy.config.eos for r in responses) / len(responses)}
-    for name, number in row.items():
-        if not math.isfinite(number):
-            raise ValueError(f"the {name} is {number}")
+    check_finite(row)
     if config.max_kl and row["kl"] > config.max_kl:
         raise ValueError(f"the KL to the SFT policy is {row['kl']:.2f} nats, beyond --max-kl "
                          f"{config.max_kl:g}, which a higher --beta would keep")
-    return fixed, row
+    return rollout, row
 
 
-def update(config, policy, value, optimizer, fixed, generator):
+def update(config, policy, value, optimizer, rollout, generator):
     "`epochs` passes of clipped steps over one rollout -> mean statistics of the steps."
-    infos = []
+    names = {p: name for name, p in nn.ModuleDict(
+        {"policy": policy, "value": value}).named_parameters()}
+    trained = [(names[p], p) for group in optimizer.param_groups for p in group["params"]]
+    steps = []
     for _ in range(config.epochs):
-        order = torch.randperm(len(fixed["ids"]), generator=generator)
+        order = torch.randperm(len(rollout["ids"]), generator=generator)
         for minibatch in order.tensor_split(config.minibatches):
-            tokens = int(fixed["is_response"][minibatch].sum())
-            step = {}
+            tokens, stats = int(rollout["is_response"][minibatch].sum()), {}
             for rows in minibatch.split(config.micro or len(minibatch)):
-                part = {k: v if v is None else v[rows] for k, v in fixed.items()}
+                part = {k: v if v is None else v[rows] for k, v in rollout.items()}
                 logp, values = act(policy, value, part["ids"], part["positions"],
                                    config.temperature, part["bottom"])
-                pg, info = policy_loss(logp, part["logp_old"], part["advantages"],
-                                       part["is_response"], CLIP, tokens)
-                vf, _ = value_loss(values, part["values_old"], part["returns"],
-                                   part["is_response"], CLIP, tokens)
-                (pg + VALUE_COEFFICIENT * vf).backward()
-                info |= {"policy_loss": pg.item(), "value_loss": vf.item()}
+                pg_loss, info = policy_loss(logp, part["logp_old"], part["advantages"],
+                                            part["is_response"], CLIP, tokens)
+                vf_loss, _ = value_loss(values, part["values_old"], part["returns"],
+                                        part["is_response"], CLIP, tokens)
+                (pg_loss + VALUE_COEFFICIENT * vf_loss).backward()
+                info |= {"policy_loss": pg_loss.item(), "value_loss": vf_loss.item()}
                 for name, x in info.items():  # parts of a minibatch add up, but for the largest gap
-                    step[name] = max(step.get(name, 0), x) if name == "ratio_gap" else (
-                        step.get(name, 0.0) + x)
-            if not infos:  # nothing was learned yet, so nothing may have changed
-                same = step["ratio_gap"] < 1e-4 and step["clip_fraction"] == 0
-                if policy.precision is not None:  # eight bits, rounded otherwise in another batch
-                    same = step["approx_kl"] < 0.01
-                assert same, f"before its first step the policy differs from itself: {step}"
-            names = {p: name for name, p in nn.ModuleDict(
-                {"policy": policy, "value": value}).named_parameters()}
-            step["gradient"] = m.clip_gradients(
-                [(names[p], p) for group in optimizer.param_groups for p in group["params"]],
-                {name: step[name] for name in ("policy_loss", "value_loss")})
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            infos.append(step)
-    return {name: sum(info[name] for info in infos) / len(infos) for name in infos[0]}
+                    stats[name] = max(stats.get(name, 0), x) if name == "ratio_gap" else (
+                        stats.get(name, 0.0) + x)
+            if not steps:
+                check_same(stats, policy.precision)
+            check_finite({name: stats[name] for name in ("policy_loss", "value_loss")})
+            stats["gradient"] = optim.step(optimizer, trained)
+            steps.append(stats)
+    return {name: sum(stats[name] for stats in steps) / len(steps) for name in steps[0]}
 
 
-def networks(config, folder, reward_fn, device):
-    """Policy, reference, value network, what scores, and the record of the SFT policy that all come
-    from. What is frozen is held once: rounded, moved and shared before the rest is copied."""
-    policy, parent = m.load(config.init or folder / "sft.pt", "policy")
-    m.freeze(policy, config.freeze)
-    m.settle(policy, device)
-    tokenizer, reward_model = data.Tokenizer.of(parent["tokenizer"]), None
-    if reward_fn is None and config.reward == "gold":
-        reward_fn = gold_reward(data.gold(config.data), tokenizer)
-    elif reward_fn is None and config.reward.endswith(".py"):
-        reward_fn = custom_reward(config.reward)
-    elif reward_fn is None:
-        reward_model, _ = m.load(config.reward or folder / "reward.pt", "reward",
-                                 tokenizer=tokenizer.fingerprint)
-        m.freeze(reward_model, config.freeze)
+def check_same(stats, precision):
+    "Before the first step nothing was learned, so nothing may have changed."
+    same = stats["ratio_gap"] < 1e-4 and stats["clip_fraction"] == 0
+    if precision is not None:  # eight bits, rounded otherwise in another batch
+        same = stats["approx_kl"] < 0.01
+    assert same, f"before its first step the policy differs from itself: {stats}"
+
+
+def start_from(config, run, reward_fn):
+    """Policy, ref_policy, value network and what scores. What is frozen is held once: rounded,
+    moved and shared before the rest is copied."""
+    policy = run.load("init", config.init or run.home / "sft.pt")
+    networks.freeze(policy, config.freeze)
+    networks.to_device(policy, run.device)
+    reward_fn, reward_model = reward_fn or named_reward(config, run), None
+    if reward_fn is None:
+        reward_model = run.load("reward", config.reward or run.home / "reward.pt", "reward")
+        networks.freeze(reward_model, config.freeze)
         if config.freeze:  # it then has the policy's bottom: that is checked
-            m.share_trunk(policy, reward_model)
-        m.settle(reward_model, device)
-    value = value_network(config, policy, reward_model).to(device)
+            networks.share_frozen(policy, reward_model)
+        networks.to_device(reward_model, run.device)
+    value = value_network(config, policy, reward_model).to(run.device)
     if reward_model is not None:
-        reward_fn = m.fixed(reward_model)  # as a network, it can start from the frozen trunk
+        reward_fn = reward.scorer(networks.frozen_copy(reward_model), run.tokenizer.pad,
+                                  config.micro or 128)
     for network in (policy, getattr(value, "trunk", policy)):
         network.recompute = config.micro > 0
-    return policy, m.fixed(policy), value, reward_fn, parent
+    return policy, networks.frozen_copy(policy), value, reward_fn
 
 
-def report(config, folder, tokenizer, policies, gold):
-    "Curves, and four prompts with the answers of each of `policies` -> the last line."
-    rows = metrics.read(folder / "ppo.jsonl")
-    metrics.curve(folder / "ppo.png", rows, [
-        ("Reward", ["proxy", "gold"] if gold else ["proxy"], "score of the samples"),
-        ("KL to SFT", ["kl", "kl_k3"], "nats per response"),
-        ("Length", ["length"], "tokens"), ("Entropy", ["entropy"], "nats per token"),
-        ("Value loss", ["value_loss"], "squared score"),
-        ("Clip fraction", ["clip_fraction"], "share of tokens")])
-    shown, answers = data.load(config.data, "validation")[:4], {}
-    prompts = [tokenizer.prompt(e.prompt) for e in shown]
-    for name, policy in policies.items():
-        ids = m.generate(policy, prompts, tokenizer.response_tokens, config.temperature,
-                         seed=config.seed)
-        answers[name] = [tokenizer.decode(r) for r in ids]
-    answers["reference"] = [e.response for e in shown]
-    metrics.side_by_side(folder / "samples.txt", [e.prompt for e in shown], answers, gold)
+SHOWN = ("score", "proxy", "gold", "kl", "length", "entropy", "value_loss", "clip_fraction")
+PANELS = [("Reward", ["proxy", "gold"], "score of the samples"),
+          ("KL to SFT", ["kl", "kl_k3"], "nats per response"),
+          ("Length", ["length"], "tokens"), ("Entropy", ["entropy"], "nats per token"),
+          ("Value loss", ["value_loss"], "squared score"),
+          ("Clip fraction", ["clip_fraction"], "share of tokens")]
+
+
+def summary(rows):
+    "The last line: what changed between the first five iterations and the last."
     first, last = ({k: sum(r[k] for r in part) / len(part) for k in ("proxy", "gold", "kl")
                     if k in rows[0]} for part in (rows[:5], rows[-5:]))
-    return ("ppo: " + ", ".join(f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first)
+    return (", ".join(f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first)
             + " (means of 5 iterations; KL in nats per response)")
 
 
 def train(config, reward_fn=None):
-    """Train a policy and return the path of its checkpoint.
+    """Train a policy and return the path of its checkpoint. `reward_fn(prompt_ids, response_ids)
+    -> (B,)`, if given, takes the place of `--reward`."""
+    with Run("ppo", config, unit="iteration", show=SHOWN) as run:
+        policy, ref_policy, value, reward_fn = start_from(config, run, reward_fn)
+        tokenizer, gold = run.tokenizer, data.gold(config.data)
+        both = nn.ModuleList([policy, value])
+        optimizer = optim.adamw(both, config.lr, betas=(0.9, 0.999), eps=1e-5)
+        sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
+        texts = data.prompts(config.data)
+        prompts = [tokenizer.prompt(text) for text in texts]
+        run.reads("data", prompts)
+        # prompts of like length share an iteration, in an order that depends on the seed alone
+        batches = data.epochs([len(p) for p in prompts], config.batch, config.seed)
+        run.state["beta"] = config.beta
 
-    `reward_fn(prompt_ids, response_ids) -> (B,)`, if given, takes the place of `--reward`.
-    """
-    torch.manual_seed(config.seed)
-    device = m.device(config.device)
-    parents = data.run_folder(config.data, config.seed, config.out)
-    folder = parents / config.variant
-    path = folder / "ppo.pt"
-    gold = data.gold(config.data)
+        for step, index in run.steps(batches, policy, value=value, optimizer=optimizer,
+                                     sampler=sampler, shuffler=shuffler):
+            optim.set_lr(optimizer, config.lr * (1 - (step - 1) / config.steps))
+            chosen, beta = [prompts[i] for i in index], run.state["beta"]
+            responses = m.generate(policy, chosen, tokenizer.response_tokens, config.temperature,
+                                   generator=sampler)
+            rollout, row = experience(config, policy, value, ref_policy, reward_fn, chosen,
+                                      responses, beta, tokenizer)
+            row["beta"] = beta
+            if gold:  # seen by the reader only
+                row["gold"] = sum(gold(texts[i], tokenizer.decode(r).strip())
+                                  for i, r in zip(index, responses)) / len(index)
+            row |= update(config, policy, value, optimizer, rollout, shuffler)
+            del rollout  # the trunk's output is large, and the next rollout needs the room
+            if config.target_kl:
+                run.state["beta"] = adapted(beta, row["kl"], config.target_kl, len(index))
+            run.log(**row, seconds=run.seconds())
 
-    policy, reference, value, reward_fn, parent = networks(config, parents, reward_fn, device)
-    tokenizer = data.Tokenizer.of(parent["tokenizer"])
-
-    start, state = 0, None
-    if config.resume:
-        trained, record = m.load(path, "policy", tokenizer=tokenizer.fingerprint, unfinished=True)
-        start, state = metrics.resumed(config, record), record["state"]
-        policy.load_state_dict(trained.state_dict())
-    optimizer = m.adamw(nn.ModuleList([policy, value]), config.lr, betas=(0.9, 0.999), eps=1e-5)
-    sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        value.load_state_dict(state["value"])
-        sampler.set_state(state["sampler"])
-        shuffler.set_state(state["shuffler"])
-
-    texts = data.prompts(config.data)
-    prompts = [tokenizer.prompt(text) for text in texts]
-    _held = metrics.lock(folder)  # until this function ends
-    log = metrics.Log(folder, "ppo", start if config.resume else None,
-                      show=("proxy", "gold", "kl", "length", "entropy", "value_loss",
-                            "clip_fraction"))
-    stop = metrics.stop_signal()
-    # prompts of like length share an iteration, in an order that depends on the seed alone
-    order = data.epochs([len(p) for p in prompts], config.batch, config.seed)
-    batches = itertools.islice(order, start, config.steps)
-    beta, row = (state["beta"], record["meta"]["metrics"]) if state else (config.beta, None)
-    began = time.time()
-
-    def save(step, finished):  # finished: whatever the run writes is there
-        m.save(path, "policy", policy, tokenizer.record,
-               {"stage": "ppo", "step": step, "finished": finished,
-                "config": asdict(config), "parent": parent["digest"], "seed": config.seed,
-                "metrics": row},
-               {"optimizer": optimizer.state_dict(), "value": value.state_dict(), "beta": beta,
-                "sampler": sampler.get_state(), "shuffler": shuffler.get_state()})
-
-    for step, index in enumerate(tqdm(batches, "ppo", config.steps - start, unit="iteration"),
-                                 start + 1):
-        # ---- one iteration: sample, score, learn
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * (1 - (step - 1) / config.steps)
-        chosen = [prompts[i] for i in index]
-        responses = m.generate(policy, chosen, tokenizer.response_tokens, config.temperature,
-                               generator=sampler)
-        with metrics.at(f"ppo, iteration {step}"):
-            fixed, row = experience(config, policy, value, reference, reward_fn, chosen, responses,
-                                    beta, tokenizer)
-        row["beta"] = beta
-        if gold:  # seen by the reader only
-            row["gold"] = sum(gold(texts[i], tokenizer.decode(r).strip())
-                              for i, r in zip(index, responses)) / len(index)
-        with metrics.at(f"ppo, iteration {step}"):
-            row |= update(config, policy, value, optimizer, fixed, shuffler)
-        del fixed  # the trunk's output is large, and the next rollout needs the room
-        if config.target_kl:
-            beta = adapted(beta, row["kl"], config.target_kl, len(index))
-
-        # ---- log, and save once in a while
-        log.log(step, **row, seconds=time.time() - began)
-        last = step == config.steps
-        if step % config.every == 0 or last or stop:
-            save(step, finished=False)
-        if stop and not last:
-            print(f"stopped after iteration {step} and saved: the same with --resume goes on")
-            raise KeyboardInterrupt
-
-    said = report(config, folder, tokenizer, {"sft": reference, "rlhf": policy}, gold)
-    save(config.steps, finished=True)
-    print(said)
-    print(f"wrote {path}, {log.path} and {path.with_suffix('.png')}; next: python "
-          f"{'rlhf.py' if gold else '-m tests.evaluate'} --data {config.data}")
-    return path
+        shown = data.load(config.data, "validation")[:4]
+        return run.finish(
+            lambda: summary(files.read_log(run.journal.path)), PANELS, shown,
+            run.answers({"sft": ref_policy, "rlhf": policy}, shown, config.temperature),
+            samples="samples.txt")
 
 
 if __name__ == "__main__":
-    metrics.cli(Config, train)
+    cli(Config, train)

@@ -12,20 +12,20 @@ the SFT policy; with `--annotator NAME`, on any data, a language model does.
 All comparisons of a prompt share a step, so that each response is scored once, however many it
 stands in (Sec. 3.5, Ouyang et al. 2022, arXiv:2203.02155). Beside the loss above stands the
 language-modelling loss of chosen responses, `--lm 0` for none (see `lm_loss`).
+
+Not here: how several responses share a row with their prompt (data.join_groups), in which order
+comparisons are learned from (data/collect.py), flags, log and resuming (data/run.py).
 """
 
-import itertools
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import data
-import metrics
 import model as m
-from data import collect
+from data import checkpoint, collect, networks, optim, rewards
+from data.run import Run, cli, pick_device, within
 
 
 @dataclass
@@ -52,21 +52,20 @@ class Config:
     annotator: str = "world"  # who labels what is collected: the world, or a language model's name
 
     def __post_init__(self):
-        metrics.within(self, 1, float("inf"), "steps", "batch", "eval_size", "every")
-        metrics.within(self, 0, float("inf"), "lr", "micro", "seed", "temperature", "lm")
-        metrics.within(self, 0, 1, "freeze", "sampled")
+        within(self, 1, float("inf"), "steps", "batch", "eval_size", "every")
+        within(self, 0, float("inf"), "lr", "micro", "seed", "temperature", "lm")
+        within(self, 0, 1, "freeze", "sampled")
         if self.comparisons and self.annotator != "world":
             raise ValueError("--comparisons are labelled already: leave out --annotator, or them")
 
 
 def loss(chosen, rejected):
-    """Bradley-Terry negative log-likelihood: (B,), (B,) -> scalar, info.
-
-    Only differences matter, so the scores' zero and scale are free; `normalise` fixes them later.
-    """
+    """Bradley-Terry negative log-likelihood: (B,), (B,) -> scalar, info. Only differences matter,
+    so the scores' zero and scale are free; `normalise` fixes them later."""
     margin = chosen - rejected  # (B,)
-    value = -F.logsigmoid(margin).mean()  # log 2 = 0.693 before any training
-    return value, {"accuracy": (margin > 0).float().mean().item(), "margin": margin.mean().item()}
+    nll = -F.logsigmoid(margin).mean()  # log 2 = 0.693 before any training
+    return nll, {"loss": nll.item(), "accuracy": (margin > 0).float().mean().item(),
+                 "margin": margin.mean().item()}
 
 
 def lm_loss(policy, ids, segment, hidden):
@@ -88,93 +87,42 @@ def lm_loss(policy, ids, segment, hidden):
 def score(model, ids, positions, is_response, bottom=None):
     "Scores read at the last response token: (B, T), (B, R), (B, R) -> (B,)."
     last = positions.gather(1, is_response.sum(1, keepdim=True) - 1)  # (B, 1)
-    return model(ids, bottom=bottom, at=last).squeeze(1)  # (B,)
+    return model(ids, bottom=bottom, columns=last).squeeze(1)  # (B,)
 
 
-def reward_fn(model, pad, batch=128):
-    "A reward model as the one interface that PPO and best-of-n know: ids, ids -> (B,)."
+def scorer(model, pad, batch=128):
+    """A reward model as a reward function, the one interface that PPO and best of n know: lists of
+    prompt and of response ids -> (B,). `from_trunk` is the same for who has computed the frozen
+    trunk of these rows already, (B, T, C), (B, T), (B, R), (B, R) -> (B,)."""
     device = next(model.parameters()).device
 
     @torch.no_grad()
-    def fn(prompt_ids, response_ids):
+    def reward_fn(prompt_ids, response_ids):
         scores = torch.empty(len(prompt_ids))
-        for places, ids, segment, last in data.shared_rows(prompt_ids, response_ids, pad, batch):
-            scores[places] = model(ids.to(device), segment=segment.to(device))[last].float().cpu()
+        for places, ids, segment, ends in data.shared_rows(prompt_ids, response_ids, pad, batch):
+            ids, segment = ids.to(device), segment.to(device)
+            if (segment > 1).any():
+                found = model(ids, segment=segment)[ends]
+            else:  # one response a row: the plain causal case, without a mask, read at one column
+                found = model(ids, columns=ends[1].to(device)[:, None]).squeeze(1)
+            scores[places] = found.float().cpu()
         return scores
-    return fn
-
-
-def text_scorer(fn, tokenizer):
-    "A reward function as a function of texts: prompts, responses -> (N,) numpy."
-    return lambda prompts, responses: fn([tokenizer.prompt(p) for p in prompts],
-                                         [tokenizer.response(r) for r in responses]).numpy()
+    reward_fn.model = model
+    reward_fn.from_trunk = lambda bottom, ids, positions, is_response: score(
+        model, ids, positions, is_response, bottom)
+    return reward_fn
 
 
 def load_text_scorer(path):
-    "A reward checkpoint as a function of texts, as above."
-    model, record = m.settled(path, "reward", m.device("auto"))
+    "A reward checkpoint as a function of texts: prompts, responses -> (N,)."
+    model, record = checkpoint.load_frozen(path, "reward", pick_device("auto"))
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    return text_scorer(reward_fn(model, tokenizer.pad), tokenizer)
-
-
-def text_sampler(policy, tokenizer):
-    "A policy as a function of texts: prompts, temperature, n, seed -> n samples of each, in lists."
-    def sample(prompts, temperature, n, seed):
-        ids = [tokenizer.prompt(p) for p in prompts]
-        ids = m.generate(policy, ids, tokenizer.response_tokens, temperature, n, seed)
-        texts = [tokenizer.decode(r).strip() for r in ids]
-        return [texts[i:i + n] for i in range(0, len(texts), n)]
-    return sample
-
-
-def packed(tokenizer, groups):
-    """Comparisons, a list over prompts of lists, with each prompt and each response once -> ids
-    (B, T), segment (B, T) and last (N responses), as by data.join_groups, and pairs (comparisons,
-    2): which of the N was chosen and which rejected."""
-    answers, pairs, n = [], [], 0
-    for group in groups:
-        place = {}  # of each of the prompt's responses, once
-        pairs += [[n + place.setdefault(text, len(place)) for text in (row.chosen, row.rejected)]
-                  for row in group]
-        answers.append([tokenizer.response(text) for text in place])
-        n += len(place)
-    prompts = [tokenizer.prompt(group[0].prompt) for group in groups]
-    return *data.join_groups(prompts, answers, tokenizer.pad), torch.tensor(pairs)
-
-
-def stream(config, rows):
-    """Yields each step's comparisons, a list over `batch` prompts of lists.
-
-    Edits come before samples. Whether an answer is true is the harder lesson: mixed with the noise
-    of annotators who compare two middling samples it is not learned in so few steps, and what comes
-    after does not undo it.
-    """
-    kinds = {}
-    for row in rows:
-        prompts = kinds.setdefault(str(row.meta.get("of")), {})
-        prompts.setdefault(row.prompt, []).append(row)
-    total, seen, taken = sum(map(len, kinds.values())), 0, 0
-    for prompts in kinds.values():
-        groups = list(prompts.values())
-        seen += len(groups)
-        steps = round(config.steps * seen / total) - taken  # in proportion to its prompts
-        taken += steps
-        lengths = [len(g[0].prompt) + sum(map(len, {text for row in g for text in
-                                                    (row.chosen, row.rejected)})) for g in groups]
-        batches = data.epochs(lengths, config.batch, config.seed)
-        for index in itertools.islice(batches, steps):
-            yield [groups[i] for i in index]
+    return rewards.text_scorer(scorer(model, tokenizer.pad), tokenizer)
 
 
 def evaluate(score_texts, rows):
     "Share of comparisons that are ordered as they were labelled."
     return collect.accuracy(score_texts, [(r.prompt, r.chosen, r.rejected) for r in rows])
-
-
-def start_from(config, folder):
-    "The SFT policy of a run folder, or what `--init` names; its tokeniser and its digest."
-    policy, record = m.load(config.init or folder / "sft.pt", "policy")
-    return policy, data.Tokenizer.of(record["tokenizer"]), record["digest"]
 
 
 def references(config, rows):
@@ -196,119 +144,53 @@ def normalise(model, score_texts, prompts, responses):
     model.scale *= scores.std()
 
 
-def report(folder, score_texts, rows):
-    "The curves, and comparisons with their scores."
-    metrics.curve(folder / "reward.png", metrics.read(folder / "reward.jsonl"),
-                  [("Loss", ["loss"], "nats per comparison"),
-                   ("LM loss", ["lm_loss"], "nats per token"),
-                   ("Accuracy", ["accuracy", "validation_accuracy"], "share ordered as labelled"),
-                   ("Margin", ["margin"], "score, chosen - rejected")])
-    metrics.side_by_side(folder / "reward.txt", [r.prompt for r in rows],
-                         {"chosen": [r.chosen for r in rows],
-                          "rejected": [r.rejected for r in rows]},
-                         lambda prompt, text: score_texts([prompt], [text])[0])
+PANELS = [("Loss", ["loss"], "nats per comparison"),
+          ("LM loss", ["lm_loss"], "nats per token"),
+          ("Accuracy", ["accuracy", "validation_accuracy"], "share ordered as labelled"),
+          ("Margin", ["margin"], "score, chosen - rejected")]
 
 
 def train(config):
     "Train, and return the path of the checkpoint."
-    torch.manual_seed(config.seed)
-    device = m.device(config.device)
-    parents = data.run_folder(config.data, config.seed, config.out)
-    folder = parents / config.variant
-    path = folder / "reward.pt"
+    with Run("reward", config, "reward") as run:
+        start = run.load("init", config.init or run.home / "sft.pt")
+        networks.freeze(start, config.freeze)
+        model = networks.scalar_copy(networks.to_device(start, run.device))
+        model.trunk.recompute = config.micro > 0
+        policy = networks.frozen_copy(start)  # for samples and the language-modelling loss
+        del start
+        optimizer, tokenizer = optim.adamw(model, config.lr), run.tokenizer
+        sample = rewards.text_sampler(policy, tokenizer)
+        score_texts = rewards.text_scorer(scorer(model, tokenizer.pad), tokenizer)
+        rows, validation = collect.comparisons(config, run, sample)
 
-    policy, tokenizer, parent = start_from(config, parents)
-    m.freeze(policy, config.freeze)
-    model = m.scalar_from(m.settle(policy, device))
-    model.trunk.recompute = config.micro > 0
-    policy = m.fixed(policy)  # for the samples, and for the language-modelling loss
-
-    start, state = 0, None
-    if config.resume:
-        trained, record = m.load(path, "reward", tokenizer=tokenizer.fingerprint, unfinished=True)
-        start, state = metrics.resumed(config, record), record["state"]
-        model.load_state_dict(trained.state_dict())
-    optimizer = m.adamw(model, config.lr)
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-
-    _held = metrics.lock(folder)  # until this function ends
-    sample = text_sampler(policy, tokenizer)
-    rows, validation = collect.comparisons(config, folder, sample, metrics.write)
-    if not rows or not validation:
-        raise ValueError(f"{config.comparisons or config.data} has {len(rows)} comparisons to "
-                         f"train on and {len(validation)} to validate with: both need some")
-    score_texts = text_scorer(reward_fn(model, tokenizer.pad), tokenizer)
-    validation_accuracy = record["meta"]["metrics"]["validation_accuracy"] if state else None
-    log = metrics.Log(folder, "reward", start if config.resume else None)
-    stop = metrics.stop_signal()
-    batches = itertools.islice(stream(config, rows), start, config.steps)
-    recent, began = state["recent"] if state else [], time.time()
-
-    def save(step, finished):  # finished: whatever the run writes is there
-        m.save(path, "reward", model, tokenizer.record,
-               {"stage": "reward", "step": step, "finished": finished,
-                "config": asdict(config), "parent": parent, "seed": config.seed,
-                "metrics": {"validation_accuracy": validation_accuracy}},
-               {"optimizer": optimizer.state_dict(), "recent": recent})
-
-    for step, batch in enumerate(tqdm(batches, "reward", config.steps - start, unit="step"),
-                                 start + 1):
-        # ---- one optimiser step
-        for group in optimizer.param_groups:
-            group["lr"] = m.schedule(config.lr, step, config.steps)
-        micro = config.micro or len(batch)
-        total = dict.fromkeys(("loss", "accuracy", "margin", "lm_loss"), 0.0)
-        for i in range(0, len(batch), micro):
-            part = batch[i:i + micro]
-            ids, segment, last, pairs = packed(tokenizer, part)
-            ids, segment, pairs = ids.to(device), segment.to(device), pairs.to(device)
-            hidden = model.trunk(ids, segment=segment)  # (B, T, C)
-            scores = model.read(hidden)[last]  # (N,)
-            value, info = loss(*scores[pairs].unbind(1))
-            written = lm_loss(policy, ids, segment, hidden)  # (B,)
-            # this part's share of the step's comparisons, and of its prompts
-            shares = len(pairs) / sum(map(len, batch)), len(part) / len(batch)
-            (value * shares[0] + config.lm * written.mean() * shares[1]).backward()
-            for name, x in {"loss": value.item(), **info}.items():
-                total[name] += x * shares[0]
-            total["lm_loss"] += written.mean().item() * shares[1]
-        with metrics.at(f"reward, step {step}"):
-            m.clip_gradients(model.named_parameters(), {k: total[k] for k in ("loss", "lm_loss")})
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        recent.append(total)
-
-        # ---- once in a while: evaluate, log, save
-        last = step == config.steps
-        if step % config.every == 0 or last:
-            validation_accuracy = evaluate(score_texts, validation[:config.eval_size])
-            log.log(step, **{k: sum(t[k] for t in recent) / len(recent) for k in total},
-                    validation_accuracy=validation_accuracy,
-                    lr=group["lr"], seconds=time.time() - began)
-            recent = []
-        if step % config.every == 0 or last or stop:
-            if last:  # what is saved has the zero and the unit of the score
+        for step, batch in run.steps(collect.stream(config, rows), model, optimizer=optimizer):
+            lr = optim.set_lr(optimizer, optim.schedule(config.lr, step, config.steps))
+            for part in run.micro(batch):
+                ids, segment, ends, pairs = data.join_comparisons(tokenizer, part, run.device)
+                hidden = model.trunk(ids, segment=segment)  # (B, T, C)
+                scores = model.read(hidden)[ends]  # (N,)
+                ranking, info = loss(*scores[pairs].unbind(1))
+                written = lm_loss(policy, ids, segment, hidden).mean()
+                # this part's share of the step's comparisons, and of its prompts
+                share, of_prompts = len(pairs) / sum(map(len, batch)), len(part) / len(batch)
+                (ranking * share + config.lm * written * of_prompts).backward()
+                run.add(**{name: x * share for name, x in info.items()},
+                        lm_loss=written.item() * of_prompts)
+            optim.step(optimizer, model.named_parameters())
+            if run.due:
+                run.log(validation_accuracy=evaluate(score_texts, validation[:config.eval_size]),
+                        lr=lr, seconds=run.seconds())
+            if step == config.steps:  # what is saved has the zero and the unit of the score
                 normalise(model, score_texts, *references(config, rows))
-            save(step, finished=False)
-            if stop and not last:
-                print(f"stopped after step {step} and saved: the same with --resume goes on")
-                raise KeyboardInterrupt
 
-    report(folder, score_texts, validation[:4])
-    save(config.steps, finished=True)
-    print(f"reward: orders {validation_accuracy:.3f} of {min(len(validation), config.eval_size)} "
-          f"held-out comparisons as they were labelled")
-    found = config.data in data.WORLD and collect.quality(
-        score_texts, sample, config.data, "validation", config.eval_size, config.seed)
-    if found:
-        print("against the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
-              "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ "
-              "in one fact ({wrong_fact_permuted:.3f} under other prompts)".format(**found))
-    print(f"wrote {path}, {log.path} and {path.with_suffix('.png')}; next: python "
-          f"ppo.py --data {config.data}")
-    return path
+        shown = validation[:4]
+        return run.finish(
+            lambda: collect.findings(config, run.metrics["validation_accuracy"], len(validation),
+                                     score_texts, sample), PANELS, shown,
+            {"chosen": [r.chosen for r in shown], "rejected": [r.rejected for r in shown]},
+            score=lambda prompt, text: score_texts([prompt], [text])[0])
 
 
 if __name__ == "__main__":
-    metrics.cli(Config, train)
+    cli(Config, train)

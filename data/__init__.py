@@ -1,39 +1,27 @@
 """
-Text and token ids: the tokeniser, templates, records, splits, padding, batches.
+Records, and the rows and batches of token ids that are made of them.
 
 A dataset is a list of plain-text records, whatever it came from: the embedded world
 ("summarise", "instruct"), a public set by its name ("tldr", "alpaca", ...: data/hub.py) or files.
-Everything a model sees is made from them here:
-
-    prompt    [BOS] + ids of the prompt, cut so that its last line (the cue) survives
-    response  ids of " " + response, cut, then EOS, always
-
-The two are tokenised apart and their ids concatenated. Tokenising the joined text instead would
-let a merge cross the boundary, and the model would be trained on ids it never sees when sampling.
+How text becomes ids is in data/tokenizer.py.
 """
 
-import gzip
 import hashlib
-import itertools
-import json
 import random
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
+from . import files
+from .files import read_rows, string
+from .tokenizer import Tokenizer, encode_prompt, encode_response  # noqa: F401 (part of this module)
+
 WORLD = ("summarise", "instruct")
-FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")  # of files
-BPE = Path(__file__).parent / "world.bpe"
 
 
-# --------------------------------------------------------------------------------------------
-# Rows and batches: ids to tensors
-
-
-def join(prompts, responses, pad):
+def join(prompts, responses, pad, device=None):
     """
     Prompts and responses, as lists of ids -> what every loss needs:
 
@@ -52,24 +40,54 @@ def join(prompts, responses, pad):
     length = torch.tensor([len(r) for r in responses]).view(-1, 1)  # (B, 1)
     step = torch.arange(max(map(len, responses), default=0))  # (R,)
     positions = torch.minimum(start + step, start + length - 1)  # (B, R)
-    return ids, positions, step < length
+    return ids.to(device), positions.to(device), (step < length).to(device)
 
 
 def join_groups(prompts, groups, pad):
     """
     Prompts, each with several responses behind it, so that it is read once for all of them ->
 
-        ids      (B, T)    prompt, response, response, ..., right-padded
-        segment  (B, T)    0 in the prompt, k in its k-th response, -1 in padding
-        last     (N,), (N,)  row and column of the last token of each response, in order
+        ids      (B, T)      prompt, response, response, ..., right-padded
+        segment  (B, T)      0 in the prompt, k in its k-th response, -1 in padding
+        ends     (N,), (N,)  row and column of the last token of each response, in order
+
+    A prompt of three tokens with two responses, [4, 5, EOS] and [6, EOS], in a row of ten:
+
+        column     0    1    2    3    4    5    6    7    8    9
+        ids        1    2    3    4    5  EOS    6  EOS  PAD  PAD
+        segment    0    0    0    1    1    1    2    2   -1   -1
+        position   0    1    2    3    4    5    3    4              counted by the model's layout
+        ends                                *         *              where a score is read
+
+    A token sees the prompt, and what is before it in its own segment: nothing of other responses.
     """
-    segments = [[0] * len(p) + [k for k, r in enumerate(group, 1) for _ in r]
-                for p, group in zip(prompts, groups, strict=True)]
-    rows = [[*p, *itertools.chain(*group)] for p, group in zip(prompts, groups)]
-    ends = [list(itertools.accumulate(map(len, group), initial=len(p) - 1))[1:]
-            for p, group in zip(prompts, groups)]
-    last = [(b, end) for b, row in enumerate(ends) for end in row]
-    return pad_right(rows, pad), pad_right(segments, -1), torch.tensor(last).unbind(1)
+    rows, segments, ends = [], [], []
+    for b, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
+        row, segment = [*prompt], [0] * len(prompt)
+        for k, response in enumerate(group, 1):
+            row += response
+            segment += [k] * len(response)
+            ends.append((b, len(row) - 1))
+        rows.append(row)
+        segments.append(segment)
+    return pad_right(rows, pad), pad_right(segments, -1), torch.tensor(ends).unbind(1)
+
+
+def join_comparisons(tokenizer, groups, device):
+    """Comparisons, a list over prompts of lists, with each prompt and each response once -> ids
+    (B, T), segment (B, T) and ends (N responses), as by join_groups, and pairs (comparisons,
+    2): which of the N was chosen and which rejected."""
+    answers, pairs, n = [], [], 0
+    for group in groups:
+        number = {}  # of each of the prompt's responses, the first chosen one first
+        for row in group:
+            pairs.append([n + number.setdefault(text, len(number))
+                          for text in (row.chosen, row.rejected)])
+        answers.append([tokenizer.response(text) for text in number])
+        n += len(number)
+    prompts = [tokenizer.prompt(group[0].prompt) for group in groups]
+    ids, segment, ends = join_groups(prompts, answers, tokenizer.pad)
+    return ids.to(device), segment.to(device), ends, torch.tensor(pairs, device=device)
 
 
 def predicted_at(segment):
@@ -170,153 +188,6 @@ class Comparison:
 
 
 # --------------------------------------------------------------------------------------------
-# Tokeniser
-
-
-class Tokenizer:
-    """
-    Text to ids and back: "world", "gpt2", the path of a file in tiktoken's format, or a pretrained
-    model's own, by its folder or its name on the hub (see weights.vocabulary).
-
-    EOS is the last id of the vocabulary, or what the pretrained model has. PAD is the model's
-    vocab_size, an id with no embedding row: were PAD an ordinary token or EOS itself (a common
-    shortcut), masking the padding would also hide the end of every response, and the model would
-    never learn to stop.
-
-    It also knows how long prompts and responses may be, so that every stage cuts them alike.
-    """
-
-    def __init__(self, name="world", prompt_tokens=224, response_tokens=48):
-        from . import weights
-
-        self.name = str(name)
-        self.prompt_tokens, self.response_tokens = prompt_tokens, response_tokens
-        is_gpt2 = weights.GPT2.fullmatch(self.name) and not Path(name, "config.json").is_file()
-        if name != "world" and weights.is_pretrained(name) and not is_gpt2:
-            vocabulary = weights.vocabulary(weights.find(name, tensors=False))
-        else:
-            vocabulary = self.trained(name, is_gpt2)
-        self.encoding, self.special = vocabulary.encoding, vocabulary.special
-        self.eos, self.bos, self.vocab_size = vocabulary.eos, vocabulary.bos, vocabulary.vocab_size
-        self.pad, self.lead = self.vocab_size, vocabulary.lead
-        # A checkpoint stores this: ids mean nothing under another vocabulary, even of equal size.
-        self.fingerprint = hashlib.sha256(repr(vocabulary.parts).encode()).hexdigest()[:16]
-
-    def trained(self, name, is_gpt2):
-        """OpenAI's vocabulary, or one trained by data.bpe: ranks, EOS after them, and no BOS."""
-        # Imported here: `python -m data.bpe` imports this package first, and must not find
-        # itself loaded already. tiktoken waits for its first use, too.
-        import tiktoken
-
-        from . import bpe
-
-        if is_gpt2:
-            try:
-                ranks = tiktoken.get_encoding("gpt2")._mergeable_ranks
-            except OSError as error:  # what `requests` raises without a network
-                raise OSError(
-                    "the gpt2 tokeniser is fetched on its first use, which failed: connect once, "
-                    'or use Tokenizer("world")'
-                ) from error
-        else:
-            path = BPE if name == "world" else Path(name)
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"there is no tokeniser at {path}: make it with "
-                    f"`python -m data.bpe TEXT_FILE --vocab 2048 --out {path}`"
-                )
-            ranks = bpe.load(path)
-        eos = len(ranks)
-        special = {"<|endoftext|>": eos}
-        encoding = tiktoken.Encoding(
-            self.name, pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=special
-        )
-        parts = [sorted(ranks.items(), key=lambda item: item[1]), sorted(special.items())]
-        return SimpleNamespace(encoding=encoding, parts=(parts, bpe.PATTERN), special=special,
-                               eos=eos, bos=None, vocab_size=eos + 1, lead=None)
-
-    @property
-    def record(self):
-        """What a checkpoint keeps of it; `Tokenizer.of(record)` makes it again."""
-        return {"name": self.name, "fingerprint": self.fingerprint,
-                "prompt_tokens": self.prompt_tokens, "response_tokens": self.response_tokens}
-
-    @classmethod
-    def of(cls, record):
-        tokenizer = cls(record["name"], record["prompt_tokens"], record["response_tokens"])
-        if tokenizer.fingerprint != record["fingerprint"]:
-            raise ValueError(f"the tokeniser {record['name']} has changed since this model was "
-                             f"trained with it: restore that file, or train again")
-        return tokenizer
-
-    def prompt(self, text):
-        return encode_prompt(self, text, self.prompt_tokens)
-
-    def response(self, text):
-        return encode_response(self, text, self.response_tokens)
-
-    def encode(self, text, inside=False):
-        """
-        Text -> list of ids. Never EOS: a post that says <|endoftext|> is only quoting it, and
-        becomes seven ordinary tokens or so. Lone surrogates become U+FFFD. SentencePiece puts a
-        space before every text; not before one that is `inside` another, and goes on from it.
-        """
-        if self.lead and not inside:
-            text = self.lead(text)
-        return self.encoding.encode_ordinary(text)
-
-    def decode(self, ids):
-        """Ids (a list or a tensor) -> text, without PAD, EOS and BOS; broken UTF-8 is U+FFFD. Ids
-        that only the model has, whose table may be longer than the vocabulary, say nothing."""
-        silent = {self.pad, self.eos, self.bos, *self.special.values()}
-        return self.encoding.decode([i for i in map(int, ids)
-                                     if i not in silent and i < self.encoding.n_vocab])
-
-
-# --------------------------------------------------------------------------------------------
-# Templates: records to ids
-
-
-def encode_prompt(tokenizer, prompt, max_tokens):
-    """
-    Prompt text -> at most `max_tokens` ids, BOS included where the family has one.
-
-    A prompt that is too long loses the end of what stands before its last line: the post's tail,
-    never "TL;DR:" or "### Response:", without which the model is not asked for anything. Blanks
-    at the very end go too: the response brings its own. ValueError for an empty prompt.
-    """
-    prompt = prompt.rstrip()
-    if not prompt:
-        raise ValueError("the prompt is empty: there is nothing to respond to")
-    start = [] if tokenizer.bos is None else [tokenizer.bos]
-    room = max_tokens - len(start)
-    if room < 1:
-        raise ValueError(f"a prompt needs at least {len(start) + 1} tokens, not {max_tokens}")
-    ids = tokenizer.encode(prompt)
-    if len(ids) > room:
-        post, newline, cue = prompt.rpartition("\n")
-        cue = tokenizer.encode(newline + cue, inside=True)
-        # A single line, or a last line longer than all the room, is no cue: cut it plainly.
-        keep = room - len(cue) if newline and len(cue) <= room else None
-        ids = ids[:room] if keep is None else tokenizer.encode(post)[:keep] + cue
-    return start + ids
-
-
-def encode_response(tokenizer, response, max_tokens):
-    """
-    Response text -> at most `max_tokens` ids of which the last is EOS. An empty one is just EOS.
-
-    EOS is appended after the cut. The other order loses it from every long response, and teaches
-    a model that long responses do not end.
-    """
-    if max_tokens < 1:
-        raise ValueError(f"a response needs room for EOS: at least 1 token, not {max_tokens}")
-    text = response.strip()
-    ids = tokenizer.encode(" " + text, inside=True) if text else []
-    return ids[: max_tokens - 1] + [tokenizer.eos]
-
-
-# --------------------------------------------------------------------------------------------
 # Records: where they come from
 
 
@@ -334,37 +205,30 @@ def load(name_or_path, split, n=None, seed=0):
 
         check_split(name_or_path, split, split_names(name_or_path))
         return [Example(*row) for row in world.examples(name_or_path, split, n, seed)]
-    examples = public(name_or_path, split)
-    if examples is None:
-        examples = [example(*row) for row in read_split(name_or_path, split, "")]
-    return some(examples, n, seed)
+    return records(name_or_path, split, False, n, seed)
 
 
 def comparisons(name_or_path, split, n=None, seed=0):
     """The comparisons of a split -> list of Comparison, from public sets or files as for `load`."""
     if name_or_path in WORLD:
-        raise ValueError(
-            f"{name_or_path} has no stored comparisons: "
-            "reward.py collects them from the SFT policy and an annotator"
-        )
-    found = public(name_or_path, split, True)
-    if found is None:
-        found = [comparison(*row) for row in read_split(name_or_path, split, "comparisons.")]
-    return some(found, n, seed)
+        raise ValueError(f"{name_or_path} has no stored comparisons: reward.py collects them from "
+                         f"the SFT policy and an annotator")
+    return records(name_or_path, split, True, n, seed)
 
 
-def some(records, n, seed):
-    "All records, or n of them in their order."
-    if n is None or n >= len(records):
-        return records
-    return [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), n))]
-
-
-def public(name_or_path, split, pairs=False):
-    "The records of a public set; None for a path."
+def records(name_or_path, split, pairs, n, seed):
+    "Examples, or comparisons if they are `pairs`, of what is not the world; n of them in order."
     from . import hub
 
-    return hub.records(name_or_path, split, pairs) if hub.knows(name_or_path) else None
+    if hub.knows(name_or_path):
+        found = hub.records(name_or_path, split, pairs)
+    elif pairs:
+        found = [comparison(*row) for row in read_split(name_or_path, split, "comparisons.")]
+    else:
+        found = [example(*row) for row in read_split(name_or_path, split, "")]
+    if n is None or n >= len(found):
+        return found
+    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), n))]
 
 
 def split_names(name_or_path, pairs=False):
@@ -380,7 +244,7 @@ def split_names(name_or_path, pairs=False):
     path = Path(name_or_path)
     if not path.is_dir():
         return ("train", "validation", "test")
-    return tuple(s for s in splits(path, "comparisons." if pairs else "") if s != "text")
+    return tuple(s for s in files.splits(path, "comparisons." if pairs else "") if s != "text")
 
 
 def test_splits(name_or_path, pairs=False):
@@ -417,10 +281,11 @@ def texts(name_or_path, n=None, seed=0):
 
         return list(world.pretraining(n, seed))
     found, folder = [], Path(name_or_path)
-    if not folder.is_dir() or "train" in splits(folder, ""):
+    there = files.splits(folder, "") if folder.is_dir() else {"train": folder}
+    if "train" in there:
         found += [(f"{e.prompt} {e.response}",) for e in load(name_or_path, "train")]
-    if folder.is_dir() and "text" in splits(folder, ""):
-        found += [(string(row, at, "text"),) for row, at in read_rows(splits(folder, "")["text"])]
+    if "text" in there:
+        found += [(string(row, place, "text"),) for row, place in read_rows(there["text"])]
     if not found:
         raise ValueError(f"{name_or_path} holds neither train.jsonl nor text.jsonl")
     random.Random(seed).shuffle(found)
@@ -439,24 +304,19 @@ def gold(name):
 def run_folder(data, seed=0, out="out"):
     """
     Where the runs on a dataset go -> Path: out/<data>, and below it seed-S for S != 0. The folder
-    of owner/name:config is owner--name--config, whatever copies it is read from.
+    of owner/name:config is owner--name--config, whatever copies it is read from. Data of your own
+    that is called as a set that has a name gets a number behind it, from its path.
     """
     from . import hub
 
     if data in WORLD or hub.knows(data):
         name = str(data).partition("=")[0].replace("/", "--").replace(":", "--")
     else:
-        name = file_stem(Path(data).resolve())
+        path = Path(data).resolve()
+        name = files.stem(path)
+        if name in (*WORLD, *hub.NAMES):
+            name += "-" + hashlib.sha256(str(path).encode("utf-8", "replace")).hexdigest()[:8]
     return Path(out) / name / f"seed-{seed}" if seed else Path(out) / name
-
-
-# --------------------------------------------------------------------------------------------
-# Files: JSON lines with the standard library, so that a bad row can be named by its number
-
-
-def file_stem(path):
-    name = path.name.removesuffix(".gz")
-    return name.removesuffix(next((f for f in FORMATS if name.endswith(f)), ""))
 
 
 def check_split(source, split, valid):
@@ -464,38 +324,29 @@ def check_split(source, split, valid):
         raise ValueError(f"{source} has no split {split!r}: choose from {', '.join(valid)}")
 
 
-def splits(folder, prefix):
-    """The files of a folder, `prefix` being "" or "comparisons." -> dict from split to Path."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        mine = path.name.startswith("comparisons.") == bool(prefix)
-        if mine and path.name.endswith(FORMATS):
-            found[file_stem(path).removeprefix(prefix)] = path
-    return found
-
-
 def read_split(name_or_path, split, prefix):
     """Yield (row, where it stands) for the rows of one split of a folder or a file."""
     path = Path(name_or_path)
     if path.is_dir():
-        found = splits(path, prefix)
+        found = files.splits(path, prefix)
         found.pop("text", None)  # raw text, for `texts` only
         if not found:
-            raise ValueError(f"{path} holds no {prefix}<split>.jsonl (or {', '.join(FORMATS[1:])})")
+            raise ValueError(f"{path} holds no {prefix}<split>.jsonl (or "
+                             f"{', '.join(files.FORMATS[1:])})")
         check_split(path, split, found)
         yield from read_rows(found[split])
-    elif not path.name.endswith(FORMATS):
+    elif not path.name.endswith(files.FORMATS):
         from . import hub
 
         raise ValueError(
             f"there is no dataset {name_or_path}: give {', '.join((*WORLD, *hub.NAMES))}, "
-            f"OWNER/NAME of the hub, a folder, or a file ({', '.join(FORMATS)})"
+            f"OWNER/NAME of the hub, a folder, or a file ({', '.join(files.FORMATS)})"
         )
     else:
         check_split(path, split, ("train", "validation", "test"))
-        for row, at in read_rows(path):
-            if split == part(string(row, at, "prompt")):
-                yield row, at
+        for row, place in read_rows(path):
+            if split == part(string(row, place, "prompt")):
+                yield row, place
 
 
 def part(prompt, of=("validation", "test")):
@@ -504,62 +355,15 @@ def part(prompt, of=("validation", "test")):
     return bucket if bucket in of else "train"
 
 
-LONGEST = 2**24  # bytes of a line: what was written to fill a memory is not read into it
-
-
-def read_rows(path):
-    """Yield (object, "file, line n") for each line of JSON; ValueError names what is wrong. Rows of
-    CSV and Parquet files likewise."""
-    if path.suffix in (".csv", ".parquet"):
-        from . import hub
-
-        for number, row in enumerate(hub.open_file(path, path), 1):
-            yield row, f"{path}, row {number}"
-        return
-    number, unpacked, size = 0, 0, path.stat().st_size
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
-            for number, line in enumerate(iter(lambda: f.readline(LONGEST + 1), b""), 1):
-                at = f"{path}, line {number}"
-                unpacked += len(line)
-                if len(line) > LONGEST or unpacked > max(LONGEST, 200 * size):
-                    raise ValueError(f"{at}: more text than any data has: lines of at most "
-                                     f"{LONGEST:,} bytes, packed to no less than a 200th")
-                try:
-                    line = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                    row = json.loads(line) if line else None
-                except UnicodeDecodeError:
-                    raise ValueError(f"{at}: not UTF-8") from None
-                except (ValueError, RecursionError):
-                    raise ValueError(f"{at}: not JSON") from None
-                if line:  # a blank line, as at the end of many files, is no row
-                    if not isinstance(row, dict):
-                        raise ValueError(f"{at}: not a JSON object")
-                    yield row, at
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}, after line {number}: broken gzip ({error})") from None
-
-
-def string(row, at, key):
-    """The text under `key` of a row; ValueError says where and what is wrong with it."""
-    if key not in row:
-        raise ValueError(f'{at}: no "{key}"')
-    if not isinstance(row[key], str):
-        raise ValueError(f'{at}: "{key}" is not text but {row[key]!r:.40}')
-    if key == "prompt" and not row[key].strip():
-        raise ValueError(f"{at}: the prompt is empty")
-    return row[key]
-
-
-def example(row, at):
+def example(row, place):
     key = "response" if "response" in row or "reference" not in row else "reference"
     meta = {k: v for k, v in row.items() if k not in ("prompt", key)}
-    return Example(string(row, at, "prompt"), string(row, at, key), meta)
+    return Example(string(row, place, "prompt"), string(row, place, key), meta)
 
 
-def comparison(row, at):
-    prompt, chosen, rejected = (string(row, at, key) for key in ("prompt", "chosen", "rejected"))
+def comparison(row, place):
+    prompt, chosen, rejected = (string(row, place, key) for key in ("prompt", "chosen", "rejected"))
     if chosen.strip() == rejected.strip():  # equal in what the model would see
-        raise ValueError(f"{at}: chosen and rejected are equal, so nothing was preferred")
+        raise ValueError(f"{place}: chosen and rejected are equal, so nothing was preferred")
     meta = {k: v for k, v in row.items() if k not in ("prompt", "chosen", "rejected")}
     return Comparison(prompt, chosen, rejected, meta)

@@ -14,7 +14,6 @@ import argparse
 import base64
 import gzip
 import heapq
-import os
 import re
 import sys
 import zlib
@@ -22,6 +21,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from tqdm import tqdm
+
+from .files import read_rows, write_file
 
 # GPT-2's rule for what may become one token (a word with the space before it, a run of digits,
 # of punctuation, of blanks), spelled as in tiktoken's r50k_base. It is written out because the
@@ -44,19 +45,16 @@ def train(texts, vocab_size, progress=False):
     """
     if vocab_size < 257:
         raise ValueError(f"--vocab {vocab_size} is impossible: 256 bytes and EOS make at least 257")
-    frequency = Counter()  # merges never cross words, so each distinct word is looked at once
-    for text in texts:
-        frequency.update(WORDS.findall(text))
-    words, times = [], []
-    for word, n in frequency.items():
-        words.append([bytes([b]) for b in word.encode("utf-8", errors="replace")])
-        times.append(n)
+    # merges never cross words, so each distinct word is looked at once
+    frequency = Counter(word for text in texts for word in WORDS.findall(text))
+    words = [[bytes([b]) for b in word.encode("utf-8", "replace")] for word in frequency]
+    times = list(frequency.values())
 
-    counts, where = Counter(), defaultdict(set)  # pair -> how often; -> in which words
+    counts, holders = Counter(), defaultdict(set)  # pair -> how often; -> in which words
     for w, word in enumerate(words):
         for pair in zip(word, word[1:]):
             counts[pair] += times[w]
-            where[pair].add(w)
+            holders[pair].add(w)
     # Every pair has a heap entry at or above its true count: rises are pushed when they happen,
     # falls are noticed when the entry comes up. The first entry that is up to date is the best.
     heap = [(-n, pair) for pair, n in counts.items()]
@@ -66,10 +64,8 @@ def train(texts, vocab_size, progress=False):
     with tqdm(total=vocab_size - 257, desc="merges", disable=not progress) as bar:
         while len(ranks) < vocab_size - 1:
             if not heap:
-                raise ValueError(
-                    f"the text yields only {len(ranks) + 1} tokens: "
-                    f"give more text, or --vocab {len(ranks) + 1}"
-                )
+                raise ValueError(f"the text yields only {len(ranks) + 1} tokens: give more text, "
+                                 f"or --vocab {len(ranks) + 1}")
             n, pair = heapq.heappop(heap)
             if -n != counts[pair]:
                 if counts[pair] > 0:
@@ -77,14 +73,14 @@ def train(texts, vocab_size, progress=False):
                 continue
             token = pair[0] + pair[1]
             grown = set()
-            for w in where.pop(pair):  # only words that hold the pair are counted anew
+            for w in holders.pop(pair):  # only words that hold the pair are counted anew
                 for old in zip(words[w], words[w][1:]):
                     counts[old] -= times[w]
                 words[w] = merge(words[w], pair, token)
                 for new in zip(words[w], words[w][1:]):
                     counts[new] += times[w]
                     if token in new:  # other pairs were in this word before, and did not rise
-                        where[new].add(w)
+                        holders[new].add(w)
                         grown.add(new)
             for new in grown:
                 heapq.heappush(heap, (-counts[new], new))
@@ -97,24 +93,24 @@ def train(texts, vocab_size, progress=False):
 
 def merge(word, pair, token):
     """Replace each occurrence of `pair` in a list of tokens by `token`, from the left."""
-    out, i = [], 0
-    while i < len(word):
-        if word[i] == pair[0] and i + 1 < len(word) and word[i + 1] == pair[1]:
-            out.append(token)
-            i += 2
+    out = []
+    for part in word:
+        if part == pair[1] and out and out[-1] == pair[0]:
+            out[-1] = token
         else:
-            out.append(word[i])
-            i += 1
+            out.append(part)
     return out
 
 
 def save(path, ranks):
-    """Write ranks as tiktoken does: base64 of the token, a space, its rank, one per line."""
-    temporary = f"{path}.{os.getpid()}.tmp"  # a killed run leaves the old file or the new one
-    with open(temporary, "wb") as f:
-        for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-            f.write(base64.b64encode(token) + b" %d\n" % rank)
-    os.replace(temporary, path)
+    """Write ranks to a file, as `dump` puts them."""
+    write_file(path, dump(ranks))
+
+
+def dump(ranks):
+    """Ranks as tiktoken writes them: base64 of the token, a space, its rank, one per line."""
+    return "".join(f"{base64.b64encode(token).decode()} {rank}\n"
+                   for token, rank in sorted(ranks.items(), key=lambda item: item[1]))
 
 
 def load(path):
@@ -124,29 +120,29 @@ def load(path):
     tiktoken's own loader keeps a copy by path in the temporary folder and so would go on
     returning the old vocabulary after a new one was trained; hence this one.
     """
+    return undump(Path(path).read_bytes(), path)
+
+
+def undump(content, path):
+    """The ranks that `dump` wrote; ValueError names the `path` if they are none."""
     ranks = {}
-    with open(path, "rb") as f:
-        for number, line in enumerate(f, 1):
-            try:
-                token, rank = line.split()
-                ranks[base64.b64decode(token, validate=True)] = int(rank)
-            except ValueError:
-                raise ValueError(
-                    f"{path}, line {number}: not a token in base64 and its rank"
-                ) from None
+    for number, line in enumerate(content.rstrip(b"\n").split(b"\n"), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: not a token in base64 and its rank") from None
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(f"{path}: the ranks are not 0, 1, 2, ... without gaps")
-    if any(bytes([b]) not in ranks for b in range(256)):
+    if not ranks.keys() >= {bytes([b]) for b in range(256)}:
         raise ValueError(f"{path}: not all of the 256 single bytes have a rank")
     return ranks
 
 
 def read(path):
     """Yield a .txt file whole, or from JSON lines the texts under the keys in FIELDS."""
-    from . import read_rows
-
     if ".jsonl" in path:
-        for row, _ in read_rows(Path(path)):
+        for row, _ in read_rows(path):
             yield from (row[key] for key in FIELDS if isinstance(row.get(key), str))
         return
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:

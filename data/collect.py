@@ -17,17 +17,30 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+from data import files
 
 EDITS, SAMPLES = 3, 4  # of each prompt, to collect comparisons of
 
 
-def comparisons(config, folder, sample, write):
-    """Training and validation comparisons of a run of reward.py: read, or collected and kept, by
-    write(path, rows), for readers and --resume."""
+def comparisons(config, run, sample):
+    """Training and validation comparisons of a run of reward.py: read, or collected and kept, for
+    readers and --resume. ValueError if there are none of either."""
     if config.comparisons or config.data not in data.WORLD and config.annotator == "world":
         source = config.comparisons or config.data
-        return data.comparisons(source, "train"), data.comparisons(source, "validation")
-    path = folder / "comparisons.jsonl"
+        found = data.comparisons(source, "train"), data.comparisons(source, "validation")
+    else:
+        found = collected(config, run, sample)
+    if not all(found):
+        raise ValueError(f"{config.comparisons or config.data} has {len(found[0])} comparisons to "
+                         f"train on and {len(found[1])} to validate with: both need some")
+    run.reads("data", [(r.prompt, r.chosen, r.rejected) for rows in found for r in rows])
+    return found
+
+
+def collected(config, run, sample):
+    "Comparisons that are made for this run, or were before it was interrupted."
+    run.lock()
+    path = run.folder / "comparisons.jsonl"
     if not (config.resume and path.exists()):
         judge = None
         if config.annotator != "world":  # made first: a missing key costs nobody a collection
@@ -37,9 +50,9 @@ def comparisons(config, folder, sample, write):
         sizes = {"train": config.steps * config.batch, "validation": -(-config.eval_size // 3)}
         rows = [row for split, size in sizes.items()
                 for row in collect(config, sample, split, size, judge)]
-        write(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected,
-                      **r.meta} for r in rows])
-    rows = [data.comparison(row, at) for row, at in data.read_rows(path)]
+        files.write_rows(path, [{"prompt": r.prompt, "chosen": r.chosen, "rejected": r.rejected,
+                                **r.meta} for r in rows])
+    rows = [data.comparison(*row) for row in files.read_rows(path)]
     return tuple([r for r in rows if r.meta["split"] == split] for split in ("train", "validation"))
 
 
@@ -78,6 +91,30 @@ def labelled(judge, rows):
     print(f"{values.count(0.5)} of {len(rows)} comparisons are ties and left out")
     return [r if value else replace(r, chosen=r.rejected, rejected=r.chosen)
             for r, value in zip(rows, values) if value != 0.5]
+
+
+def stream(config, rows):
+    """Yields each step's comparisons, a list over `batch` prompts of lists.
+
+    Edits come before samples. Whether an answer is true is the harder lesson: mixed with the noise
+    of annotators who compare two middling samples it is not learned in so few steps, and what comes
+    after does not undo it.
+    """
+    kinds = {}
+    for row in rows:
+        prompts = kinds.setdefault(str(row.meta.get("of")), {})
+        prompts.setdefault(row.prompt, []).append(row)
+    total, seen, taken = sum(map(len, kinds.values())), 0, 0
+    for prompts in kinds.values():
+        groups = list(prompts.values())
+        seen += len(groups)
+        steps = round(config.steps * seen / total) - taken  # in proportion to its prompts
+        taken += steps
+        lengths = [len(g[0].prompt) + sum(map(len, {text for row in g for text in
+                                                    (row.chosen, row.rejected)})) for g in groups]
+        batches = data.epochs(lengths, config.batch, config.seed)
+        for index in itertools.islice(batches, steps):
+            yield [groups[i] for i in index]
 
 
 def accuracy(score, rows):
@@ -134,3 +171,17 @@ def quality(score, sample, name, split, n, seed=0):
 def permuted(rows):
     "The same pairs of texts, each under the next one's prompt."
     return [(other[0], *pair) for (_, *pair), other in zip(rows, rows[1:] + rows[:1])]
+
+
+def findings(config, accuracy, pairs, score_texts, sample):
+    "What a reward model has learned, and, in the world, what it knows of the truth: a sentence."
+    said = (f"orders {accuracy:.3f} of {min(pairs, config.eval_size)} held-out comparisons as they "
+            f"were labelled")
+    found = config.data in data.WORLD and quality(
+        score_texts, sample, config.data, "validation", config.eval_size, config.seed)
+    if found:
+        said += ("\nagainst the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
+                 "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that "
+                 "differ in one fact ({wrong_fact_permuted:.3f} under other prompts)"
+                 ).format(**found)
+    return said

@@ -26,7 +26,6 @@ differences: 10 % is a part of 50 %, and no post is in it twice (they draw with 
 sentiment classifier is not published, so without its index files a word list takes its place.
 """
 
-import csv
 import functools
 import pickletools
 import random
@@ -37,6 +36,8 @@ import sys
 from pathlib import Path
 
 import data
+from data import files
+from data.files import string
 
 SUBREDDITS = ("relationships", "AskReddit", "relationship_advice", "tifu", "dating_advice")
 STRUCTURED = ("length", "sentiment", *SUBREDDITS)
@@ -76,76 +77,66 @@ OFFLINE = ("Without a network, write NAME=FOLDER, where FOLDER holds the hub's o
 # ---- one row: its prompt in the paper's template, and the answers --------------------------------
 
 
-def reddit(row, at):
-    text = functools.partial(data.string, row, at)
-    return (f"SUBREDDIT: r/{text('subreddit')}\nTITLE: {text('title')}\nPOST: {text('post')}\n"
-            f"TL;DR:")
+PLAIN = "{prompt}"
+REDDIT = "SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
+NEWS = "ARTICLE: {article}\nTL;DR:"
+TASK = ("Below is an instruction that describes a task. Write a response that appropriately "
+          "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:")
+TASK_INPUT = TASK.replace(
+    "a task.", "a task, paired with an input that provides further context.").replace(
+    "### Response:", "### Input:\n{input}\n\n### Response:")
 
 
-def news(row, at):
-    return f"ARTICLE: {data.string(row, at, 'article')}\nTL;DR:"
+def filled(row, place, template, answers=()):
+    "The prompt and the answers of a row; a missing or empty input leaves its part out."
+    if template == TASK and row.get("input") not in (None, ""):
+        template = TASK_INPUT
+    prompt = re.sub(r"{(\w+)}", lambda name: string(row, place, name[1]), template)
+    return prompt, *(string(row, place, key) for key in answers)
 
 
-def instruction(row, at):
-    "Alpaca's prompt; a missing or empty input leaves its part out."
-    given = data.string(row, at, "input") if row.get("input") is not None else ""
-    context = ", paired with an input that provides further context" if given else ""
-    given = f"### Input:\n{given}\n\n" if given else ""
-    return (f"Below is an instruction that describes a task{context}. Write a response that "
-            f"appropriately completes the request.\n\n### Instruction:\n"
-            f"{data.string(row, at, 'instruction')}\n\n{given}### Response:")
-
-
-def plain(row, at):
-    return data.string(row, at, "prompt")
-
-
-def answered(prompt, *answers):
-    "A reader of rows: (row, where it stands) -> (prompt, *answers)."
-    return lambda row, at: (prompt(row, at), *(data.string(row, at, key) for key in answers))
-
-
-def last_turn(row, at, key):
+def last_turn(row, place, key):
     "A dialogue -> everything up to its last answer, and that answer."
-    before, cue, answer = data.string(row, at, key).rpartition("\n\nAssistant:")
+    before, cue, answer = string(row, place, key).rpartition("\n\nAssistant:")
     if not cue:
-        raise ValueError(f'{at}: "{key}" has no turn of the Assistant')
+        raise ValueError(f'{place}: "{key}" has no turn of the Assistant')
     return before + cue, answer
 
 
-def dialogues(row, at):
-    (prompt, chosen), (other, rejected) = (last_turn(row, at, k) for k in ("chosen", "rejected"))
+def dialogues(row, place):
+    (prompt, chosen), (other, rejected) = (last_turn(row, place, k) for k in ("chosen", "rejected"))
     return (prompt, chosen, rejected) if prompt == other else None
 
 
-def summaries(row, at):
+def summaries(row, place):
     "A row of OpenAI's comparisons: of Reddit posts, or of articles, which have no post."
     info, shown = row["info"] or {}, row["summaries"] or ()
     if len(shown) != 2 or row["choice"] not in (0, 1):
-        raise ValueError(f"{at}: {len(shown)} summaries and choice {row['choice']!r}, not two "
+        raise ValueError(f"{place}: {len(shown)} summaries and choice {row['choice']!r}, not two "
                          f"and 0 or 1")
-    a, b = (data.string(summary, at, "text") for summary in shown)
-    prompt = (reddit if info.get("post") is not None else news)(info, at)
+    a, b = (string(summary, place, "text") for summary in shown)
+    prompt, = filled(info, place, NEWS if info.get("post") is None else REDDIT)
     return (prompt, b, a) if row["choice"] else (prompt, a, b)
 
 
-def outputs(row, at):
+def outputs(row, place):
     "A row of AlpacaFarm's comparisons; any preference but 1 and 2 is a tie."
-    prompt, a, b = answered(instruction, "output_1", "output_2")(row, at)
+    prompt, a, b = filled(row, place, TASK, ("output_1", "output_2"))
     return {1: (prompt, a, b), 2: (prompt, b, a)}.get(row["preference"])
 
 
+# columns: a template, whose own are the prompt and the others the answers; or a reader of the row
 EXAMPLES = {
-    ("prompt", "response"): answered(plain, "response"),
-    ("prompt", "reference"): answered(plain, "reference"),
-    ("prompt", "completion"): answered(plain, "completion"),
-    ("subreddit", "title", "post", "summary"): answered(reddit, "summary"),
-    ("article", "highlights"): answered(news, "highlights"),
-    ("instruction", "output"): answered(instruction, "output"),
-    ("prompt", "chosen"): answered(plain, "chosen"),
+    ("prompt", "response"): PLAIN,
+    ("prompt", "reference"): PLAIN,
+    ("prompt", "completion"): PLAIN,
+    ("subreddit", "title", "post", "summary"): REDDIT,
+    ("article", "highlights"): NEWS,
+    ("instruction", "output"): TASK,
+    ("prompt", "chosen"): PLAIN,
     ("chosen", "rejected"): functools.partial(last_turn, key="chosen")}
 COMPARISONS = {
-    ("prompt", "chosen", "rejected"): answered(plain, "chosen", "rejected"),
+    ("prompt", "chosen", "rejected"): PLAIN,
     ("chosen", "rejected"): dialogues,
     ("info", "summaries", "choice"): summaries,
     ("instruction", "output_1", "output_2", "preference"): outputs}
@@ -161,7 +152,10 @@ def shape(columns, pairs, source):
         raise ValueError(f"{source} has no column {names}: found {', '.join(columns)}; needed for "
                          f"{'a comparison' if pairs else 'an example'}: "
                          f"{'; or '.join(', '.join(wanted) for wanted in shapes)}")
-    return best, shapes[best]
+    if callable(shapes[best]):
+        return best, shapes[best]
+    answers = [c for c in best if f"{{{c}}}" not in shapes[best]]
+    return best, functools.partial(filled, template=shapes[best], answers=answers)
 
 
 # ---- which rows belong to a split ----------------------------------------------------------------
@@ -186,7 +180,7 @@ def mood(post):
 def median_mood(folder):
     "Of the posts to train on, for examples and comparisons alike: a post is always on one side."
     table, source = open_stored(FILES[False]["tldr"]["train"], folder)
-    return statistics.median(mood(data.string(row, source, "post")) for row in table)
+    return statistics.median(mood(string(row, source, "post")) for row in table)
 
 
 def published(path):
@@ -195,48 +189,46 @@ def published(path):
     It is a dict of lists or int64 arrays as numpy pickles it. To unpickle a file may run any code,
     so its opcodes are only read here, and none is executed. ValueError for another kind of file.
     """
-    content, found = Path(path).read_bytes(), {}
+    content, rows = Path(path).read_bytes(), {}
     try:
         start = 10 + struct.unpack("<H", content[8:10])[0]  # Format version 1.0, numpy.lib.format
         for opcode, value, _ in pickletools.genops(content[start:]):
             if "UNICODE" in opcode.name and value in ("train", "validation", "test"):
-                array, listed = found[value] = [], []
-            elif found and "BYTES" in opcode.name and len(value) % 8 == 0:
+                array, listed = rows[value] = [], []
+            elif rows and "BYTES" in opcode.name and len(value) % 8 == 0:
                 array += struct.unpack(f"<{len(value) // 8}q", value)
-            elif found and opcode.name in ("BININT", "BININT1", "BININT2"):
+            elif rows and opcode.name in ("BININT", "BININT1", "BININT2"):
                 listed.append(value)  # all of a list; of an array only its shape and such
     except (ValueError, struct.error) as error:
         raise ValueError(f"{path} is not one of the authors' index files: {error}") from None
-    return {split: set(array or listed) for split, (array, listed) in found.items()}
+    return {split: set(array or listed) for split, (array, listed) in rows.items()}
 
 
 def within(name, split, pairs, table):
     "Which rows of a table a split keeps: a function of (row number, row, where it stands)."
-    _, subset, folder = parse(name)
+    _, part, folder = parse(name)
     if split == "cnn":
-        return lambda i, row, at: not pairs or "cnndm" in data.string(row, at, "batch")
-    if subset in PERCENT and split in ("train", "validation"):
+        return lambda i, row, place: not pairs or "cnndm" in string(row, place, "batch")
+    if part in PERCENT and split in ("train", "validation"):
         order = random.Random(0).sample(range(len(table)), len(table))
-        chosen = set(order[:len(table) * PERCENT[subset] // 100])
-        return lambda i, row, at: i in chosen
-    if subset not in STRUCTURED or split.startswith("full_"):
-        return lambda i, row, at: True
-    field = lambda row, at, key: data.string(row["info"] or {} if pairs else row, at, key)
+        chosen = set(order[:len(table) * PERCENT[part] // 100])
+        return lambda i, row, place: i in chosen
+    if part not in STRUCTURED or split.startswith("full_"):
+        return lambda i, row, place: True
+    text = lambda row, place, key: string(row["info"] or {} if pairs else row, place, key)
+    inside = {
+        "length": lambda i, row, place: len(text(row, place, "post").split(" ")) <= LENGTH,
+        "sentiment": lambda i, row, place: mood(text(row, place, "post")) <= median_mood(folder),
+    }.get(part, lambda i, row, place: text(row, place, "subreddit") == part)
     index = Path(folder, f"{'rm_' if pairs else ''}sentiment_indices.npy")
-    if subset == "length":
-        inside = lambda i, row, at: len(field(row, at, "post").split(" ")) <= LENGTH
-    elif subset in SUBREDDITS:
-        inside = lambda i, row, at: field(row, at, "subreddit") == subset
-    elif folder and index.exists():
-        known = published(index).get(split.removeprefix("ood_"), set())
-        if not known or min(known) < 0 or max(known) >= len(table):
-            raise ValueError(f"{index} has {len(known)} row numbers for {split}, which do not fit "
+    if part == "sentiment" and folder and index.exists():
+        listed = published(index).get(split.removeprefix("ood_"), set())
+        if not listed or min(listed) < 0 or max(listed) >= len(table):
+            raise ValueError(f"{index} has {len(listed)} row numbers for {split}, which do not fit "
                              f"its {len(table)} rows: it belongs to another version of the set")
-        inside = lambda i, row, at: i in known
-    else:
-        inside = lambda i, row, at: mood(field(row, at, "post")) <= median_mood(folder)
+        inside = lambda i, row, place: i in listed
     outside = split.startswith("ood_")
-    return lambda i, row, at: inside(i, row, at) != outside
+    return lambda i, row, place: inside(i, row, place) != outside
 
 
 # ---- tables, and lists of records ----------------------------------------------------------------
@@ -246,47 +238,15 @@ def parse(name):
     """The set, the part of it and the folder that a name stands for: "tldr-10=copies" is ("tldr",
     "10", "copies")."""
     name, _, folder = str(name).partition("=")
-    known, _, part = name.partition("-")
-    return (known, part, folder) if name in NAMES and known == "tldr" else (name, "", folder)
+    first, _, part = name.partition("-")
+    return (first, part, folder) if name in NAMES and first == "tldr" else (name, "", folder)
 
 
 def knows(name):
     "Whether a name is one of the above; a file or folder of one's own comes before the hub."
     first = str(name).partition("=")[0]
     return first in NAMES or (bool(HUB.fullmatch(first)) and not Path(name).exists()
-                              and not first.endswith(data.FORMATS))
-
-
-def load_dataset(source, remote, *args, **options):
-    "datasets.load_dataset; whatever goes wrong in it is one sentence that names the source."
-    try:
-        import datasets
-    except ImportError:
-        raise ModuleNotFoundError(f"{source} needs a package that is not installed: pip install "
-                                  f"datasets, or give JSON lines instead") from None
-    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before 4.0 a set could bring a script
-    if not remote:  # else reading a file on disk reports to the hub, and waits where there is none
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    if "columns" in options:  # all of them text
-        options["features"] = datasets.Features(
-            dict.fromkeys(options.pop("columns"), datasets.Value("string")))
-    try:
-        return datasets.load_dataset(*args, **options)
-    except Exception as error:  # of the network, the hub, the cache, a parser: no common class
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise OSError(f"cannot {'get' if remote else 'read'} {source} ({reason})"
-                      f"{f' from the hub. {OFFLINE}' if remote else ''}") from error
-
-
-def open_file(path, source):
-    "A CSV, Parquet or JSON file, or several by a pattern, on disk or on the hub -> its rows."
-    options, suffix = {}, Path(path).suffix
-    if suffix == ".csv":  # every cell is text: an answer of "007" is no number, "NA" not missing
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            options = {"columns": next(csv.reader(f), []), "na_filter": False}
-    kind = {".csv": "csv", ".parquet": "parquet"}.get(suffix, "json")
-    return load_dataset(source, str(path).startswith("hf://"), kind, data_files=str(path),
-                        split="train", **options)
+                              and not first.endswith(files.FORMATS))
 
 
 def open_stored(location, folder):
@@ -294,35 +254,33 @@ def open_stored(location, folder):
     owner, name, path = location.split("/", 2)
     source = f"{name.partition('@')[0]}/{path}"
     if not folder:
-        return open_file(f"hf://datasets/{location}", f"{owner}/{source}"), source
+        table = files.open_table(f"hf://datasets/{location}", f"{owner}/{source}", OFFLINE)
+        return table, source
     if not any(Path(folder).glob(source)):
         raise FileNotFoundError(f"there is no {Path(folder, source)}. {OFFLINE}")
-    return open_file(Path(folder, source), source), source
+    return files.open_table(Path(folder, source), source), source
 
 
-def open_set(name, folder):
-    "Any set of the hub -> {split: rows}."
+def stored(name, pairs):
+    "{split: location in FILES}, or of any other set of the hub {split: rows}."
+    name, _, folder = parse(name)
+    if name in FILES[pairs]:
+        return FILES[pairs][name]
     path, _, config = name.partition(":")
     if folder:
         path = Path(folder, path.split("/")[1])
         if not path.is_dir():
             raise FileNotFoundError(f"there is no folder {path}. {OFFLINE}")
-    return load_dataset(name, not folder, str(path), config or None)
-
-
-def stored(name, pairs):
-    "{split: location in FILES}, or of any other set of the hub {split: rows}."
-    known, _, folder = parse(name)
-    return FILES[pairs].get(known) or open_set(known, folder)
+    return files.load_dataset(name, str(path), config or None, remedy="" if folder else OFFLINE)
 
 
 def splits(name, pairs=False, tables=None):
     "Every split of a set of examples, or of comparisons -> tuple of names."
     tables = tables or stored(name, pairs)
-    found = [*tables, *(s for s in CUT if "train" in tables and s not in tables)]
+    more = [s for s in CUT if "train" in tables and s not in tables]
     if parse(name)[1] in STRUCTURED:
-        found += ["ood_validation", "ood_test", "full_validation", "full_test"]
-    return tuple(found)
+        more += ["ood_validation", "ood_test", "full_validation", "full_test"]
+    return *tables, *more
 
 
 def records(name, split, pairs=False):
@@ -339,21 +297,21 @@ def records(name, split, pairs=False):
     table, source = tables["train" if cut else origin], f"{name} {split}"
     if isinstance(table, str):
         table, source = open_stored(table, folder)
-    columns, reader = shape(table.column_names, pairs, source)
-    keep, found, empty = within(name, split, pairs, table), [], []
+    columns, read = shape(table.column_names, pairs, source)
+    keep, kept, empty = within(name, split, pairs, table), [], []
     for i, row in enumerate(table):
-        at = f"{source}, row {i + 1}"
-        if not keep(i, row, at):
+        place = f"{source}, row {i + 1}"
+        if not keep(i, row, place):
             continue
-        prompt, *answers = reader(row, at) or ("", "", "")
+        prompt, *answers = read(row, place) or ("", "", "")
         if cut and prompt and data.part(prompt, absent) != origin:
             continue
         if pairs and answers[0].strip() == answers[1].strip():
-            empty.append(at)
+            empty.append(place)
             continue
         meta = {k: v for k, v in row.items() if k not in columns}
-        found.append((data.Comparison if pairs else data.Example)(prompt, *answers, meta))
+        kept.append((data.Comparison if pairs else data.Example)(prompt, *answers, meta))
     if empty:
-        print(f"{name} {split}: {len(empty)} of {len(empty) + len(found)} comparisons prefer "
+        print(f"{name} {split}: {len(empty)} of {len(empty) + len(kept)} comparisons prefer "
               f"nothing and are left out (the first: {empty[0]})", file=sys.stderr)
-    return found
+    return kept

@@ -22,6 +22,7 @@ import json
 import os
 import random
 import re
+import statistics
 import threading
 import time
 import urllib.parse
@@ -29,7 +30,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from . import comparison, read_rows, string
+from . import comparison
+from .files import read_rows, string, write_file
 
 CUE = "TL;DR:"
 # The paper's evaluators ask which summary "better summarises the most important points" of a forum
@@ -90,69 +92,62 @@ def client(model, timeout, retries):
             until, body = time.monotonic() + timeout, b""
             request.headers["accept-encoding"] = "identity"  # a packed reply has no limit
             reply = super().send(request, **{**options, "stream": True})
-            status, known = reply.status_code, ("content-type", "retry-after", "retry-after-ms")
+            status, wanted = reply.status_code, ("content-type", "retry-after", "retry-after-ms")
             with contextlib.closing(reply):
                 for part in reply.iter_raw():
                     body += part
                     if len(body) > LIMIT or time.monotonic() > until:
                         status, body = 502, b"a reply without an end"  # what a gateway would say
                         break
-            return type(reply)(status, content=body, request=reply.request,
-                               headers={k: v for k, v in reply.headers.items() if k in known})
+            headers = {name: reply.headers[name] for name in wanted if name in reply.headers}
+            return type(reply)(status, content=body, request=reply.request, headers=headers)
 
     service = openai.OpenAI(api_key=key, max_retries=retries,
                             http_client=Bounded(timeout=timeout, follow_redirects=True))
     # A server may quote the key, and it must not get into a file. (A short word is no secret.)
-    hide = lambda text: text.replace(key, "[key]") if len(key) > 7 else text
-    where = urllib.parse.urlsplit(str(service.base_url)).hostname  # not its user:password@
+    hide = lambda text: text.replace(key, "[key]" if len(key) > 7 else key)
+    host = urllib.parse.urlsplit(str(service.base_url)).hostname  # not its user:password@
 
-    def ask(asked):
+    def ask(question):
         try:
-            reply = service.chat.completions.create(model=model, messages=asked, temperature=0,
+            reply = service.chat.completions.create(model=model, messages=question, temperature=0,
                                                     max_tokens=100)
-            answer = reply.choices[0].message.content
-            if not isinstance(answer or "", str):
-                raise TypeError
+            answer = reply.choices[0].message.content or ""
             used = (getattr(reply.usage, f"{k}_tokens", 0) for k in ("prompt", "completion"))
-            return hide(answer or "")[:1000], *(n if isinstance(n, int) else 0 for n in used)
+            return hide(answer)[:1000], *(n if isinstance(n, int) else 0 for n in used)
         except openai.APIConnectionError as error:
-            said = f"no answer after {retries + 1} tries, {error.__cause__ or error}"
+            trouble = f"no answer after {retries + 1} tries, {error.__cause__ or error}"
         except openai.OpenAIError as error:
-            said = str(error)
+            trouble = str(error)
         except (AttributeError, LookupError, TypeError, ValueError):
-            said = "not a reply in OpenAI's protocol; does OPENAI_BASE_URL end in /v1, or the like?"
-        raise OSError(f"{model} at {where}: {hide(said):.300}")
+            trouble = ("not a reply in OpenAI's protocol; does OPENAI_BASE_URL end in /v1, or the "
+                       "like?")
+        raise OSError(f"{model} at {host}: {hide(trouble):.300}")
     return ask
-
-
-def recall(path):
-    """The answers kept in a file -> {hash of the question: answer}. A row that a kill cut short is
-    asked for again. ValueError for a file of something else."""
-    start, kept = b'{"of": "', {}
-    for line in path.read_bytes().split(b"\n") if path.exists() else ():
-        if not start.startswith(line[:len(start)]):
-            raise ValueError(f"{path} is not a file of a judge's answers: name another one")
-        with contextlib.suppress(ValueError, KeyError):
-            row = json.loads(line)
-            kept[row["of"]] = row["answer"]
-    return kept
 
 
 def llm(model, cache, timeout=60, retries=5):
     """
     A language model as a judge, at temperature 0. `cache` is the file of its answers so far.
 
-    ImportError and ValueError here if the package or the key is missing; OSError while judging if
-    the endpoint gives up. Every answer is in the file as soon as it has come.
+    ImportError and ValueError here if the package or the key is missing, or if the file is one of
+    something else; OSError while judging if the endpoint gives up. Every answer is in the file as
+    soon as it has come; a row that a kill cut short is asked for again.
     """
     ask, path, lock = client(model, timeout, retries), Path(cache), threading.Lock()
-    kept = recall(path)
+    start, kept = b'{"of": "', {}  # hash of the question: answer
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        if not start.startswith(line[:len(start)]):
+            raise ValueError(f"{path} is not a file of a judge's answers: name another one")
+        with contextlib.suppress(ValueError, KeyError):
+            row = json.loads(line)
+            kept[row["of"]] = row["answer"]
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def judge(rows):
-        asked = [messages(*row) for row in rows]
-        keys = [hashlib.sha256(json.dumps([model, m]).encode()).hexdigest() for m in asked]
-        new = {k: m for k, m, (_, a, b) in zip(keys, asked, rows) if k not in kept and a != b}
+        questions = [messages(*row) for row in rows]
+        keys = [hashlib.sha256(json.dumps([model, q]).encode()).hexdigest() for q in questions]
+        new = {k: q for k, q, (_, a, b) in zip(keys, questions, rows) if k not in kept and a != b}
         spent = [0, 0]  # tokens in, out
 
         def one(key):
@@ -176,10 +171,10 @@ def llm(model, cache, timeout=60, retries=5):
                               f"goes on from there") from None
             finally:
                 pool.shutdown(cancel_futures=True)  # those under way are waited for, and kept
-        found = [parse(kept[k]) if a != b else 0.5 for k, (_, a, b) in zip(keys, rows)]
+        verdicts = [parse(kept[k]) if a != b else 0.5 for k, (_, a, b) in zip(keys, rows)]
         print(f"{model}: {len(rows)} answers, {len(new)} of them new, {spent[0]:,} tokens in and "
-              f"{spent[1]:,} out; {found.count(None)} unparseable, which count as ties")
-        return found
+              f"{spent[1]:,} out; {verdicts.count(None)} unparseable, which count as ties")
+        return verdicts
     return judge
 
 
@@ -196,8 +191,8 @@ def both_orders(judge, rows):
     """What a judge says of each row, and of the row with its two texts swapped -> three lists: the
     value of the first text (1 if it wins in both orders, 0 if it loses in both, else .5), and what
     was said in either order."""
-    said = judge([*rows, *((prompt, b, a) for prompt, a, b in rows)])
-    shown, swapped = said[:len(rows)], said[len(rows):]
+    verdicts = judge([*rows, *((prompt, b, a) for prompt, a, b in rows)])
+    shown, swapped = verdicts[:len(rows)], verdicts[len(rows):]
     values = [{(1, 0): 1.0, (0, 1): 0.0}.get(pair, 0.5) for pair in zip(shown, swapped)]
     return values, shown, swapped
 
@@ -221,22 +216,21 @@ def agreement(rows, judge):
         raise ValueError("there are no comparisons to agree with")
     mean = lambda values: sum(values) / len(values)
     right, first, second = both_orders(judge, [(r.prompt, r.chosen, r.rejected) for r in rows])
-    found = {"values": right, "accuracy": mean(right),
-             "chosen_first": mean([0.5 if v is None else v for v in first]),
-             "chosen_second": mean([0.5 if v is None else 1 - v for v in second]),
-             "ties": right.count(0.5), "unparseable": (first + second).count(None)}
+    report = {"values": right, "accuracy": mean(right),
+              "chosen_first": mean([0.5 if v is None else v for v in first]),
+              "chosen_second": mean([0.5 if v is None else 1 - v for v in second]),
+              "ties": right.count(0.5), "unparseable": (first + second).count(None)}
     for name in ("margin", "confidence"):
         sure = [abs(r.meta[name]) for r in rows if isinstance(r.meta.get(name), (int, float))]
         if len(sure) == len(rows):
-            median = sorted(sure)[(len(rows) - 1) // 2]
-            for key, wanted in (("clear", True), ("close", False)):
-                part = [v for v, s in zip(right, sure) if (s > median) == wanted]
-                found |= {key: mean(part)} if part else {}
-    return found
+            median = statistics.median_low(sure)
+            for key, is_clear in (("clear", True), ("close", False)):
+                part = [v for v, s in zip(right, sure) if (s > median) == is_clear]
+                report |= {key: mean(part)} if part else {}
+    return report
 
 
-# --------------------------------------------------------------------------------------------
-# Labels from people
+# ---- Labels from people --------------------------------------------------------------------------
 
 
 def choices(files, n=None, seed=0):
@@ -248,56 +242,55 @@ def choices(files, n=None, seed=0):
     different outputs of a prompt are drawn; from two files with the same prompts, the first output
     of each. ValueError names a bad row.
     """
-    sides = []
+    sides, alone = [], len(files) == 1
     for file in files:
-        side = []
-        for row, at in read_rows(Path(file)):
+        sides.append([])
+        for row, place in read_rows(file):
             texts = row.get("outputs", [row["response"]] if "response" in row else None)
-            if not isinstance(texts, list) or not texts or not all(
-                    isinstance(text, str) for text in texts):
-                raise ValueError(f'{at}: no "outputs", a list of texts')
-            if len(files) == 1 and len(texts) < 2:
-                raise ValueError(f"{at}: one output is no choice: give two, or a second file")
-            side.append((string(row, at, "prompt"), texts))
-        sides.append(side)
-    if len(files) == 2 and [p for p, _ in sides[0]] != [p for p, _ in sides[1]]:
+            if not texts or not isinstance(texts, list) or {type(text) for text in texts} != {str}:
+                raise ValueError(f'{place}: no "outputs", a list of texts')
+            if alone and len(texts) < 2:
+                raise ValueError(f"{place}: one output is no choice: give two, or a second file")
+            sides[-1].append((string(row, place, "prompt"), texts))
+    if [prompt for prompt, _ in sides[0]] != [prompt for prompt, _ in sides[-1]]:
         raise ValueError(f"{files[0]} and {files[1]} have different prompts, or in another order")
-    draw, found, names = random.Random(seed), [], list(map(str, files)) * (len(files) == 2)
+    draw, pairs, names = random.Random(seed), [], [] if alone else list(map(str, files))
     for (prompt, texts), (_, others) in zip(sides[0], sides[-1]):
         pair = [texts[0], others[0]]
-        if len(files) == 1:
+        if alone:
             distinct = list({text.strip(): text for text in texts}.values())
             pair = draw.sample(distinct, min(2, len(distinct)))
         if len({text.strip() for text in pair}) == 2:
-            found.append({"prompt": prompt, "outputs": pair, "from": names})
-    same = len(sides[0]) - len(found)
-    if not found:
+            pairs.append({"prompt": prompt, "outputs": pair, "from": names})
+    if not pairs:
         raise ValueError(f"{' and '.join(map(str, files))}: no prompt with two different outputs")
-    draw.shuffle(found)  # whoever stops early has seen a fair sample
-    return found[:n], same
+    same = len(sides[0]) - len(pairs)
+    draw.shuffle(pairs)  # whoever stops early has seen a fair sample
+    return pairs[:n], same
 
 
-def page(found):
+def page(pairs):
     "One HTML file, with all it needs, on which a person chooses between the outputs."
     # As JSON without a "<", no text can end the script element that it stands in.
-    name = hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
-    rows = json.dumps({"id": name, "pairs": found}).replace("<", "\\u003c")
-    template = (Path(__file__).parent / "labels.html").read_text(encoding="utf-8")
-    return template.replace("ROWS", rows)
+    name = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]
+    rows = json.dumps({"id": name, "pairs": pairs}).replace("<", "\\u003c")
+    return Path(__file__).with_name("labels.html").read_text(encoding="utf-8").replace("ROWS", rows)
 
 
-# --------------------------------------------------------------------------------------------
-# python -m data.judge
+# ---- python -m data.judge ------------------------------------------------------------------------
 
 
 def main(argv=None):
     # The command alone knows of the files above this one: it hands their measures to the judges.
     import metrics
 
+    from .flags import any_console, fail
+
+    any_console()
     parser = argparse.ArgumentParser(prog="python -m data.judge", description=__doc__,
                                      allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: metrics.fail(message + " (try --help)")
+    parser.error = lambda message: fail(message + " (try --help)")
     parser.add_argument("files", nargs="+", metavar="FILE", help="labelled comparisons, JSON lines "
                         "of prompt, chosen, rejected; or the word page and one or two files of "
                         "prompt, outputs")
@@ -317,13 +310,13 @@ def main(argv=None):
         if not 1 <= len(files) <= 1 + labelling:
             raise ValueError("give one file of comparisons, or page and one or two of outputs")
         if labelling:
-            found, same = choices(files, args.n, args.seed)
+            pairs, same = choices(files, args.n, args.seed)
             path = Path(args.out or f"{files[0]}.html")
-            path.write_text(page(found), encoding="utf-8")
-            print(f"{len(found)} pairs to choose from ({same} prompts without two different "
+            write_file(path, page(pairs))
+            print(f"{len(pairs)} pairs to choose from ({same} prompts without two different "
                   f"outputs are left out)\nwrote {path}: open it in a browser")
             return
-        rows = [comparison(*row) for row in read_rows(Path(files[0]))]
+        rows = [comparison(*row) for row in read_rows(files[0])]
         if args.n and args.n < len(rows):
             rows = random.Random(args.seed).sample(rows, args.n)
         references = {r.prompt: r.meta.get("reference", r.prompt) for r in rows}
@@ -343,18 +336,16 @@ def main(argv=None):
             _, low, high, n = metrics.interval(report[name].pop("values"))
             report[name] |= {"low": low, "high": high, "n": n}
         path = Path(args.out or f"{files[0]}.agreement.json")
-        path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        write_file(path, json.dumps(report, indent=1))
     except (ValueError, OSError, ImportError) as error:
-        metrics.fail(error)
-    columns = ("accuracy", "low", "high", "chosen_first", "chosen_second", "clear", "close", "ties",
-               "unparseable")
-    columns = [c for c in columns if c in report["length"]]
+        fail(error)
+    columns = [c for c in ("accuracy", "low", "high", "chosen_first", "chosen_second", "clear",
+                           "close", "ties", "unparseable") if c in report["length"]]
     width = max(map(len, report))
     print(f"{len(rows)} comparisons\n{'':{width}}  " + "  ".join(columns))
     for name, row in report.items():
-        print(f"{name:{width}}  " + "  ".join(
-            f"{row[c]:{len(c)}.3f}" if isinstance(row[c], float) else f"{row[c]:{len(c)}}"
-            for c in columns))
+        cells = (f"{row[c]:{len(c)}{'.3f' * isinstance(row[c], float)}}" for c in columns)
+        print(f"{name:{width}}  " + "  ".join(cells))
     print(f"wrote {path}")
 
 

@@ -7,6 +7,7 @@ formats. Each of the tables below is read in both directions, to load a model an
 Nothing that is read here can execute code.
 """
 
+import importlib
 import json
 import os
 import re
@@ -14,12 +15,10 @@ import shutil
 import zipfile
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
-# --------------------------------------------------------------------------------------------
-# Where a model is
+# ---- Where a model is ----------------------------------------------------------------------------
 
 GPT2 = re.compile(r"(openai-community/)?gpt2(-medium|-large|-xl)?")  # OpenAI's own four
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -42,18 +41,14 @@ def find(name, tensors=True):
     """
     if Path(name).is_dir():
         return Path(name)
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{name} is no folder, and to fetch it from the hub you need "
-                                  f"`pip install huggingface_hub`.") from None
-    fetch = partial(snapshot_download, Path(name).as_posix())
+    hub = package("huggingface_hub", f"{name} is no folder here, and fetching it from the hub")
+    fetch = partial(hub.snapshot_download, Path(name).as_posix())
     try:
         folder = Path(fetch(allow_patterns=SMALL_FILES + [f"{kind}.index.json" for kind in KINDS]))
         for kind in KINDS if tensors else ():
-            names = shard_names(folder, kind)
-            fetch(allow_patterns=names)
-            if all((folder / name).is_file() for name in names):
+            paths = shards(folder, kind) or [folder / kind]
+            fetch(allow_patterns=[path.relative_to(folder).as_posix() for path in paths])
+            if all(path.is_file() for path in paths):
                 break
     except Exception as error:  # a wrong name, no network, a gate: each library its own errors
         raise OSError(f"{name} is neither a file nor a folder here, and could not be fetched from "
@@ -62,28 +57,44 @@ def find(name, tensors=True):
     return folder
 
 
+def package(name, subject):
+    """An optional package, or a module of it; a sentence with the pip command if it is absent."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f"{subject} needs `pip install {name.split('.')[0]}`.") from None
+
+
 def read_json(path):
     """A JSON object from a file; None if there is no such file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again.") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object: fetch it again.")
-    return found
+    return content
 
 
-# --------------------------------------------------------------------------------------------
-# Settings: config.json
+def shards(folder, kind):
+    """The files that hold tensors of one kind: a single one, or those of an index, or none."""
+    if (folder / kind).is_file():
+        return [folder / kind]
+    index = read_json(folder / f"{kind}.index.json") or {"weight_map": {}}
+    if not isinstance(index.get("weight_map"), dict):
+        raise ValueError(f"{folder / kind}.index.json has no weight_map: fetch it again.")
+    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
+# ---- Settings: config.json -----------------------------------------------------------------------
 
 # family: what of ModelConfig is the same in all of its models
+LAYER_NORM = dict(norm="layer", positions="learned", bias=True, qkv_bias=False)
 STYLES = {
-    "gpt2": dict(norm="layer", activation="gelu", positions="learned", bias=True, qkv_bias=False,
-                 norm_first=True, embed_width=0),
-    "opt": dict(norm="layer", activation="relu", positions="learned", bias=True, qkv_bias=False,
-                norm_eps=1e-5),
+    "gpt2": dict(LAYER_NORM, activation="gelu", norm_first=True, embed_width=0),
+    "opt": dict(LAYER_NORM, activation="relu", norm_eps=1e-5),
     "llama": dict(norm="rms", activation="swiglu", positions="rotary", bias=False, qkv_bias=False,
                   norm_first=True, embed_width=0),
 }
@@ -113,7 +124,7 @@ CLASSES = {"gpt2": "GPT2LMHeadModel", "opt": "OPTForCausalLM", "llama": "LlamaFo
 ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
-def need(config, key, path):
+def number(config, key, path):
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{path} has {key}={value!r}, and a number is needed.")
@@ -136,11 +147,10 @@ def settings(folder):
     """Family and fields of ModelConfig; ValueError for a model that computes anything else."""
     path, config = folder / "config.json", read_config(folder)
     family = config["model_type"]
-    fields = {ours: need(config, theirs, path) for ours, theirs in FIELDS[family].items()}
-    fields = STYLES[family] | fields
-    channels, heads = fields["channels"], fields["heads"]
-    options = dict(OPTIONS[family])
-    fields["kv_heads"] = heads
+    options = OPTIONS[family] | {"quantization_config": (None,)}
+    fields = STYLES[family] | {
+        ours: number(config, theirs, path) for ours, theirs in FIELDS[family].items()}
+    channels, fields["kv_heads"] = fields["channels"], fields["heads"]
     fields["tied"] = config.get("tie_word_embeddings", family in ("gpt2", "opt"))
     if family == "gpt2":
         fields["hidden"] = config.get("n_inner") or 4 * channels
@@ -149,18 +159,15 @@ def settings(folder):
         fields["embed_width"] = 0 if width == channels else width
         fields["norm_first"] = config.get("do_layer_norm_before", True)
     else:
-        fields["kv_heads"] = config.get("num_key_value_heads") or heads
+        fields["kv_heads"] = config.get("num_key_value_heads") or fields["heads"]
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         fields["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10000.0))
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            raise ValueError(f"{path} has rope_scaling of type {kind!r}, and only 'llama3' or none "
-                             f"is supported.")
         if kind == "llama3":
-            fields["rope_scaling"] = tuple(need(rope, key, path) for key in ROPE)
-        options |= {"head_dim": (channels // max(heads, 1), None), "partial_rotary_factor": (1.0,)}
-        config = {**rope, **config}
-    options["quantization_config"] = (None,)
+            fields["rope_scaling"] = tuple(number(rope, key, path) for key in ROPE)
+        options |= {"head_dim": (channels // max(fields["heads"], 1), None),
+                    "partial_rotary_factor": (1.0,), "rope_type": ("default", "llama3")}
+        config = {**rope, **config, "rope_type": kind}
     for name, values in options.items():
         if config.get(name, values[0]) not in values:
             raise ValueError(f"{path} has {name}={config[name]!r}, and for {family} only "
@@ -171,14 +178,13 @@ def settings(folder):
 
 def ends(folder, config):
     """Ids that end a text, the model's own first."""
-    both = (config.get("eos_token_id"),
-            (read_json(folder / "generation_config.json") or {}).get("eos_token_id"))
-    lists = [x if isinstance(x, list) else [] if x is None else [x] for x in both]
-    return list(dict.fromkeys(lists[0] + lists[1]))
+    generation = read_json(folder / "generation_config.json") or {}
+    lists = [ids if isinstance(ids, list) else [ids] for ids in (
+        config.get("eos_token_id"), generation.get("eos_token_id"))]
+    return [i for i in dict.fromkeys(lists[0] + lists[1]) if i is not None]
 
 
-# --------------------------------------------------------------------------------------------
-# Tensors
+# ---- Tensors -------------------------------------------------------------------------------------
 
 # family: our module's name, then the hub's; several fill one of ours from the top down
 OPT = {"embed": "embed_tokens", "position": "embed_positions", "project_in": "project_in",
@@ -205,7 +211,7 @@ def places(model, family):
     {the hub's name of a tensor: the part of our parameters that holds it}. The parts are views: to
     copy into them is to load, and to write them is to export. GPT-2's matrices are transposed.
     """
-    config, found = model.config, {}
+    config, parts = model.config, {}
     width = config.channels // config.heads
     for ours, value in model.named_parameters():
         (module, kind), block = ours.rsplit(".", 1), ""
@@ -219,64 +225,38 @@ def places(model, family):
         prefix = "" if module == "lm_head" else PREFIX[family]
         for name, part in zip(theirs, value.detach().split(sizes)):
             turned = family == "gpt2" and block and part.dim() == 2
-            found[f"{prefix}{block}{name}.{kind}"] = part.T if turned else part
-    return found
-
-
-def shard_names(folder, kind):
-    """The files that hold the tensors, by the index of a model that is kept in several."""
-    index = read_json(folder / f"{kind}.index.json")
-    if index is None:
-        return [kind]
-    if not isinstance(index.get("weight_map"), dict):
-        raise ValueError(f"{folder / kind}.index.json has no weight_map: fetch it again.")
-    return sorted(set(index["weight_map"].values()))
-
-
-def shards(folder):
-    for kind in KINDS:
-        if (folder / kind).is_file():
-            return [folder / kind]
-        if (folder / f"{kind}.index.json").is_file():
-            paths = [folder / name for name in shard_names(folder, kind)]
-            for path in paths:
-                if not path.is_file():
-                    raise FileNotFoundError(f"{path} does not exist, and {kind}.index.json says "
-                                            f"that it holds tensors: fetch it again.")
-            return paths
-    raise FileNotFoundError(f"{folder} holds neither {' nor '.join(KINDS)}.")
+            parts[f"{prefix}{block}{name}.{kind}"] = part.T if turned else part
+    return parts
 
 
 def tensors(path):
-    """Yields (name, shape, a function that reads the tensor) for each tensor of a file."""
-    if path.suffix == ".safetensors":
-        safe_open = safetensors(path).safe_open
-        try:
-            file = safe_open(path, "pt")
-        except Exception as error:  # SafetensorError is no ValueError
-            raise ValueError(f"{path} is damaged ({error}): fetch it again.") from error
-        with file:
-            for name in file.keys():
-                shape = tuple(file.get_slice(name).get_shape())
-                yield name, shape, partial(file.get_tensor, name)
-        return
-    try:  # mapped, not read: a tensor comes into memory when it is copied (zip files only)
+    """(name, shape, a function that reads the tensor) of each tensor of a file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, and by the index of its folder it holds "
+                                f"tensors: fetch it again.")
+    library = package("safetensors", path) if path.suffix == ".safetensors" else None
+    try:
+        if library:
+            file = library.safe_open(path, "pt")
+            return [(name, tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
+                    for name in file.keys()]
+        # mapped, not read: a tensor comes into memory when it is copied (zip files only)
         held = torch.load(path, map_location="cpu", weights_only=True,
                           mmap=zipfile.is_zipfile(path))
-        found = [(name, tuple(value.shape), partial(held.get, name))
-                 for name, value in held.items()]
-    except Exception as error:  # truncated, foreign, or more than tensors: torch has many ways
+        return [(name, tuple(value.shape), partial(held.get, name)) for name, value in held.items()]
+    except Exception as error:  # truncated or foreign: SafetensorError, and torch has many ways
         raise ValueError(f"{path} is damaged or holds more than tensors: fetch it "
                          f"again.") from error
-    yield from found
 
 
-def safetensors(path):
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{path} needs `pip install safetensors`.") from None
-    return safetensors
+def renamed(path, prefix):
+    """Yields (the name that `transformers` writes, the file's own name, shape, a function that
+    reads it) for each tensor of a file: older ones lack the prefix, and hold buffers besides."""
+    for own, shape, read in tensors(path):
+        short = re.sub(r"^(transformer|model)\.(decoder\.)?|^decoder\.", "", own)
+        name = own if short == "lm_head.weight" else prefix + short
+        if not BUFFERS.fullmatch(name):
+            yield name, own, shape, read
 
 
 def fill(model, family, folder, device, dtype):
@@ -285,68 +265,55 @@ def fill(model, family, folder, device, dtype):
     names and shapes are checked first, from the files' headers. One tensor is in memory beside the
     model at a time, or one file, if it is a .bin of before 2020.
     """
-    paths, prefix = shards(folder), PREFIX[family]
-    wanted = {name: tuple(part.shape) for name, part in places(model, family).items()}
-    table = f"{prefix}embed_positions.weight"
-    if family == "opt":
-        rows, columns = wanted[table]
-        wanted[table] = (rows + OFFSET, columns)
-    tied = "lm_head.weight" not in wanted  # many files hold it all the same
-    if tied:
-        wanted["lm_head.weight"] = wanted[f"{prefix}{NAMES[family]['embed']}.weight"]
+    paths = next(filter(None, (shards(folder, kind) for kind in KINDS)), None)
+    if paths is None:
+        raise FileNotFoundError(f"{folder} holds neither {' nor '.join(KINDS)}.")
+    parts = places(model, family)
+    shapes = {name: tuple(part.shape) for name, part in parts.items()}
+    table = f"{PREFIX[family]}embed_positions.weight"
+    if table in shapes:
+        shapes[table] = (shapes[table][0] + OFFSET, shapes[table][1])
+    shapes.setdefault("lm_head.weight", tuple(model.embed.weight.shape))  # tied, and yet in files
 
-    # each file has a function of its own for both passes: with it goes what it held of the file
+    # each file has a function of its own for each pass: with it goes what it held of the file
     def check(path):
-        for name, its, shape, _ in known(path, prefix):
-            if name not in wanted:
-                raise ValueError(f"{path} holds {its}, which this {family} model has no place for.")
-            if shape != wanted[name]:
-                raise ValueError(f"{path}: {its} has shape {shape}, and by config.json it should "
-                                 f"be {wanted[name]}.")
+        for name, own, shape, _ in renamed(path, PREFIX[family]):
+            if name not in shapes:
+                raise ValueError(f"{path} holds {own}, which this {family} model has no place for.")
+            if shape != shapes[name]:
+                raise ValueError(f"{path}: {own} has shape {shape}, and by config.json it should "
+                                 f"be {shapes[name]}.")
             yield name
 
-    found = {name for path in paths for name in check(path)}
-    missing = [name for name in wanted if name not in found and not (tied and "lm_head" in name)]
+    stored = {name for path in paths for name in check(path)}
+    missing = [name for name in parts if name not in stored]
     if missing:
         more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
         raise ValueError(f"{folder}: {missing[0]}{more} missing from {paths[0].name}"
                          f"{' and its other parts' if len(paths) > 1 else ''}.")
     model.to(dtype).to_empty(device=device)
-    into = places(model, family)
+    parts = places(model, family)
 
-    def read_file(path):
-        for name, its, _, read in known(path, prefix):
+    def read_file(path, names):
+        for name, own, _, read in renamed(path, PREFIX[family]):
+            if name not in names:
+                continue
             value = read()
             if not value.is_floating_point():
-                raise ValueError(f"{path}: {its} is {value.dtype}, and only floating-point weights "
+                raise ValueError(f"{path}: {own} is {value.dtype}, and only floating-point weights "
                                  f"are supported.")
-            if name in into:
-                into[name].copy_(value[OFFSET:] if family == "opt" and name == table else value)
-
-    def check_tied(path):
-        for name, its, _, read in known(path, prefix):
-            if name not in into and not torch.equal(read().to(model.embed.weight),
-                                                    model.embed.weight):
-                raise ValueError(f"{path}: {its} differs from the embedding, and by config.json "
+            if name in parts:
+                parts[name].copy_(value[OFFSET:] if name == table else value)
+            elif not torch.equal(value.to(model.embed.weight), model.embed.weight):
+                raise ValueError(f"{path}: {own} differs from the embedding, and by config.json "
                                  f"they are tied (tie_word_embeddings).")
 
-    for visit in (read_file, check_tied) if tied and "lm_head.weight" in found else (read_file,):
+    for names in filter(None, (parts.keys(), stored - parts.keys())):  # what is tied comes last
         for path in paths:
-            visit(path)
+            read_file(path, names)
 
 
-def known(path, prefix):
-    """Yields (the name that `transformers` writes, the file's own name, shape, a function that
-    reads it) for each tensor of a file: older ones lack the prefix, and hold buffers besides."""
-    for its, shape, read in tensors(path):
-        short = re.sub(r"^(transformer|model)\.(decoder\.)?|^decoder\.", "", its)
-        name = its if short == "lm_head.weight" else prefix + short
-        if not BUFFERS.fullmatch(name):
-            yield name, its, shape, read
-
-
-# --------------------------------------------------------------------------------------------
-# Tokenisers
+# ---- Tokenisers ----------------------------------------------------------------------------------
 
 # LLaMA 3's rule for what may become one token, from its release
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+"
@@ -366,25 +333,14 @@ def tokenizer(name, prompt_tokens, response_tokens):
     return Tokenizer(name, prompt_tokens, response_tokens)
 
 
-def tokenizers(path):
-    try:
-        import tokenizers
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{path} needs `pip install tokenizers`.") from None
-    return tokenizers
-
-
 class Pieces:
     """A tokenizer.json, with what Tokenizer uses of a tiktoken.Encoding: text to ids and back."""
 
-    def __init__(self, spec, path):
-        spec |= {"truncation": None, "padding": None}
-        self.spec = json.loads(json.dumps(spec))  # as it is now, for an export
+    def __init__(self, text, path):
+        library, spec = package("tokenizers", path), json.loads(text)
         self.own_space = without_space(spec)
         try:
-            self.tokenizer = tokenizers(path).Tokenizer.from_str(json.dumps(spec))
-        except ModuleNotFoundError:
-            raise
+            self.tokenizer = library.Tokenizer.from_str(json.dumps(spec))
         except Exception as error:  # the library raises plain Exceptions
             raise ValueError(f"{path} is not a tokeniser that the installed version of tokenizers "
                              f"can read ({error}).") from error
@@ -411,42 +367,62 @@ def without_space(spec):
     the text begins: left to the library, a response would begin with two, and a prompt's last line
     with one that nobody wrote.
     """
-    found = None
+    own_space = None
     for key, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
         top = spec.get(key) or {}
         parts = top.get(inner, [top] if top else [])
         for part in parts:
             if part["type"] == "Metaspace":
-                scheme = part.get("prepend_scheme",
-                                  "always" if part.get("add_prefix_space", True) else "never")
-                found = found or (None if scheme == "never" else "unless")
-                part |= {"prepend_scheme": "never"}
-                part.pop("add_prefix_space", None)
+                older = "always" if part.pop("add_prefix_space", True) else "never"
+                if part.get("prepend_scheme", older) != "never":
+                    own_space = own_space or "unless"
+                part["prepend_scheme"] = "never"
             elif part["type"] == "ByteLevel" and part.get("add_prefix_space"):
-                found, part["add_prefix_space"] = "unless", False
+                own_space, part["add_prefix_space"] = "unless", False
             elif part["type"] == "Prepend":
-                found = "always"
+                own_space = "always"
         parts = [part for part in parts if part["type"] != "Prepend"]
         spec[key] = {"type": "Sequence", inner: parts} if parts else None
-    return found
+    return own_space
 
 
 def vocabulary(folder):
     """
-    What Tokenizer needs to know of a pretrained model: encoding, lead, special, eos, bos,
-    vocab_size (the model's, which may have more rows than there are tokens) and parts, which make
-    the fingerprint. By tiktoken where its files can be read so (GPT-2's vocab.json with merges.txt,
-    LLaMA 3's tokenizer.model), else by `tokenizers` (tokenizer.json, OPT's vocab.json).
+    What Tokenizer keeps of a pretrained model: special, eos, bos, vocab_size (the model's, which
+    may have more rows than there are tokens), and ranks with a pattern, for tiktoken, where its
+    files can be read so (GPT-2's vocab.json with merges.txt, LLaMA 3's tokenizer.model), else a
+    spec, for `tokenizers` (tokenizer.json, OPT's vocab.json); and the Pieces made of a spec.
     """
+    from . import bpe
+
     config, path = read_config(folder), folder / "config.json"
-    family, vocab_size = config["model_type"], need(config, "vocab_size", path)
+    family, vocab_size = config["model_type"], number(config, "vocab_size", path)
     notes = read_json(folder / "tokenizer_config.json") or {}
-    encoding, special, id_of, bos = encoding_of(folder, family, config)
-    said = {}
-    for name in ("bos_token", "eos_token"):  # text, or an object with its text as "content"
+    ranks, pattern, special, bos = read_ranks(folder, family, vocab_size)
+    if ranks:
+        kept = {"ranks": bpe.dump(ranks), "pattern": pattern}
+        pieces, id_of, ids = None, special.get, len(ranks)
+    else:
+        spec, source = read_spec(folder, family)
+        kept = {"spec": json.dumps(spec | {"truncation": None, "padding": None}, sort_keys=True)}
+        pieces = Pieces(kept["spec"], source)
+        library, id_of = pieces.tokenizer, pieces.tokenizer.token_to_id
+        never = {t["id"] for t in spec.get("added_tokens", ()) if t.get("special")}
+        ids = max(set(library.get_vocab().values()) - never, default=-1) + 1
+        if source.name == "vocab.json" and family == "opt":
+            bos = config.get("bos_token_id")
+        else:
+            whole, bare = (library.encode("a", add_special_tokens=x).ids for x in (True, False))
+            bos = whole[0] if whole[:1] != bare[:1] else None
+    if ids > vocab_size:  # an id that is too large would be taken for PAD
+        raise ValueError(f"{folder}: the tokeniser has {ids} ids, and by config.json the model "
+                         f"only {vocab_size}: one of them belongs to another model.")
+
+    def noted(name):  # text, or an object with its text as "content"
         text = notes.get(name)
-        said[name] = id_of(text["content"] if isinstance(text, dict) else text) if text else None
-    eos = next((i for i in (said["eos_token"], *ends(folder, config))
+        return id_of(text["content"] if isinstance(text, dict) else text) if text else None
+
+    eos = next((i for i in (noted("eos_token"), *ends(folder, config))
                 if i is not None and i < vocab_size), None)
     if eos is None:
         raise ValueError(f"{path} has no eos_token_id below vocab_size={vocab_size}, and "
@@ -454,97 +430,75 @@ def vocabulary(folder):
     if notes.get("add_bos_token") is False:
         bos = None
     elif bos is None and notes.get("add_bos_token"):
-        bos = config.get("bos_token_id") if said["bos_token"] is None else said["bos_token"]
-    if isinstance(encoding, Pieces):  # an id that is too large would be taken for PAD
-        parts, lead = json.dumps(encoding.spec, sort_keys=True), encoding.lead
-        never = {t["id"] for t in encoding.spec.get("added_tokens", ()) if t.get("special")}
-        ids = max(set(encoding.tokenizer.get_vocab().values()) - never, default=-1) + 1
-    else:
-        parts, lead = sorted(encoding._mergeable_ranks.items(), key=lambda item: item[1]), None
-        ids = len(parts)
-    if ids > vocab_size:
-        raise ValueError(f"{folder}: the tokeniser has {ids} ids, and by config.json the model "
-                         f"only {vocab_size}: one of them belongs to another model.")
-    return SimpleNamespace(encoding=encoding, lead=lead, special=special, eos=eos, bos=bos,
-                           vocab_size=vocab_size, parts=(parts, eos, bos, vocab_size))
+        bos = noted("bos_token")
+        bos = config.get("bos_token_id") if bos is None else bos
+    kept |= {"special": special, "eos": eos, "bos": bos, "vocab_size": vocab_size}
+    return kept, pieces
 
 
-def encoding_of(folder, family, config):
-    """The encoding, its special tokens if it is tiktoken's, a function from a token's text to its
-    id (None: no such token), and the BOS that it puts before a text."""
-    def by_tiktoken(ranks, pattern, special, bos):
-        import tiktoken
-
-        encoding = tiktoken.Encoding(str(folder), pat_str=pattern, mergeable_ranks=ranks,
-                                     special_tokens=special)
-        return encoding, special, special.get, bos
-
+def read_ranks(folder, family, vocab_size):
+    """What tiktoken needs: ranks (None if the files are of another kind), pattern, special tokens;
+    and the BOS that stands before a text."""
     from . import bpe
 
-    vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
-    vocab = read_json(vocab_path) if merges_path.is_file() else None
-    if family == "gpt2" and vocab and (ranks := ranks_of(vocab, read_merges(merges_path))):
-        special = {token: i for token, i in vocab.items() if i >= len(ranks)}
-        return by_tiktoken(ranks, bpe.PATTERN, special, None)
-    model = next((p for p in (folder / "tokenizer.model", folder / "original" / "tokenizer.model")
-                  if p.is_file() and is_tiktoken(p)), None)
-    if model:
-        ranks = bpe.load(model)
-        count = need(config, "vocab_size", folder / "config.json") - len(ranks)
-        special = {LLAMA3_SPECIAL.get(n, f"<|reserved_{n}|>"): len(ranks) + n for n in range(count)}
-        return by_tiktoken(ranks, LLAMA3, special, len(ranks))
+    if family == "gpt2" and (folder / "merges.txt").is_file():
+        vocab, merges = read_merges(folder)
+        tokens = [*sorted(BYTE, key=lambda letter: vocab.get(letter, -1)), *map("".join, merges)]
+        if all(vocab.get(token) == i for i, token in enumerate(tokens)):  # in the merges' order
+            ranks = {bytes(BYTE[letter] for letter in token): i for i, token in enumerate(tokens)}
+            special = {token: i for token, i in vocab.items() if i >= len(ranks)}
+            return ranks, bpe.PATTERN, special, None
+    for path in (folder / "tokenizer.model", folder / "original" / "tokenizer.model"):
+        content = path.read_bytes() if path.is_file() else b""
+        if re.match(rb"[A-Za-z0-9+/=]+ \d+\r?\n", content):  # not SentencePiece's protocol buffer
+            ranks = bpe.undump(content, path)
+            special = {LLAMA3_SPECIAL.get(n, f"<|reserved_{n}|>"): len(ranks) + n
+                       for n in range(vocab_size - len(ranks))}
+            return ranks, LLAMA3, special, len(ranks)
+    return None, None, {}, None
+
+
+def read_spec(folder, family):
+    """A tokenizer.json, found or made, and the file that it came from."""
     path = folder / "tokenizer.json"
     spec = read_json(path)
-    if spec is None and vocab and family in ("gpt2", "opt"):
-        path, spec = vocab_path, from_merges(vocab, read_merges(merges_path), vocab_path)
+    if spec is None and family in ("gpt2", "opt") and (folder / "merges.txt").is_file():
+        path, (vocab, merges) = folder / "vocab.json", read_merges(folder)
+        named = {"".join(pair) for pair in merges} | BYTE.keys()
+        special = [token for token in vocab if token not in named]  # <s>, </s>, ...
+        spec = byte_level(path, vocab, merges, special) if vocab else None
     if spec is None:
         raise FileNotFoundError(
             f"{folder} has no tokeniser: no tokenizer.json, no vocab.json with merges.txt, and no "
             f"tokenizer.model in tiktoken's format (if there is one of SentencePiece's, load and "
             f"save the tokeniser once with transformers, which writes tokenizer.json).")
-    pieces = Pieces(spec, path)
-    whole, bare = (pieces.tokenizer.encode("a", add_special_tokens=x).ids for x in (True, False))
-    bos = whole[0] if whole[:1] != bare[:1] else None
-    if path == vocab_path and family == "opt":
-        bos = config.get("bos_token_id")
-    return pieces, {}, pieces.tokenizer.token_to_id, bos
+    return spec, path
 
 
-def is_tiktoken(path):
-    """Whether lines of base64 and a rank, and not SentencePiece's protocol buffer."""
-    with open(path, "rb") as f:
-        return bool(re.fullmatch(rb"[A-Za-z0-9+/=]+ \d+\s*", f.readline(4096)))
-
-
-def read_merges(path):
-    """The pairs of a merges.txt, best first."""
+def read_merges(folder):
+    """GPT-2's pair of files: {token: id} of vocab.json and the pairs of merges.txt, best first."""
+    path = folder / "merges.txt"
     lines = path.read_text(encoding="utf-8").split("\n")
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     for number, pair in enumerate(pairs, 1):
         if len(pair) != 2:
             raise ValueError(f"{path}: merge {number} is not two tokens but {' '.join(pair)!r}.")
-    return [tuple(pair) for pair in pairs]
+    return read_json(folder / "vocab.json") or {}, pairs
 
 
-def ranks_of(vocab, merges):
-    """Tokens as bytes -> rank, if ids are in the order of the merges as GPT-2's are; else None."""
-    tokens = [*sorted(BYTE, key=lambda letter: vocab.get(letter, -1)), *map("".join, merges)]
-    if any(vocab.get(token) != i for i, token in enumerate(tokens)):
-        return None
-    return {bytes(BYTE[letter] for letter in token): i for i, token in enumerate(tokens)}
-
-
-def from_merges(vocab, merges, path):
-    """A tokenizer.json for GPT-2's way of cutting text, whatever the order of the ids."""
-    t = tokenizers(path)
+def byte_level(path, vocab, merges, special, pattern=None, **options):
+    """A tokenizer.json of a BPE over bytes, which cuts text as GPT-2 does, or by a pattern."""
+    t = package("tokenizers", path)
     try:
-        out = t.Tokenizer(t.models.BPE(vocab, merges))
+        out = t.Tokenizer(t.models.BPE(vocab, merges, **options))
     except Exception as error:
         raise ValueError(f"{path} and merges.txt do not go together ({error}).") from error
-    out.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    out.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not pattern)
+    if pattern:
+        split = t.pre_tokenizers.Split(t.Regex(pattern), "isolated")
+        out.pre_tokenizer = t.pre_tokenizers.Sequence([split, out.pre_tokenizer])
     out.decoder = t.decoders.ByteLevel()
-    named = {"".join(pair) for pair in merges} | BYTE.keys()
-    out.add_special_tokens([token for token in vocab if token not in named])  # <s>, </s>, ...
+    out.add_special_tokens(special)
     return json.loads(out.to_str())
 
 
@@ -553,27 +507,17 @@ def from_ranks(encoding, special):
     A tokenizer.json for a vocabulary of tiktoken's. Every way to cut a token in two that are tokens
     is a merge, in the order of the ranks: that is what a rank means.
     """
-    t, ranks = tokenizers("the export"), encoding._mergeable_ranks
+    ranks = encoding._mergeable_ranks
     spell = lambda token: "".join(LETTER[b] for b in token)
-    merges = []
-    for token in sorted(ranks, key=ranks.get):
-        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
-        merges += [(spell(a), spell(b)) for a, b in cuts if a in ranks and b in ranks]
-    out = t.Tokenizer(t.models.BPE({spell(token): i for token, i in ranks.items()}, merges,
-                                   ignore_merges=True))
-    if encoding._pat_str == LLAMA3:
-        split = t.pre_tokenizers.Split(t.Regex(LLAMA3), "isolated")
-        out.pre_tokenizer = t.pre_tokenizers.Sequence(
-            [split, t.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    else:  # GPT-2's rule is built in
-        out.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    out.decoder = t.decoders.ByteLevel()
-    out.add_special_tokens(sorted(special, key=special.get))
-    return json.loads(out.to_str())
+    cuts = [(token[:i], token[i:]) for token in sorted(ranks, key=ranks.get)
+            for i in range(1, len(token))]
+    return byte_level("the export", {spell(token): i for token, i in ranks.items()},
+                      [(spell(a), spell(b)) for a, b in cuts if a in ranks and b in ranks],
+                      sorted(special, key=special.get), ignore_merges=True,
+                      pattern=LLAMA3 if encoding._pat_str == LLAMA3 else None)
 
 
-# --------------------------------------------------------------------------------------------
-# Export
+# ---- Export --------------------------------------------------------------------------------------
 
 
 def write(model, record, folder):
@@ -592,7 +536,7 @@ def write(model, record, folder):
     if family is None:
         raise ValueError(f"a network with norm={c.norm!r}, activation={c.activation!r}, positions="
                          f"{c.positions!r} and bias={c.bias} is none of {', '.join(STYLES)}.")
-    save_file = safetensors("the export").torch.save_file
+    save_file = package("safetensors.torch", "the export").save_file
     config = {theirs: getattr(c, ours) for ours, theirs in FIELDS[family].items()}
     config |= {name: values[0] for name, values in OPTIONS[family].items()}
     config |= {"model_type": family, "architectures": [CLASSES[family]],
@@ -614,16 +558,15 @@ def write(model, record, folder):
         name = f"{PREFIX[family]}embed_positions.weight"
         weights[name] = torch.cat([weights[name].new_zeros(OFFSET, c.channels), weights[name]])
 
-    spec = text.encoding.spec if isinstance(text.encoding, Pieces) else \
-        from_ranks(text.encoding, text.special)
-    t = tokenizers("the export")
-    out = t.Tokenizer.from_str(json.dumps(spec))
+    spec = text.kept.get("spec") or json.dumps(from_ranks(text.encoding, text.special))
+    t = package("tokenizers", "the export")
+    out = t.Tokenizer.from_str(spec)
     names = {"bos_token": text.bos, "eos_token": text.eos}
     names = {key: out.id_to_token(i) for key, i in names.items() if i is not None}
-    start = [(names["bos_token"], text.bos)] if text.bos is not None else []
-    first = [token for token, _ in start]
+    start = [names["bos_token"]] if text.bos is not None else []
     out.post_processor = t.processors.TemplateProcessing(
-        single=[*first, "$A"], pair=[*first, "$A", "$B"], special_tokens=start)
+        single=[*start, "$A"], pair=[*start, "$A", "$B"],
+        special_tokens=[(token, text.bos) for token in start])
 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # the folder, whole, or none
     try:

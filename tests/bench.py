@@ -43,7 +43,8 @@ import model as m
 import ppo
 import reward
 import sft
-from data import collect
+from data import checkpoint, collect, gpu, networks, optim, run
+from data.run import pick_device
 from tests import memory
 
 ROWS, PROMPT, NEW = 64, 64, 32  # prompts of an iteration, and tokens
@@ -82,11 +83,11 @@ def seconds(calls, device, repeats=5):
 @contextlib.contextmanager
 def eager():
     "Every step of decoding is started by Python, where whoever counts can see it."
-    recorded, m.recorded = m.recorded, lambda step: (step(), step)[1]
+    recorded, gpu.recorded = gpu.recorded, lambda step: (step(), step)[1]
     try:
         yield
     finally:
-        m.recorded = recorded
+        gpu.recorded = recorded
 
 
 @eager()
@@ -217,15 +218,15 @@ def scoring(config, device, dtype, against):
 def training(config, device, dtype, against):
     "SFT on equal rows of which every token counts, as in pretraining: nanoGPT's loop."
     network, rows = m.Transformer(config).to(device), 16
-    optimizer = m.adamw(network, 1e-4)
+    optimizer = optim.adamw(network, 1e-4)
     ids = tokens(config, rows, PROMPT + NEW).to(device)
     positions = torch.arange(1, PROMPT + NEW, device=device).expand(rows, -1)
     is_response = torch.ones_like(positions, dtype=torch.bool)
 
     def step(network, optimizer, loss):
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            value = loss()
-        value.backward()
+            found = loss()
+        found.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -243,7 +244,7 @@ def training(config, device, dtype, against):
 def ragged(config, device, dtype, against):
     "SFT on rows of the study's lengths, against padding each batch to its longest row."
     network, random = m.Transformer(config).to(device), np.random.default_rng(0)
-    optimizer = m.adamw(network, 1e-4)
+    optimizer = optim.adamw(network, 1e-4)
     rows = [([1] * int(p), [1] * int(r)) for p, r in zip(
         random.integers(PROMPT // 4, PROMPT, 128), random.integers(NEW // 4, NEW, 128))]
     lengths = [len(p) + len(r) for p, r in rows]
@@ -262,11 +263,11 @@ def ragged(config, device, dtype, against):
 
 def ranking(config, device, dtype, against):
     "The reward model's step on pairs that share their prompt, as comparisons do."
-    network = m.scalar_from(m.Transformer(config)).to(device)
-    optimizer, pairs = m.adamw(network, 1e-4), 16
+    network = networks.scalar_copy(m.Transformer(config)).to(device)
+    optimizer, pairs = optim.adamw(network, 1e-4), 16
     prompts = tokens(config, pairs, PROMPT).tolist()
     answers = [tokens(config, 2, NEW, seed).tolist() for seed in range(pairs)]
-    ids, segment, last = data.join_groups(prompts, answers, config.vocab_size)
+    ids, segment, ends = data.join_groups(prompts, answers, config.vocab_size)
     ids, segment = ids.to(device), segment.to(device)
 
     def step(scores, optimizer):
@@ -274,7 +275,7 @@ def ranking(config, device, dtype, against):
         reward.loss(chosen, rejected)[0].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    calls = {"plain": lambda: step(lambda: network(ids, segment=segment)[last], optimizer)}
+    calls = {"plain": lambda: step(lambda: network(ids, segment=segment)[ends], optimizer)}
     if against:
         other = rival(config, "GPT2ForSequenceClassification", num_labels=1,
                       pad_token_id=0).to(device)
@@ -288,9 +289,9 @@ def ranking(config, device, dtype, against):
 def best_of(config, device, dtype, against):
     "Best of 16 for 16 prompts: sample, score, choose."
     network = m.Transformer(config).to(device, dtype).requires_grad_(False)
-    scorer = m.scalar_from(network).to(device, dtype).requires_grad_(False)
+    scorer = networks.scalar_copy(network).to(device, dtype).requires_grad_(False)
     prompts, n = tokens(config, 16, PROMPT).tolist(), 16
-    fn = reward.reward_fn(scorer, config.vocab_size)
+    fn = reward.scorer(scorer, config.vocab_size)
 
     def call():
         ids = m.generate(network, prompts, NEW, num_samples=n)
@@ -298,26 +299,26 @@ def best_of(config, device, dtype, against):
     return len(prompts), "prompts", {"plain": call}, None
 
 
-def iteration(config, device, value="reward", frozen=0.0, once=True):
+def iteration(config, device, kind="reward", frozen=0.0, once=True):
     """One iteration of PPO as ppo.py does it, between untrained networks; if not `once`, the frozen
     trunk is computed whenever it is needed."""
-    flags = ppo.Config(batch=ROWS, epochs=2, minibatches=2, value=value, freeze=frozen * once)
+    flags = ppo.Config(batch=ROWS, epochs=2, minibatches=2, value=kind, freeze=frozen * once)
     tokenizer = SimpleNamespace(pad=config.vocab_size, response_tokens=NEW)
     policy = m.Transformer(config)
-    m.freeze(policy, frozen)
-    m.settle(policy, device)
-    reference, scorer = m.fixed(policy), m.scalar_from(policy)
-    head = ppo.value_network(flags, policy, scorer).to(device)
-    scorer = m.fixed(scorer)
-    optimizer = m.adamw(torch.nn.ModuleList([policy, head]), 1e-5)
+    networks.freeze(policy, frozen)
+    networks.to_device(policy, device)
+    ref_policy, scorer = networks.frozen_copy(policy), networks.scalar_copy(policy)
+    value = ppo.value_network(flags, policy, scorer).to(device)
+    reward_fn = reward.scorer(networks.frozen_copy(scorer), config.vocab_size)
+    optimizer = optim.adamw(torch.nn.ModuleList([policy, value]), 1e-5)
     prompts = tokens(config, ROWS, PROMPT).tolist()
     sampler, shuffler = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
 
     def call():
         responses = m.generate(policy, prompts, NEW, generator=sampler)
-        fixed, _ = ppo.experience(flags, policy, head, reference, scorer, prompts, responses, 0.1,
-                                  tokenizer)
-        ppo.update(flags, policy, head, optimizer, fixed, shuffler)
+        rollout, _ = ppo.experience(flags, policy, value, ref_policy, reward_fn, prompts, responses,
+                                    0.1, tokenizer)
+        ppo.update(flags, policy, value, optimizer, rollout, shuffler)
     return call
 
 
@@ -437,11 +438,12 @@ def show(rows, compute, memory):
 PHASES = {  # of a stage: who spends the time, in functions that may call each other
     "sampling": [(m, "generate")], "forward": [(m.Transformer, "forward"), (m, "logprobs")],
     "backward": [(torch.Tensor, "backward")],
-    "optimiser": [(m, "clip_gradients"), (torch.optim.AdamW, "step")],
+    "optimiser": [(optim, "step"), (torch.optim.AdamW, "step")],
     "texts and batches": [(data, "load"), (data, "prompts"), (data, "join"), (data, "join_groups"),
                           (data.Tokenizer, "encode"), (data.Tokenizer, "decode"),
                           (collect, "comparisons"), (collect, "quality")],
-    "figures": [(metrics, "curve")], "checkpoints": [(m, "save"), (m, "load")]}
+    "figures": [(run, "curve")],
+    "checkpoints": [(checkpoint, "save"), (checkpoint, "load")]}
 
 
 def profile(call, device):
@@ -555,7 +557,7 @@ def main(argv=None):
     for part in args.parts:
         if part not in PARTS:
             parser.error(f"there is no {part!r}: choose from {', '.join(PARTS)}")
-    device = m.device(args.device)
+    device = pick_device(args.device)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     if args.profile:
         return profiles(device)

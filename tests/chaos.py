@@ -11,6 +11,7 @@ digests of what has flags in it.
 """
 
 import argparse
+import contextlib
 import functools
 import gc
 import json
@@ -22,16 +23,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 import bon
-import metrics
-import model as m
 import ppo
 import reward
 import rlhf
 import sft
+from data import checkpoint, files
+from data.run import cli, flag
 
 STAGES = {  # module and flags, in the order in which one needs the other
     "sft": (sft, dict(steps=8, batch=5, every=2, eval_size=8)),
@@ -39,7 +41,7 @@ STAGES = {  # module and flags, in the order in which one needs the other
     "ppo": (ppo, dict(steps=6, batch=6, every=2, minibatches=2)),
     "bon": (bon, dict(n=4, pool=6, prompts=8)),
     "rlhf": (rlhf, dict(inputs=4, samples=2))}
-FREE = {"seconds", "tokens_per_second", "config", "settings", "parent", "of"}  # may differ
+FREE = {"seconds", "tokens_per_second", "config", "settings", "parents", "of"}  # may differ
 
 
 def examples(folder, **splits):
@@ -47,42 +49,63 @@ def examples(folder, **splits):
     pairs = [(c, t) for c in "red green blue black white brown".split()
              for t in "hat boat door lamp shoe cake fish book".split()]
     for split, where in {"train": slice(40), "validation": slice(40, None), **splits}.items():
-        metrics.write(folder / f"{split}.jsonl", [
+        files.write_rows(folder / f"{split}.jsonl", [
             {"prompt": f"Name the {c} {t}.\nAnswer:",
              "response": f"The {c} {t}" + " it is" * (i % 3)}
             for i, (c, t) in enumerate(pairs[where])])
-        metrics.write(folder / f"comparisons.{split}.jsonl", [
+        files.write_rows(folder / f"comparisons.{split}.jsonl", [
             {"prompt": f"Name the {c} {t}.\nAnswer:", "chosen": f"The {c} {t}",
              "rejected": f"No {t}" + " no" * (i % 4)} for i, (c, t) in enumerate(pairs[where])])
+
+
+def pretrain(folder, **changes):
+    "A small base of the toy set in `folder` -> its path."
+    return sft.train(sft.Config(**{**dict(
+        stage="base", data=str(folder / "data"), out=str(folder / "base"), steps=4, batch=5,
+        every=99, eval_size=8, layers=2, heads=2, channels=32, context=40, prompt_tokens=24,
+        response_tokens=8, device="cpu"), **changes}))
 
 
 def toy(folder):
     "A small set of examples and comparisons, `folder`/data, and a base that reads it."
     (folder / "data").mkdir(parents=True)
     examples(folder / "data", test=slice(40, 44), far=slice(44, None))
-    flags = dict(data=str(folder / "data"), batch=5, every=99, eval_size=8, device="cpu")
-    return sft.train(sft.Config(stage="base", steps=4, out=str(folder / "base"), layers=2, heads=2,
-                                channels=32, context=40, prompt_tokens=24, response_tokens=8,
-                                **flags))
+    return pretrain(folder)
+
+
+def argv_of(stage, folder, out, /, *more, own=False, **changes):
+    """The command line of a stage on the toy set, with `changes` of its flags, and `more` words.
+    What it stands on is in `folder`/whole, or, if `own`, in its own run folder."""
+    flags = {**STAGES[stage][1], "data": folder / "data", "out": out, "device": "cpu"}
+    if stage in ("sft", "rlhf"):
+        flags["init"] = folder / "base/data/base.pt"
+    elif not own:
+        flags["init"] = folder / "whole/sft/data/sft.pt"
+        if stage in ("ppo", "bon"):
+            flags["reward"] = folder / "whole/reward/data/reward.pt"
+    words = [word for name, value in (flags | changes).items()
+             for word in ([flag(name)] if value is True else [flag(name), value])]
+    return [str(word) for word in (*words, *more)]
+
+
+def go(stage, /, *args, **options):
+    "Run a stage by such a command line; the study's own stages are as small."
+    module = STAGES[stage][0]
+    with contextlib.ExitStack() as patches:
+        for other in (sft, reward, ppo) if stage == "rlhf" else ():
+            patches.enter_context(mock.patch.object(other, "Config", functools.partial(
+                other.Config, **STAGES[other.__name__][1])))
+        return cli(module.Config, module.train, argv_of(stage, *args, **options))
 
 
 def begin(stage, folder, out, *more, before=lambda: None):
-    "Start a stage on the toy set in a process of its own, which does something else `before`."
+    "The same in a process of its own, which does something else `before`."
     def run():
         before()
         sys.stdout = sys.stderr = open(folder / "last.txt", "w", buffering=1)
         torch.set_num_threads(1)
-        for other in (sft, reward, ppo) if stage == "rlhf" else ():  # its stages are as small
-            other.Config = functools.partial(other.Config, **STAGES[other.__name__][1])
-        metrics.cli(module.Config, module.train, list(map(str, argv)))
+        go(stage, folder, out, *more)
 
-    module, flags = STAGES[stage]
-    argv = [word for name, value in flags.items() for word in (metrics.flag(name), value)]
-    argv += ["--data", folder / "data", "--out", out, "--device", "cpu", *more]
-    argv += ["--init", folder / ("base/data/base.pt" if stage in ("sft", "rlhf") else
-                                 "whole/sft/data/sft.pt")]
-    if stage in ("ppo", "bon"):
-        argv += ["--reward", folder / "whole/reward/data/reward.pt"]
     # a copy of this process, which has imported everything already
     process = multiprocessing.get_context("fork").Process(target=run)
     sys.stdout.flush()
@@ -118,7 +141,7 @@ def found(folder):
         name = str(path.relative_to(folder))
         if path.suffix == ".pt":
             record = torch.load(path, weights_only=True)
-            content[name] = m.digest({**record, "meta": bare(record["meta"])})
+            content[name] = checkpoint.digest({**record, "meta": bare(record["meta"])})
         elif path.suffix == ".json":
             content[name] = bare(json.loads(path.read_text()))
         elif path.suffix == ".jsonl":
@@ -155,7 +178,8 @@ def endured(stage, folder, kills, seed):
         elif kill(process, path.parent, rng, span):
             done, halves = done + 1, halves + writes(path.parent)
             for saved in path.parent.glob("*.pt"):  # whole at any moment
-                m.load(saved, "reward" if saved.stem == "reward" else "policy", unfinished=True)
+                kind = "reward" if saved.stem == "reward" else "policy"
+                checkpoint.load(saved, kind, unfinished=True)
             continue
         said, runs = (folder / "last.txt").read_text(), runs + 1
         # killed when all was done: there is nothing to go on with

@@ -124,23 +124,21 @@ def reward_score():
 
 def token_rewards():
     score, old, ref = normal(6, B), normal(7, B, R), normal(8, B, R)
-    found = ppo.token_rewards(score, padded(old), padded(ref), IS_RESPONSE, 0.3)
-    slow = torch.zeros(B, R, dtype=torch.float64)
-    for b, length in enumerate((5, 3, 1)):
-        for t in range(length):
-            slow[b, t] = -0.3 * (old[b, t] - ref[b, t]) + (score[b] if t == length - 1 else 0)
-    yield Row("every token's reward", found, slow)
-    ratio = torch.where(IS_RESPONSE, old - ref, 0.0)
-    yield Row("sums: score - beta KL", found.sum(1), score - 0.3 * ratio.sum(1))
-    half = ppo.token_rewards(score, old, ref, IS_RESPONSE, 0.3, kl="k2").sum(1)
-    yield Row("sums with k2", half, score - 0.15 * (ratio**2).sum(1))
-    third = ppo.token_rewards(score, old, ref, IS_RESPONSE, 0.3, kl="k3").sum(1)
-    yield Row("sums with k3", third, score - 0.3 * (torch.exp(-ratio) - 1 + ratio).sum(1))
+    for kl, formula in {"k1": lambda d: d, "k2": lambda d: d**2 / 2, "abs": abs,
+                        "k3": lambda d: math.exp(-d) - 1 + d}.items():
+        found = ppo.token_rewards(score, padded(old), padded(ref), IS_RESPONSE, 0.3, kl)
+        slow = torch.zeros(B, R, dtype=torch.float64)
+        for b, length in enumerate((5, 3, 1)):
+            for t in range(length):
+                slow[b, t] = -0.3 * formula((old - ref)[b, t].item())
+            slow[b, length - 1] += score[b]
+        yield Row(f"every token's reward, {kl}", found, slow)
+        yield Row("sums over a row", found.sum(1), slow.sum(1))
 
 
 def gae():
     rewards, values = normal(9, B, R), normal(10, B, R)
-    for gamma, lam in ((0.9, 0.8), (1.0, 1.0), (1.0, 0.0)):
+    for gamma, lam in ((0.9, 0.8), (1.0, 0.95), (1.0, 1.0), (1.0, 0.0)):
         slow = torch.zeros(B, R, dtype=torch.float64)
         for b, length in enumerate((5, 3, 1)):
             ahead = [*values[b, 1:length], 0.0]
@@ -191,17 +189,19 @@ def value_loss():
 
 
 def expected_best():
-    scores, values = normal(17, 7).numpy(), normal(18, 7).numpy()
-    for n in (1, 3, 7):
-        slow = np.mean([values[max(hand, key=lambda i: scores[i])]
-                        for hand in itertools.combinations(range(7), n)])
-        yield Row(f"n = {n}, over all hands of 7", bon.expected_best(scores, values, n), slow)
-    tied = np.array([0.0, 1, 1, 0, 1, 2, 2])
-    slow = np.mean([values[[i for i in hand if tied[i] == tied[list(hand)].max()]].mean()
-                    for hand in itertools.combinations(range(7), 2)])
-    yield Row("n = 2 with ties", bon.expected_best(tied, values, 2), slow)
-    rows = bon.expected_best(np.stack([scores, tied]), np.stack([values, values]), 2)
-    yield Row("several prompts", rows, [bon.expected_best(scores, values, 2), slow])
+    values = normal(18, 6).numpy()
+    pools = {"distinct scores": normal(17, 6).numpy(), "ties": np.array([1.0, 1, 0, 2, 2, 2]),
+             "all tied": np.zeros(6), "ties at both ends": np.array([2.0, 0, 0, 1, 0, 2])}
+    for what, scores in pools.items():
+        slow = []
+        for n in range(1, 7):
+            groups = [np.array(group) for group in itertools.combinations(range(6), n)]
+            slow.append(np.mean([values[group[scores[group] == scores[group].max()]].mean()
+                                 for group in groups]))
+        found = [bon.expected_best(scores, values, n) for n in range(1, 7)]
+        yield Row(f"over all groups of 1 to 6, {what}", found, slow)
+    many = bon.expected_best(np.stack(list(pools.values())), np.stack([values] * 4), 2)
+    yield Row("several prompts", many, [bon.expected_best(x, values, 2) for x in pools.values()])
 
 
 def ead():

@@ -27,8 +27,9 @@ import metrics
 import model as m
 import reward
 import sft
-from data import collect
+from data import checkpoint, collect, rewards
 from data.judge import compare, llm
+from data.run import pick_device
 
 POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf")
                                for temperature in (1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.0)]
@@ -43,13 +44,13 @@ def judged(judge, examples, texts):
 
 def evaluate(name, seed, n, out, judge=None):
     folder = data.run_folder(name, seed, out)
-    device = m.device("auto")
-    base, _ = m.settled(sft.BASE, "policy", device)
-    policy, record = m.settled(folder / "sft.pt", "policy", device)
-    rlhf, _ = m.settled(folder / "ppo.pt", "policy", device)
-    scorer, _ = m.settled(folder / "reward.pt", "reward", device)
+    device = pick_device("auto")
+    base, _ = checkpoint.load_frozen(sft.BASE, "policy", device)
+    policy, record = checkpoint.load_frozen(folder / "sft.pt", "policy", device)
+    rlhf, _ = checkpoint.load_frozen(folder / "ppo.pt", "policy", device)
+    scorer, _ = checkpoint.load_frozen(folder / "reward.pt", "reward", device)
     tokenizer, gold = data.Tokenizer.of(record["tokenizer"]), data.gold(name)
-    fn = reward.reward_fn(scorer, tokenizer.pad)
+    fn = reward.scorer(scorer, tokenizer.pad)
     networks, found = {"base": base, "sft": policy, "rlhf": rlhf}, {}
     for split in data.test_splits(name):
         examples = data.load(name, split, n)
@@ -80,14 +81,13 @@ def evaluate(name, seed, n, out, judge=None):
             if judge:
                 rows[f"{which} T={temperature:g}"]["judge"] = judged(judge, examples, texts)
         for which in ("sft", "rlhf"):
-            few = prompts[:min(n, 60)]
-            texts = [tokenizer.decode(r).strip() for r in m.generate(
-                networks[which], few, tokenizer.response_tokens, 1.0, num_samples=16, seed=seed)]
-            rows[f"{which} T=1"]["per_input_ead"] = float(metrics.per_input(
-                [texts[16 * i:16 * i + 16] for i in range(len(few))], metrics.ead).mean())
+            texts = rewards.text_sampler(networks[which], tokenizer)(
+                [e.prompt for e in examples[:60]], 1.0, 16, seed)
+            rows[f"{which} T=1"]["per_input_ead"] = float(
+                metrics.per_input(texts, metrics.ead).mean())
         found[split] = {"policies": rows, "reward": collect.quality(
-            reward.text_scorer(fn, tokenizer), reward.text_sampler(policy, tokenizer), name, split,
-            max(n * 5 // 2, 40), seed)}
+            rewards.text_scorer(fn, tokenizer), rewards.text_sampler(policy, tokenizer), name,
+            split, max(n * 5 // 2, 40), seed)}
         show(name, seed, split, found[split])
     return found
 
@@ -95,13 +95,14 @@ def evaluate(name, seed, n, out, judge=None):
 def evaluate_text(name, seed, n, out, base, judge=None):
     "What can be said without a gold score, of one run on a user's own data."
     folder = data.run_folder(name, seed, out)
-    device = m.device("auto")
-    policy, record = m.settled(folder / "sft.pt", "policy", device)
-    networks = {"base": m.settled(base, "policy", device, record["tokenizer"]["fingerprint"])[0],
-                "sft": policy, "rlhf": m.settled(folder / "ppo.pt", "policy", device)[0]}
-    scorer, _ = m.settled(folder / "reward.pt", "reward", device)
+    device = pick_device("auto")
+    policy, record = checkpoint.load_frozen(folder / "sft.pt", "policy", device)
+    start, _ = checkpoint.load_frozen(base, "policy", device, record["tokenizer"]["fingerprint"])
+    rlhf, _ = checkpoint.load_frozen(folder / "ppo.pt", "policy", device)
+    networks = {"base": start, "sft": policy, "rlhf": rlhf}
+    scorer, _ = checkpoint.load_frozen(folder / "reward.pt", "reward", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    fn = reward.reward_fn(scorer, tokenizer.pad)
+    fn = reward.scorer(scorer, tokenizer.pad)
     found = {"splits": {}, "reward model": {}}
     for split in data.test_splits(name):
         examples = data.load(name, split, n)
@@ -124,8 +125,8 @@ def evaluate_text(name, seed, n, out, base, judge=None):
                 print(f"{split}, {which:>4}: ...{e.prompt[-60:]!r}{tokenizer.decode(r)}")
     for split in ("validation", *data.test_splits(name, pairs=True)):
         found["reward model"][split] = collect.quality(
-            reward.text_scorer(fn, tokenizer), reward.text_sampler(policy, tokenizer), name, split,
-            5 * n)
+            rewards.text_scorer(fn, tokenizer), rewards.text_sampler(policy, tokenizer), name,
+            split, 5 * n)
     print(json.dumps(found, indent=1))
     return found
 

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 
 import bon
 import data
-import metrics
 import ppo
 import reward
 import rlhf
 import sft
+from data import files, measured
+from data.run import cli, flag, side_by_side
 
 SPECIAL = ["<|endoftext|>", "TL;DR:", "\n", " ", "\x00", "\x1b[31m", "\u2028", "\ud800", 
            "\udfff", "\ufeff", "### Response:", "\r", "é", "👩‍🚀"]
@@ -110,24 +111,24 @@ def records(lines):  # a traceback, or a row that is skipped
 def outputs(lines):  # a traceback, figures of half a file
     with tempfile.TemporaryDirectory() as folder:
         path = written(folder, "outputs.jsonl", lines)
-        command(metrics.main, [str(path)])
+        command(measured.main, [str(path)])
         for left in Path(folder).iterdir():
             assert left.name in (path.name, path.name + ".metrics.json")
 
 
 def shown(texts):  # a console or a file that cannot hold half a character, after a whole training
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        metrics.side_by_side(Path(folder, "a.txt"), texts, {"sft": texts})
-        metrics.write(Path(folder, "a.jsonl"), [{"prompt": text} for text in texts])
-        kept = [row["prompt"] for row in metrics.read(Path(folder, "a.jsonl"))]
+        side_by_side(Path(folder, "a.txt"), texts, {"sft": texts})
+        files.write_rows(Path(folder, "a.jsonl"), [{"prompt": text} for text in texts])
+        kept = [row["prompt"] for row in files.read_log(Path(folder, "a.jsonl"))]
         assert kept == [paired(text) for text in texts]
 
 
 def flags(stage_and_values):  # a traceback, a value that only breaks hours later
     stage, values = stage_and_values
     fields = dataclasses.fields(stage.Config)
-    config = command(metrics.cli, stage.Config, lambda config: config, [
-        f"{metrics.flag(fields[k % len(fields)].name)}={value}" for k, value in values])
+    config = command(cli, stage.Config, lambda config: config, [
+        f"{flag(fields[k % len(fields)].name)}={value}" for k, value in values])
     for value in dataclasses.astuple(config) if config else ():
         assert not isinstance(value, float) or abs(value) < float("inf"), config
 

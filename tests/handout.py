@@ -47,8 +47,8 @@ PROBLEMS = (
     Problem("metrics.ead", 3, 20, "distinct n-grams over V (1 - ((V - 1) / V)^C), C their number "
             "with repeats, mean over n = 1..5"),
     Problem("metrics.embedding_diversity", 2, 20, "1 - mean cosine over all pairs of texts"),
-    Problem("model.decode_rows", 6, 90, "read every prompt once (layout, decode), copy the cache "
-            "to its samples, then a token at a time until all rows have ended"),
+    Problem("model.decode_rows", 6, 90, "from read_prompts on: choose a token for every row, "
+            "decode it, until all rows have ended; go on without those that have"),
 )
 
 

@@ -20,6 +20,8 @@ import numpy as np
 import metrics
 import reward
 import sft
+from data import files
+from data.run import fail
 from tests.evaluate import measured
 
 PROMPTS = 500  # as tests.evaluate has them without a flag
@@ -55,14 +57,14 @@ def entry(folder):
             broken += [f"seed {seed}: {stage}.py had its own --{k}" for k in other]
         if kept["ppo"]["config"]["reward"] or kept["ppo"]["config"]["init"]:
             broken.append(f"seed {seed}: ppo.py had its own --reward or --init")
-        if kept["ppo"]["parent"] != kept["reward"]["parent"]:
+        if kept["ppo"]["parents"]["init"] != kept["reward"]["parents"]["init"]:
             broken.append(f"seed {seed}: policy and reward model come from different SFT policies")
         before, after = (found["id"]["policies"][f"{p} T=1"] for p in ("sft", "rlhf"))
         rows["win_rate"].append(after["win_rate"])
         rows["sft_win_rate"].append(before["win_rate"])
         rows["kl"].append(after["kl"])
         rows["ead"].append(after["per_input_ead"] / before["per_input_ead"])
-        rows["seconds"].append(metrics.read(run / "ppo.jsonl")[-1]["seconds"])
+        rows["seconds"].append(files.read_log(run / "ppo.jsonl")[-1]["seconds"])
     for holds, said in ((np.mean(rows["kl"]) <= KL, f"more than {KL:g} nats from SFT"),
                         (np.mean(rows["ead"]) >= DIVERSITY, "less than half of SFT's diversity"),
                         (max(rows["seconds"]) <= SECONDS, f"more than {SECONDS} seconds")):
@@ -78,7 +80,7 @@ def main(argv=None):
     try:
         entries = [entry(folder) for folder in parser.parse_args(argv).folders]
     except (ValueError, OSError) as error:
-        metrics.fail(error)
+        fail(error)
     entries.sort(key=lambda e: (bool(e["broken"]), -np.mean(e["win_rate"])))
     print("rank  win rate (95 %, each seed)           KL  EAD/SFT  seconds  run folder")
     for rank, e in enumerate(entries, 1):

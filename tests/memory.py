@@ -2,7 +2,7 @@
 What one step of each stage needs in memory, before it runs, and what it needed.
 
     python -m tests.memory --model llama-7b --freeze 0.8 --batch 256 --micro 8
-    python -m tests.memory --recipes      # the README's large runs on one GPU: GB, and rough hours
+    python -m tests.memory --recipes      # large runs on one GPU: GB, and rough hours
 
 The first prints every part in GB (10^9 bytes), with the phases that it is held in, and the sum of
 each phase; then it runs two steps with random weights of that size and prints the peak of each
@@ -29,6 +29,7 @@ import model as m
 import ppo
 import reward
 import sft
+from data import networks, optim
 from data.weights import STYLES
 
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
@@ -47,7 +48,7 @@ SMALL = dict(vocab_size=131, context=64, layers=5, heads=4, channels=64, hidden=
 ANSWERS = 4  # different ones to a prompt that comparisons are of
 EVALUATED = 64  # rows of an evaluation: sft's batch; half of reward's, which holds pairs
 
-# the README's table of large runs, which says --micro 8 (reward: 4) where this does
+# data/REAL.md's table of large runs, which says --micro 8 (reward: 4) where this does
 TLDR = dict(
     sft=sft.Config(batch=128, steps=912, freeze=0.8, micro=8),
     reward=reward.Config(batch=16, steps=1451, freeze=0.8, micro=4),
@@ -117,18 +118,19 @@ def cached(c, rows, length, size):
 def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     """
     [(part, bytes, phases that hold it)] of a step: the stage's name, a ModelConfig, the stage's
-    Config, the length of prompts and responses, and the precision of `model.settle`, None for fp32.
+    Config, the length of prompts and responses, and the precision of `networks.to_device`, None for
+    fp32.
     """
     size = dtype.itemsize if dtype else 4
     with torch.device("meta"):  # shapes without memory
         policy, scalar = m.Transformer(c), m.ScalarModel(c)
-    m.freeze(policy, options.freeze), m.freeze(scalar, options.freeze)
+    networks.freeze(policy, options.freeze), networks.freeze(scalar, options.freeze)
     top, scalar_top, head = count(policy, True), count(scalar.trunk, True), c.channels + 1
     own = stage == "ppo" and options.value == "reward"  # a value network of its own
     copies, trains = {
         "sft": ({"policy as it was, the top": size * top}, {"policy": top}),
         "reward": ({"policy, the top": size * top}, {"reward model": scalar_top + head}),
-        "ppo": ({"reference, the top": size * top,
+        "ppo": ({"reference policy, the top": size * top,
                  "reward model, the top": size * scalar_top + 4 * head},
                 {"policy": top, "value network": scalar_top * own + head})}[stage]
     trained = sum(trains.values())
@@ -304,10 +306,10 @@ class Cuda:
 
 
 def random_policy(c, freeze, device, dtype=None):
-    "As `settle` leaves a policy, but made one tensor at a time: never whole in fp32."
+    "As `to_device` leaves a policy, but made one tensor at a time: never whole in fp32."
     with torch.device("meta"):
         policy = m.Transformer(c)
-    m.freeze(policy, freeze)
+    networks.freeze(policy, freeze)
     for module in policy.modules():
         for name, p in module.named_parameters(recurse=False):
             its = dtype if dtype and not p.requires_grad else p.dtype
@@ -315,7 +317,7 @@ def random_policy(c, freeze, device, dtype=None):
             setattr(module, name, nn.Parameter(value, requires_grad=p.requires_grad))
     if policy.position is None:
         policy.table = m.rope_table(c)
-    return m.settle(policy, device, dtype)
+    return networks.to_device(policy, device, dtype)
 
 
 def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dtype=None):
@@ -328,30 +330,32 @@ def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dty
     # one is shorter: sampling then needs masks
     policy = random_policy(c, options.freeze, device, dtype)
     if stage == "sft":
-        trained, fixed = [policy], [m.fixed(policy)]
+        trained, frozen = [policy], [networks.frozen_copy(policy)]
         rows = [(prompt, write(R)) for prompt in prompts]
         sample = lambda _: m.generate(policy, prompts[:4], R)
         score = lambda _: sft.evaluate(policy, rows[:EVALUATED], pad, device)
     elif stage == "reward":
-        trained, fixed = [m.scalar_from(policy)], [m.fixed(policy)]
-        policy = fixed[0]
+        trained, frozen = [networks.scalar_copy(policy)], [networks.frozen_copy(policy)]
+        policy = frozen[0]
         answers = [[write(R) for _ in range(ANSWERS)] for _ in prompts]
-        fn = reward.reward_fn(trained[0], pad)
+        fn = reward.scorer(trained[0], pad)
         sample = lambda _: None
         score = lambda _: fn([p for p in prompts[:EVALUATED] for _ in range(2)],
                              [a for two in answers[:EVALUATED] for a in two[:2]])
     else:
-        scorer = m.scalar_from(policy)
+        scorer = networks.scalar_copy(policy)
         value = ppo.value_network(options, policy, scorer).to(device)
-        trained, fixed = [policy, value], [m.fixed(policy), m.fixed(scorer)]
+        trained = [policy, value]
+        frozen = [networks.frozen_copy(policy), networks.frozen_copy(scorer)]
         del scorer
         sample = lambda _: m.generate(policy, prompts[:options.batch], R, generator=generator)
         score = lambda responses: ppo.experience(
-            options, policy, value, *fixed, prompts[:options.batch], responses, 0.2,
+            options, policy, value, frozen[0], reward.scorer(frozen[1], pad, options.micro or 128),
+            prompts[:options.batch], responses, 0.2,
             SimpleNamespace(pad=pad, response_tokens=R))[0]
     for network in trained:
         getattr(network, "trunk", network).recompute = options.micro > 0
-    optimizer = m.adamw(nn.ModuleList(trained), 1e-5, betas=(0.9, 0.999), eps=1e-5)
+    optimizer = optim.adamw(nn.ModuleList(trained), 1e-5, betas=(0.9, 0.999), eps=1e-5)
 
     def learn(rollout):
         if stage == "ppo":
@@ -362,18 +366,18 @@ def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dty
                     t.to(device) for t in data.join(*zip(*(rows[i] for i in part)), pad))
                 loss, _ = sft.loss(m.logprobs(policy, ids, positions), is_response)
             else:
-                ids, segment, last = data.join_groups(
+                ids, segment, ends = data.join_groups(
                     [prompts[i] for i in part], [answers[i] for i in part], pad)
                 ids, segment = ids.to(device), segment.to(device)
                 hidden = trained[0].trunk(ids, segment=segment)
-                scores = trained[0].read(hidden)[last].view(-1, ANSWERS)
+                scores = trained[0].read(hidden)[ends].view(-1, ANSWERS)
                 loss = reward.loss(scores[:, 0], scores[:, 1])[0] + reward.lm_loss(
                     policy, ids, segment, hidden).mean()
             loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    live, found = Live(*trained, *fixed) if device == "cpu" else Cuda(), {}
+    live, found = Live(*trained, *frozen) if device == "cpu" else Cuda(), {}
     with live:
         for _ in range(2):
             made = None  # by one phase, for the next

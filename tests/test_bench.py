@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import model as m
+from data import checkpoint, gpu
 from tests import bench
 
 
@@ -57,7 +58,7 @@ def test_recorded_steps_are_counted(tiny, monkeypatch):  # a graph, which no cou
         return rows[0]["operations"]
     plain = count()
     monkeypatch.setattr(m, "RECORDED", ("cpu",))
-    monkeypatch.setattr(m, "recorded", lambda step: (step(), lambda: None)[1])
+    monkeypatch.setattr(gpu, "recorded", lambda step: (step(), lambda: None)[1])
     assert count() >= plain > 0
 
 
@@ -67,18 +68,19 @@ def test_a_profile_counts_every_second_once(monkeypatch):  # twice, in the calle
     def takes(seconds, *calls):
         def run():
             now[0] += seconds
-            for call in calls:
-                getattr(m, call)()
+            for owner, call in calls:
+                getattr(owner, call)()
         return run
     monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(m, "save", takes(3))
-    monkeypatch.setattr(m, "generate", takes(5, "save", "save"))
-    monkeypatch.setattr(m, "logprobs", takes(7, "generate"))
-    before = m.save, m.generate
-    spent = bench.profile(takes(11, "logprobs", "save"), "cpu")
+    save = checkpoint, "save"
+    monkeypatch.setattr(*save, takes(3))
+    monkeypatch.setattr(m, "generate", takes(5, save, save))
+    monkeypatch.setattr(m, "logprobs", takes(7, (m, "generate")))
+    before = checkpoint.save, m.generate
+    spent = bench.profile(takes(11, (m, "logprobs"), save), "cpu")
     assert {phase: s for phase, s in spent.items() if s} == {
         "the rest": 11, "forward": 7, "sampling": 5, "checkpoints": 9}
-    assert (m.save, m.generate) == before
+    assert (checkpoint.save, m.generate) == before
 
 
 @pytest.mark.slow

@@ -20,27 +20,18 @@ import pytest
 import torch
 from torch import nn
 
-import data
 import metrics
 import model as m
 import ppo
 import sft
-from data import weights
+from data import checkpoint, files, weights
+from data.run import Log, lock
 from tests import chaos, fuzz
 
+pytestmark = pytest.mark.usefixtures("quick")
 FORKS = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(),
                            reason="copies of this process take the place of commands")
 STAGES = [stage for stage in chaos.STAGES if stage != "rlhf"]
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    "The toy set, and runs of the three stages in `whole`."
-    folder = tmp_path_factory.mktemp("toy")
-    chaos.toy(folder)
-    for stage in ("sft", "reward", "ppo"):
-        chaos.undisturbed(stage, folder)
-    return folder
 
 
 def attempt(stage, toy, out, *more, **options):
@@ -88,8 +79,8 @@ def test_told_to_stop(toy, tmp_path, number):  # no save, a traceback, a run tha
     process.join()
     said = (toy / "last.txt").read_text()
     assert process.exitcode == 130 and "--resume" in said and "Traceback" not in said
-    meta = m.load(log.with_suffix(".pt"), "policy", unfinished=True)[1]["meta"]
-    assert meta["step"] == len(metrics.read(log)) > 1 and not meta["finished"]
+    meta = checkpoint.load(log.with_suffix(".pt"), "policy", unfinished=True)[1]["meta"]
+    assert meta["step"] == len(files.read_log(log)) > 1 and not meta["finished"]
 
 
 # ---- two at once ---------------------------------------------------------------------------------
@@ -100,7 +91,7 @@ def test_a_run_folder_is_one_process_own(tmp_path):  # two that overwrite each o
     # that locks everybody out, a process that locks itself out
     def ask(pipe, stay):
         try:
-            _held = metrics.lock(tmp_path / "run")
+            _held = lock(tmp_path / "run")
             pipe.send("mine")
         except ValueError as error:
             pipe.send(str(error))
@@ -116,10 +107,10 @@ def test_a_run_folder_is_one_process_own(tmp_path):  # two that overwrite each o
     two.start(), two.join()
     assert "another process is at work in" in second.recv()
     with pytest.raises(ValueError, match="another process"):
-        metrics.lock(tmp_path / "run")
+        lock(tmp_path / "run")
     one.kill(), one.join()
-    again = [metrics.lock(tmp_path / "run"), metrics.lock(tmp_path / "other"),
-             metrics.lock(tmp_path / "run")]
+    again = [lock(tmp_path / "run"), lock(tmp_path / "other"),
+             lock(tmp_path / "run")]
     assert again[0] is again[2] is not again[1]
     two = context.Process(target=ask, args=(other, False))
     del again
@@ -133,7 +124,7 @@ def test_a_run_folder_is_one_process_own(tmp_path):  # two that overwrite each o
 def test_stages_ask_for_their_folder(stage, toy, tmp_path):  # a stage that writes unasked
     for parent in ("sft", "reward", "ppo") if stage == "rlhf" else ():  # it trains nothing, then
         shutil.copytree(toy / "whole" / parent, tmp_path, dirs_exist_ok=True)
-    held, there = metrics.lock(tmp_path / "data"), sorted(tmp_path.rglob("*"))
+    held, there = lock(tmp_path / "data"), sorted(tmp_path.rglob("*"))
     assert "another process is at work" in refusal(stage, toy, tmp_path)
     assert sorted(tmp_path.rglob("*")) == there and held
 
@@ -174,10 +165,10 @@ def apart(call):
 @FORKS
 def test_a_log_without_room(tmp_path):  # half a row that is read as one, a file that is lost
     def fill():
-        log, said = metrics.Log(tmp_path, "sft", show=("none",)), []
+        log, said = Log(tmp_path, "sft", show=("none",)), []
         room_for(100)
         for write in (lambda: [log.log(k, loss=k / 7) for k in range(1, 99)],
-                      lambda: metrics.write(log.path, [{"step": k} for k in range(99)])):
+                      lambda: files.write_rows(log.path, [{"step": k} for k in range(99)])):
             try:
                 write()
             except OSError as error:
@@ -186,9 +177,9 @@ def test_a_log_without_room(tmp_path):  # half a row that is read as one, a file
 
     first, second = apart(fill)
     assert "could not be written at step 3" in first and "older file" in second
-    assert [row["step"] for row in metrics.read(tmp_path / "sft.jsonl")] == [1, 2]
-    metrics.Log(tmp_path, "sft", 2, show=("none",)).log(3, loss=0.5)
-    assert [row["step"] for row in metrics.read(tmp_path / "sft.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in files.read_log(tmp_path / "sft.jsonl")] == [1, 2]
+    Log(tmp_path, "sft", 2, show=("none",)).log(3, loss=0.5)
+    assert [row["step"] for row in files.read_log(tmp_path / "sft.jsonl")] == [1, 2, 3]
     assert os.listdir(tmp_path) == ["sft.jsonl"]
 
 
@@ -199,7 +190,7 @@ def test_a_folder_that_is_read_only(tmp_path):  # a training whose result has no
         if os.geteuid() == 0:  # whom nothing is forbidden
             os.seteuid(65534)
         try:
-            metrics.lock(tmp_path / "out" / "data")
+            lock(tmp_path / "out" / "data")
         except OSError as error:
             return str(error)
 
@@ -222,7 +213,7 @@ class Gadget:
 def forged(path, out, **changes):
     "A checkpoint with other contents, and a digest that agrees with them."
     record = torch.load(path, weights_only=True) | changes
-    record["digest"] = m.digest(record)
+    record["digest"] = checkpoint.digest(record)
     torch.save(record, out)
 
 
@@ -257,10 +248,10 @@ def test_checkpoints_that_lie(toy, tmp_path):  # code that runs, a memory that i
             (other(channels=2**20, context=2**24), network)):
         make()
         with pytest.raises(ValueError, match=f"bad.pt {words}.*python sft.py") as error:
-            m.load(bad, "policy")
+            checkpoint.load(bad, "policy")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "obeyed").exists()
-    assert m.load(good, "policy")
+    assert checkpoint.load(good, "policy")
 
 
 def test_lines_without_an_end(tmp_path):  # ten gigabytes in memory for one sentence
@@ -270,21 +261,19 @@ def test_lines_without_an_end(tmp_path):  # ten gigabytes in memory for one sent
         file.write(b'{"prompt": "a", "response": "b", "outputs": ["c"]}\n{"prompt": "')
         file.truncate(10**10)  # a hole, which takes no room
     deep.write_text('{"prompt": ' + "[" * 10**6)
-    packed.write_bytes(gzip.compress(b'{"prompt": "' + bytes(2 * data.LONGEST), 1))
-    blank.write_bytes(gzip.compress((b" " * 4095 + b"\n") * (data.LONGEST // 2048), 1))
+    packed.write_bytes(gzip.compress(b'{"prompt": "' + bytes(2 * files.LONGEST), 1))
+    blank.write_bytes(gzip.compress((b" " * 4095 + b"\n") * (files.LONGEST // 2048), 1))
     tracemalloc.start()
     for path, words in ((long, "line 2: more text"), (deep, "line 1: not JSON"),
                         (packed, "line 1: more text"), (blank, "a 200th")):
-        for read in (data.read_rows, metrics.json_lines):
-            with pytest.raises(ValueError, match=words):
-                list(read(path))
+        with pytest.raises(ValueError, match=words):
+            list(files.read_rows(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * data.LONGEST
+    assert peak < 4 * files.LONGEST
     text = [{"prompt": f"{k} " * 30, "outputs": ["x"]} for k in range(999)]  # what people pack
     blank.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in text).encode()))
-    assert [row for row, _ in data.read_rows(blank)] == text
-    assert [row for row, _ in metrics.json_lines(blank)] == text
+    assert [row for row, _ in files.read_rows(blank)] == text
 
 
 @pytest.mark.parametrize("header", [
@@ -317,31 +306,10 @@ def broken_at(patch, owner, name, call, break_it):
     patch.setattr(owner, name, broken)
 
 
-def stage_of(name, toy, out, *more):
-    "A stage with toy flags in this process, through its command line."
-    module, flags = chaos.STAGES[name]
-    flags = {**flags, "data": toy / "data", "out": out, "device": "cpu",
-             "init": toy / ("base/data/base.pt" if name == "sft" else "whole/sft/data/sft.pt")}
-    if name == "ppo":
-        flags["reward"] = toy / "whole/reward/data/reward.pt"
-    return metrics.cli(module.Config, module.train, [*(
-        str(word) for flag, value in flags.items() for word in (metrics.flag(flag), value)),
-        *map(str, more)])
-
-
-def mistake(capsys, *args):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        stage_of(*args)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert stop.value.code == 2 and len(lines) == 1, lines
-    return lines[0][lines[0].index("error: "):]
-
-
 @pytest.mark.parametrize("stage, where, value", [
     ("sft", "sft, step 5", math.nan), ("reward", "reward, step 5", math.inf),
     ("ppo", "ppo, iteration 5", math.nan), ("ppo", "ppo, iteration 5", -math.inf)])
-def test_a_gradient_that_is_none(stage, where, value, toy, tmp_path, monkeypatch, capsys):
+def test_a_gradient_that_is_none(stage, where, value, toy, tmp_path, monkeypatch, mistake):
     # NaN weights over good ones: a step taken, a checkpoint replaced, no word on where it was
     original, count = nn.utils.clip_grad_norm_, []
 
@@ -352,25 +320,27 @@ def test_a_gradient_that_is_none(stage, where, value, toy, tmp_path, monkeypatch
             parameters[2].grad.view(-1)[0] = value
         return original(parameters, *args, **options)
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", plant)
-    said = mistake(capsys, stage, toy, tmp_path)
+    said = mistake(chaos.go, stage, toy, tmp_path)
     assert where in said and "the gradient of " in said and "--resume" in said, said
     path = tmp_path / f"data/{stage}.pt"
-    model, record = m.load(path, "reward" if stage == "reward" else "policy", unfinished=True)
+    kind = "reward" if stage == "reward" else "policy"
+    model, record = checkpoint.load(path, kind, unfinished=True)
     assert record["meta"]["step"] == 4 and all(p.isfinite().all() for p in model.parameters())
     monkeypatch.undo()
-    stage_of(stage, toy, tmp_path, "--resume")
+    chaos.go(stage, toy, tmp_path, "--resume")
 
 
-def test_a_loss_that_is_none(toy, tmp_path, monkeypatch, capsys):  # the wrong tensor blamed
+def test_a_loss_that_is_none(toy, tmp_path, monkeypatch, mistake):  # the wrong tensor blamed
     broken_at(monkeypatch, sft, "loss", 8, lambda found: (found[0], {"loss": math.nan}))
-    assert "sft, step 5: the loss is nan" in mistake(capsys, "sft", toy, tmp_path)
+    assert "sft, step 5: the loss is nan" in mistake(chaos.go, "sft", toy, tmp_path)
     monkeypatch.undo()
     broken_at(monkeypatch, ppo, "token_rewards", 3, lambda found: found * math.inf)
-    said = mistake(capsys, "ppo", toy, tmp_path)
+    said = mistake(chaos.go, "ppo", toy, tmp_path)
     assert "ppo, iteration 3: the policy_loss is nan" in said
     monkeypatch.undo()
-    broken_at(monkeypatch, metrics, "kl_estimates", 3, lambda found: [x * math.nan for x in found])
-    assert "ppo, iteration 3: the kl is nan" in mistake(capsys, "ppo", toy, tmp_path)
+    nan = lambda found: [x * math.nan for x in found]
+    broken_at(monkeypatch, metrics, "kl_estimates", 3, nan)
+    assert "ppo, iteration 3: the kl is nan" in mistake(chaos.go, "ppo", toy, tmp_path)
 
 
 @pytest.mark.parametrize("body, words", [
@@ -378,29 +348,29 @@ def test_a_loss_that_is_none(toy, tmp_path, monkeypatch, capsys):  # the wrong t
     ("return torch.zeros(len(p), 1)", "6 finite numbers"), ("return 1 / 0", "ZeroDivisionError"),
     ("return None", "raised"), ("return ['a'] * 6", "raised"), ("raise SystemError", "SystemError"),
     ("return torch.tensor([float('nan')] * 6)", "6 finite numbers")])
-def test_a_reward_function_of_ones_own(body, words, toy, tmp_path, capsys):  # a traceback for a
+def test_a_reward_function_of_ones_own(body, words, toy, tmp_path, mistake):  # a traceback for a
     # student, or a step on what it returned
     file = tmp_path / "mine.py"
     file.write_text(f"import torch\ndef reward_fn(p, r):\n    {body}\n")
-    said = mistake(capsys, "ppo", toy, tmp_path, "--reward", file, "--value", "shared")
+    said = mistake(chaos.go, "ppo", toy, tmp_path, "--reward", file, "--value", "shared")
     assert "ppo, iteration 1: " in said and words in said
     file.write_text("import torch\nnonsense\n")
-    said = mistake(capsys, "ppo", toy, tmp_path, "--reward", file, "--value", "shared")
+    said = mistake(chaos.go, "ppo", toy, tmp_path, "--reward", file, "--value", "shared")
     assert "mine.py raised NameError" in said and not list(tmp_path.rglob("*.pt"))
 
 
-def test_a_leash_that_is_let_go(toy, tmp_path, capsys):  # a limit that saves what went beyond it,
+def test_a_limit_of_the_kl(toy, tmp_path, mistake):  # a limit that saves what went beyond it,
     # that a resumed run forgets, or that changes a run which stays below
     flags = ["--lr", 3e-2, "--every", 1]
-    rows = metrics.read(stage_of("ppo", toy, tmp_path / "free", *flags).with_suffix(".jsonl"))
+    rows = files.read_log(chaos.go("ppo", toy, tmp_path / "free", *flags).with_suffix(".jsonl"))
     limit = sum(sorted(row["kl"] for row in rows)[-2:]) / 2  # one iteration goes beyond
     beyond = next(row["step"] for row in rows if row["kl"] > limit)
     for more in ([], ["--resume"]):
-        said = mistake(capsys, "ppo", toy, tmp_path, *flags, "--max-kl", limit, *more)
+        said = mistake(chaos.go, "ppo", toy, tmp_path, *flags, "--max-kl", limit, *more)
         assert f"ppo, iteration {beyond}: the KL to the SFT policy is" in said
-        meta = m.load(tmp_path / "data/ppo.pt", "policy", unfinished=True)[1]["meta"]
+        meta = checkpoint.load(tmp_path / "data/ppo.pt", "policy", unfinished=True)[1]["meta"]
         assert meta["step"] == beyond - 1 and not meta["finished"]
-    stage_of("ppo", toy, tmp_path, *flags, "--max-kl", 99, "--resume")
+    chaos.go("ppo", toy, tmp_path, *flags, "--max-kl", 99, "--resume")
     same = chaos.found(tmp_path / "data"), chaos.found(tmp_path / "free/data")
     assert same[0] == same[1]
 
@@ -422,40 +392,40 @@ def small_memory(patch, rows, after=0):
 
 
 @pytest.mark.parametrize("stage, half", [("sft", 2), ("reward", 2), ("ppo", 1)])
-def test_out_of_memory_names_the_flag(stage, half, toy, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_names_the_flag(stage, half, toy, tmp_path, monkeypatch, mistake):
     # a traceback, a flag that the stage has not
     small_memory(monkeypatch, 1)
-    said = mistake(capsys, stage, toy, tmp_path)
+    said = mistake(chaos.go, stage, toy, tmp_path)
     assert f"out of memory: try --micro {half}" in said and "--auto-batch" in said
     small_memory(monkeypatch, 0)
-    assert "--micro 1" in mistake(capsys, stage, toy, tmp_path, "--auto-batch")
+    assert "--micro 1" in mistake(chaos.go, stage, toy, tmp_path, "--auto-batch")
 
 
 def test_auto_batch_goes_on(toy, tmp_path, monkeypatch, capsys):  # what was done is done again, a
     # log with two ends, an older run of the folder taken for this one
-    stage_of("ppo", toy, tmp_path)  # and another, finished run stands where this one will
-    plain = stage_of("sft", toy, tmp_path, "--micro", 2)
+    chaos.go("ppo", toy, tmp_path)  # and another, finished run stands where this one will
+    plain = chaos.go("sft", toy, tmp_path, "--micro", 2)
     expected = torch.load(plain, weights_only=True)["weights"]
     shutil.copytree(tmp_path, tmp_path / "b")
     small_memory(monkeypatch, 2)
-    path = stage_of("sft", toy, tmp_path / "b", "--auto-batch")
+    path = chaos.go("sft", toy, tmp_path / "b", "--auto-batch")
     assert "once more, with --micro 2" in capsys.readouterr().out
     now = torch.load(path, weights_only=True)
     assert now["meta"]["finished"] and now["meta"]["config"]["micro"] == 2
     assert all(torch.equal(now["weights"][name], x) for name, x in expected.items())
     monkeypatch.undo()
     small_memory(monkeypatch, 1, after=2 * 2 * 4 * 2 + 1)  # in the fifth iteration
-    path = stage_of("ppo", toy, tmp_path / "b", "--auto-batch")
+    path = chaos.go("ppo", toy, tmp_path / "b", "--auto-batch")
     now = torch.load(path, weights_only=True)["meta"]
     assert now["finished"] and now["config"]["micro"] == 1 and now["config"]["resume"]
-    rows = metrics.read(path.with_suffix(".jsonl"))
+    rows = files.read_log(path.with_suffix(".jsonl"))
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
 def test_other_errors_are_not_taken_for_memory(toy, tmp_path, monkeypatch):  # a bug tried again
     monkeypatch.setattr(sft, "loss", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        stage_of("sft", toy, tmp_path, "--auto-batch")
+        chaos.go("sft", toy, tmp_path, "--auto-batch")
 
 
 # ---- inputs --------------------------------------------------------------------------------------

@@ -1,15 +1,18 @@
 """What `python -m tests.evaluate` says of figures that were measured before."""
 
 import json
-import subprocess
+import runpy
 import sys
-from pathlib import Path
+
+import pytest
 
 from data import world
+from tests import evaluate
 from tests.evaluate import POLICIES, measured
 
 
-def test_the_summary_of_kept_figures(tmp_path):  # nothing loaded, a best temperature by KL
+def test_the_summary_of_kept_figures(tmp_path, capsys, monkeypatch):
+    # nothing loaded, a best temperature by KL
     win = {("sft", 1.0): 0.4, ("sft", 0.7): 0.5, ("rlhf", 1.0): 0.6, ("rlhf", 0.7): 0.9}
     kl = {("sft", 0.7): 1.0, ("rlhf", 1.0): 0.9, ("rlhf", 0.7): 1.1}
     rows = {f"{p} T={t:g}": {"win_rate": win.get((p, t), 0.3), "kl": kl.get((p, t), 2.0),
@@ -20,14 +23,13 @@ def test_the_summary_of_kept_figures(tmp_path):  # nothing loaded, a best temper
         for stage in ("sft", "reward", "ppo"):
             (folder / f"{stage}.json").write_text(json.dumps({"stage": stage}))
         (folder / "evaluate.json").write_text(json.dumps(found | {"of": measured(folder, 50)}))
-    run = lambda: subprocess.run(
-        [sys.executable, "-m", "tests.evaluate", "--data", "instruct", "--seeds", "0", "1", "-n",
-         "50", "--out", str(tmp_path)], capture_output=True, text=True,
-        cwd=Path(__file__).parent.parent)
-    done = run()
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("instruct, ") == len(found)
-    assert "SFT's best: T=0.7, win rate 0.500 +- 0.000 (0.50 0.50), KL 1.00" in done.stdout
-    assert "at no higher KL: T=1, win rate 0.600" in done.stdout and "gain 0.100" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["", "--data", "instruct", "--seeds", "0", "1", "-n", "50",
+                                      "--out", str(tmp_path)])
+    runpy.run_path(evaluate.__file__, run_name="__main__")
+    said = capsys.readouterr().out
+    assert said.count("instruct, ") == len(found)
+    assert "SFT's best: T=0.7, win rate 0.500 +- 0.000 (0.50 0.50), KL 1.00" in said
+    assert "at no higher KL: T=1, win rate 0.600" in said and "gain 0.100" in said
     (folder / "ppo.json").write_text(json.dumps({"stage": "ppo", "step": 2}))  # trained again
-    assert "sft.pt does not exist" in run().stderr
+    with pytest.raises(FileNotFoundError, match="sft.pt does not exist"):
+        runpy.run_path(evaluate.__file__, run_name="__main__")

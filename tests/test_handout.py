@@ -15,7 +15,7 @@ from tests import checks, handout
 
 # A plausible mistake in each problem.
 MISTAKES = {
-    "model.logprobs": ("at=positions - 1)", "at=positions)"),
+    "model.logprobs": ("columns=positions - 1)", "columns=positions)"),
     "sft.loss": ("is_response.sum() if", "is_response.numel() if"),
     "reward.loss": ("-F.logsigmoid(margin)", "-torch.sigmoid(margin).log()"),
     "reward.score": ("- 1)  # (B, 1)", "- 2)  # (B, 1)"),
@@ -26,7 +26,7 @@ MISTAKES = {
     "bon.expected_best": ("order = np.argsort(scores)", "order = np.argsort(-scores)"),
     "metrics.ead": ("len(set(found)) / expected", "len(set(found)) / len(found)"),
     "metrics.embedding_diversity": ("/ (n * (n - 1))", "/ (n * n)"),
-    "model.decode_rows": ("position.add_(1)", "position.add_(0)"),
+    "model.decode_rows": ("position + 1, width + n", "position, width + n"),
 }
 
 

@@ -26,7 +26,7 @@ import metrics
 import model as m
 import reward
 import rlhf
-from data import collect, judge
+from data import checkpoint, collect, files, judge, rewards
 from tests import evaluate
 
 openai = pytest.importorskip("openai")
@@ -331,7 +331,7 @@ def test_a_foreign_file_is_no_cache(server, tmp_path, text):  # somebody's data,
 def labelled_file(path, n=6, **more):
     rows = [{"prompt": p, "chosen": a, "rejected": b, **{k: f(i) for k, f in more.items()}}
             for i, (p, a, b) in enumerate(MANY[:n])]
-    metrics.write(path, rows)
+    files.write_rows(path, rows)
     return path
 
 
@@ -460,7 +460,7 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):  # a column under a
     tokenizer = data.Tokenizer("world", 40, 8)
     scorer = m.ScalarModel(m.ModelConfig(vocab_size=tokenizer.vocab_size, context=48, layers=1,
                                          channels=16, heads=2, kv_heads=2))
-    m.save(tmp_path / "reward.pt", "reward", scorer, tokenizer.record,
+    checkpoint.save(tmp_path / "reward.pt", "reward", scorer, tokenizer.record,
            {"stage": "reward", "step": 1, "finished": True})
     path = labelled_file(tmp_path / "c.jsonl", confidence=lambda i: i,
                          reference=lambda i: f"good {i}")
@@ -470,7 +470,7 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):  # a column under a
     assert report["length"]["accuracy"] == 0.5 and report["length"]["ties"] == 6
     assert report["rouge"]["accuracy"] == 1  # good is the reference
     assert report["reward"]["accuracy"] == pytest.approx(collect.accuracy(
-        reward.text_scorer(reward.reward_fn(scorer, tokenizer.pad), tokenizer), ROWS))
+        rewards.text_scorer(reward.scorer(scorer, tokenizer.pad), tokenizer), ROWS))
     mine = report["m"]
     assert (mine["accuracy"], mine["ties"], mine["unparseable"], mine["n"]) == (5.5 / 6, 1, 2, 6)
     assert mine["low"] < mine["accuracy"] <= mine["high"] and mine["close"] == 1
@@ -510,11 +510,11 @@ def test_a_judge_annotates(tmp_path):  # the loser as chosen, ties that are lear
     tokenizer = data.Tokenizer("world", 40, 8)
     policy = m.Transformer(m.ModelConfig(vocab_size=tokenizer.vocab_size, context=48, layers=1,
                                          channels=16, heads=2, kv_heads=2))
-    metrics.write(tmp_path / "train.jsonl", [{"prompt": f"Name {i}.", "response": "x"}
+    files.write_rows(tmp_path / "train.jsonl", [{"prompt": f"Name {i}.", "response": "x"}
                                              for i in range(5)])
     config = reward.Config(data=str(tmp_path), annotator="m", temperature=1.0)
     ask = judge.by_score(lambda prompts, texts: [len(t.split()) for t in texts])
-    rows = collect.collect(config, reward.text_sampler(policy, tokenizer), "train", 50, ask)
+    rows = collect.collect(config, rewards.text_sampler(policy, tokenizer), "train", 50, ask)
     assert 5 < len(rows) <= 5 * 6 and {r.meta["of"] for r in rows} == {"samples"}
     assert all(len(r.chosen.split()) > len(r.rejected.split()) for r in rows)
     with pytest.raises(ValueError, match="labelled already"):
@@ -536,15 +536,15 @@ EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"doc
 
 
 def outputs(path, n=3, **more):
-    metrics.write(path, [{"prompt": f"Prompt {i} {EVIL}", "outputs": [
+    files.write_rows(path, [{"prompt": f"Prompt {i} {EVIL}", "outputs": [
         f"{path.stem} {i} <b>", f"other {i}"], **more} for i in range(n)])
     return path
 
 
 def test_choices_of_one_file(tmp_path):  # the same output twice, all from the front of the file
     path = tmp_path / "o.jsonl"
-    metrics.write(path, [{"prompt": f"p{i}", "outputs": ["a", "a ", "b", "c"]} for i in range(30)]
-                  + [{"prompt": "same", "outputs": ["a", " a"]}])
+    many = [{"prompt": f"p{i}", "outputs": ["a", "a ", "b", "c"]} for i in range(30)]
+    files.write_rows(path, many + [{"prompt": "same", "outputs": ["a", " a"]}])
     found, same = judge.choices([path])
     assert len(found) == 30 and same == 1
     assert all(len({t.strip() for t in row["outputs"]}) == 2 for row in found)
@@ -555,18 +555,18 @@ def test_choices_of_one_file(tmp_path):  # the same output twice, all from the f
 
 
 def test_choices_of_two_files(tmp_path):  # a policy under the other's name
-    files = outputs(tmp_path / "sft.jsonl"), outputs(tmp_path / "rlhf.jsonl")
-    found, same = judge.choices(files)
+    two = outputs(tmp_path / "sft.jsonl"), outputs(tmp_path / "rlhf.jsonl")
+    found, same = judge.choices(two)
     assert len(found) == 3 and same == 0
     for row in found:
         assert [f"{n} " in t for n, t in zip(("sft", "rlhf"), row["outputs"])] == [True, True]
-        assert row["from"] == list(map(str, files))
-    metrics.write(tmp_path / "one.jsonl", [{"prompt": f"Prompt {i} {EVIL}", "response": "r"}
+        assert row["from"] == list(map(str, two))
+    files.write_rows(tmp_path / "one.jsonl", [{"prompt": f"Prompt {i} {EVIL}", "response": "r"}
                                            for i in range(3)])
-    assert judge.choices([files[0], tmp_path / "one.jsonl"])[0][0]["outputs"][1] == "r"
-    metrics.write(tmp_path / "other.jsonl", [{"prompt": "?", "outputs": ["r"]}])
+    assert judge.choices([two[0], tmp_path / "one.jsonl"])[0][0]["outputs"][1] == "r"
+    files.write_rows(tmp_path / "other.jsonl", [{"prompt": "?", "outputs": ["r"]}])
     with pytest.raises(ValueError, match="different prompts"):
-        judge.choices([files[0], tmp_path / "other.jsonl"])
+        judge.choices([two[0], tmp_path / "other.jsonl"])
 
 
 @pytest.mark.parametrize("row, said", [
@@ -576,7 +576,7 @@ def test_choices_of_two_files(tmp_path):  # a policy under the other's name
     ({"prompt": "p", "outputs": ["a", "a "]}, "no prompt with two different outputs")])
 def test_bad_outputs_are_named(tmp_path, monkeypatch, capsys, row, said):  # an empty page
     monkeypatch.chdir(tmp_path)
-    metrics.write(tmp_path / "o.jsonl", [row])
+    files.write_rows(tmp_path / "o.jsonl", [row])
     with pytest.raises(SystemExit) as stop:
         judge.main(["page", "o.jsonl"])
     assert stop.value.code == 2 and said in capsys.readouterr().err
@@ -627,9 +627,9 @@ def opened(chromium, page, scheme, width):
 @pytest.mark.parametrize("scheme, width", [("light", 1100), ("dark", 1100), ("dark", 390)])
 def test_the_page_in_a_browser(chromium, tmp_path, scheme, width):
     # a swapped choice, a lost answer, a text that runs, a page wider than the phone
-    files = outputs(tmp_path / "sft.jsonl", 40), outputs(tmp_path / "rlhf.jsonl", 40)
-    judge.main(["page", *map(str, files), "--out", str(tmp_path / "page.html")])
-    pairs, _ = judge.choices(files)
+    two = outputs(tmp_path / "sft.jsonl", 40), outputs(tmp_path / "rlhf.jsonl", 40)
+    judge.main(["page", *map(str, two), "--out", str(tmp_path / "page.html")])
+    pairs, _ = judge.choices(two)
     tab, trouble, requests = opened(chromium, tmp_path / "page.html", scheme, width)
     text = lambda name: tab.locator(name).text_content()
     shown = lambda: [text("#first .text"), text("#second .text")]
@@ -669,7 +669,7 @@ def test_the_page_in_a_browser(chromium, tmp_path, scheme, width):
     with tab.expect_download() as download:
         tab.locator("#save").click()
     download.value.save_as(tmp_path / "comparisons.jsonl")
-    rows = [data.comparison(*row) for row in data.read_rows(tmp_path / "comparisons.jsonl")]
+    rows = [data.comparison(*row) for row in files.read_rows(tmp_path / "comparisons.jsonl")]
     expected = [(p["prompt"], c) for p, c in zip(pairs, chosen) if c is not None]
     assert [(r.prompt, r.chosen) for r in rows] == expected and len(rows) == 39
     for r, p in zip(rows, [p for p, c in zip(pairs, chosen) if c is not None]):

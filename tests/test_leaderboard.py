@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-import metrics
 import reward
 import sft
+from data import files
 from tests import leaderboard
 from tests.evaluate import measured
 
@@ -21,8 +21,9 @@ def enter(folder, win=0.7, kl=1.0, ead=0.4, seconds=200.0, prompts=500, ppo=None
         configs = {name: dataclasses.asdict(config) for name, config in of.items()}
         configs["ppo"] = {"reward": "", "init": ""} | (ppo or {})
         for stage, config in configs.items():
-            (run / f"{stage}.json").write_text(json.dumps({"config": config, "parent": "a"}))
-        metrics.write(run / "ppo.jsonl", [{"seconds": 1.0}, {"seconds": seconds + seed}])
+            facts = {"config": config, "parents": {"init": "a"}}
+            (run / f"{stage}.json").write_text(json.dumps(facts))
+        files.write_rows(run / "ppo.jsonl", [{"seconds": 1.0}, {"seconds": seconds + seed}])
         rows = {"sft T=1": {"win_rate": 0.5, "kl": 0.0, "per_input_ead": 0.5},
                 "rlhf T=1": {"win_rate": win + seed / 100, "kl": kl, "per_input_ead": ead}}
         (run / "evaluate.json").write_text(json.dumps(

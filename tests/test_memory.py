@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-import metrics
 import model as m
 import ppo
-import reward
 import sft
-from tests import memory
+from data import checkpoint, networks, optim, run
+from tests import chaos, memory
 
 V, PAD = 61, 61
 BF16 = torch.bfloat16
@@ -29,14 +28,14 @@ STYLES = {
 
 
 def policy_of(freeze=0.67, dtype=None, **changes):
-    "A random network with sharp opinions, frozen and settled."
+    "A random network with sharp opinions, frozen and on its device."
     torch.manual_seed(0)
     settings = dict(vocab_size=V, context=40, layers=3, heads=4, kv_heads=4, channels=32, hidden=48)
     net = m.Transformer(m.ModelConfig(**{**settings, **changes}))
     for name, p in net.named_parameters():
         p.data.normal_(mean=float("norm" in name and "weight" in name), std=0.2)
-    m.freeze(net, freeze)
-    return m.settle(net, "cpu", dtype)
+    networks.freeze(net, freeze)
+    return networks.to_device(net, "cpu", dtype)
 
 
 def rows(B=5, T=17):
@@ -56,7 +55,7 @@ def style(request):
 
 def test_cpu_computes_in_what_its_weights_are():  # bf16 where nobody asked for it
     net = policy_of(0)
-    assert m.precision("cpu") is None and net.precision is None
+    assert networks.precision("cpu") is None and net.precision is None
     assert net.logits(net(rows())).dtype == torch.float32
     assert policy_of(0).double().logits(policy_of(0).double()(rows())).dtype == torch.float64
 
@@ -84,9 +83,9 @@ def test_logits_are_not_rounded():  # eight bits of a logit near 20: .06 nats
 
 def test_scores_and_values_are_fp32():  # a head in bf16, or one that is given bf16
     policy = policy_of(dtype=BF16)
-    scorer = m.scalar_from(policy)
+    scorer = networks.scalar_copy(policy)
     assert scorer.head.weight.dtype == torch.float32
-    for net in (scorer, m.fixed(scorer)):
+    for net in (scorer, networks.frozen_copy(scorer)):
         net.shift.fill_(0.3), net.scale.fill_(1.7)
         hidden = net.trunk(rows()).float()
         exact = ((hidden @ scorer.head.weight[0] + scorer.head.bias) - 0.3) / 1.7
@@ -102,7 +101,7 @@ def test_masters_add_up_small_steps():  # trained weights kept in bf16: a step o
     frozen = {name: p.clone() for name, p in net.named_parameters() if not p.requires_grad}
     assert {p.dtype for p in net.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in frozen.values()} == {BF16}
-    optimizer = m.adamw(net, 1e-5)
+    optimizer = optim.adamw(net, 1e-5)
     before = net.norm.weight.detach().clone()
     for _ in range(30):
         m.logprobs(net, rows(), POSITIONS).mean().backward()
@@ -118,12 +117,12 @@ def test_masters_add_up_small_steps():  # trained weights kept in bf16: a step o
 
 
 @pytest.mark.parametrize("freeze", [0, 0.67])
-def test_policy_and_reference_begin_equal(style, freeze):  # masters used unrounded: a KL of noise
+def test_policy_and_ref_policy_begin_equal(style, freeze):  # masters used unrounded: a KL of noise
     policy = policy_of(freeze, BF16, **style)
-    reference = m.fixed(policy)
-    assert {p.dtype for p in reference.parameters()} == {BF16}
-    assert torch.equal(*(m.logprobs(net, rows(), POSITIONS) for net in (policy, reference)))
-    assert m.generate(policy, rows().tolist(), 12) == m.generate(reference, rows().tolist(), 12)
+    ref_policy = networks.frozen_copy(policy)
+    assert {p.dtype for p in ref_policy.parameters()} == {BF16}
+    assert torch.equal(*(m.logprobs(net, rows(), POSITIONS) for net in (policy, ref_policy)))
+    assert m.generate(policy, rows().tolist(), 12) == m.generate(ref_policy, rows().tolist(), 12)
 
 
 # ---- recomputing ---------------------------------------------------------------------------------
@@ -148,9 +147,10 @@ def test_recomputed_gradients_are_the_same(style, freeze, dtype):  # another for
 @pytest.mark.parametrize("dtype", [None, BF16])
 def test_the_frozen_bottom_is_held_once(dtype):  # a copy of the trunk; a top that two networks move
     policy = policy_of(dtype=dtype, tied=False)
-    scorer = m.scalar_from(policy)
+    scorer = networks.scalar_copy(policy)
     value = ppo.value_network(ppo.Config(), policy, scorer)
-    nets = [policy, m.fixed(policy), scorer.trunk, m.fixed(scorer).trunk, value.trunk]
+    nets = [policy, networks.frozen_copy(policy), scorer.trunk,
+            networks.frozen_copy(scorer).trunk, value.trunk]
     for name, p in policy.named_parameters():
         held = {net.get_parameter(name).data_ptr() for net in nets
                 if name in dict(net.named_parameters())}
@@ -164,58 +164,58 @@ def test_the_frozen_bottom_is_held_once(dtype):  # a copy of the trunk; a top th
 
 def test_a_loaded_reward_model_is_rounded_to_the_shared_trunk():  # refused, or held in fp32
     policy = policy_of(freeze=0)
-    scorer = m.scalar_from(policy)
-    m.freeze(policy, 0.67), m.settle(policy, "cpu", BF16)
-    m.freeze(scorer, 0.67), m.share_trunk(policy, scorer)
-    m.settle(scorer, "cpu", BF16)
+    scorer = networks.scalar_copy(policy)
+    networks.freeze(policy, 0.67), networks.to_device(policy, "cpu", BF16)
+    networks.freeze(scorer, 0.67), networks.share_frozen(policy, scorer)
+    networks.to_device(scorer, "cpu", BF16)
     assert scorer.trunk.embed.weight is policy.embed.weight
     assert {p.dtype for p in scorer.trunk.blocks[2].parameters()} == {torch.float32}
     start = policy.frozen_output(rows())
     assert torch.equal(scorer(rows(), bottom=start), scorer(rows()))
 
 
-def test_what_is_fixed_does_not_follow():  # a reference that trains along
+def test_a_frozen_copy_does_not_follow():  # a reference policy that trains along
     for dtype in (None, BF16):
         policy = policy_of(0, dtype)
-        reference = m.fixed(policy)
-        before = m.logprobs(reference, rows(), POSITIONS)
+        ref_policy = networks.frozen_copy(policy)
+        before = m.logprobs(ref_policy, rows(), POSITIONS)
         for p in policy.parameters():
             p.data.add_(0.1)
-        assert torch.equal(m.logprobs(reference, rows(), POSITIONS), before)
+        assert torch.equal(m.logprobs(ref_policy, rows(), POSITIONS), before)
 
 
 def test_what_is_only_used_is_rounded(tmp_path, monkeypatch):  # a judge in fp32, or one that trains
     net = policy_of(0)
-    m.save(tmp_path / "p.pt", "policy", net, {"name": "world", "fingerprint": "x"}, {})
-    plain, _ = m.settled(tmp_path / "p.pt", "policy", "cpu")
+    checkpoint.save(tmp_path / "p.pt", "policy", net, {"name": "world", "fingerprint": "x"}, {})
+    plain, _ = checkpoint.load_frozen(tmp_path / "p.pt", "policy", "cpu")
     assert {p.dtype for p in plain.parameters()} == {torch.float32}
     assert torch.equal(plain(rows()), net(rows()))
-    monkeypatch.setattr(m, "precision", lambda device: BF16)
-    small, record = m.settled(tmp_path / "p.pt", "policy", "cpu", "x")
+    monkeypatch.setattr(networks, "precision", lambda device: BF16)
+    small, record = checkpoint.load_frozen(tmp_path / "p.pt", "policy", "cpu", "x")
     assert {p.dtype for p in small.parameters()} == {BF16} and record["kind"] == "policy"
     assert not any(p.requires_grad for p in [*small.parameters(), *plain.parameters()])
     with pytest.raises(ValueError, match="tokeni"):
-        m.settled(tmp_path / "p.pt", "policy", "cpu", "y")
+        checkpoint.load_frozen(tmp_path / "p.pt", "policy", "cpu", "y")
 
 
 def test_large_checkpoints_are_held_once(tmp_path, monkeypatch):  # drawn and then overwritten
     tokenizer = {"name": "world", "fingerprint": "x"}
     net = policy_of(0)
-    m.save(tmp_path / "p.pt", "policy", net, tokenizer, {}, dtype=BF16)
-    m.save(tmp_path / "r.pt", "reward", m.scalar_from(net), tokenizer, {})
+    checkpoint.save(tmp_path / "p.pt", "policy", net, tokenizer, {}, dtype=BF16)
+    checkpoint.save(tmp_path / "r.pt", "reward", networks.scalar_copy(net), tokenizer, {})
     for name, kind in (("p.pt", "policy"), ("r.pt", "reward")):
-        usual, _ = m.load(tmp_path / name, kind)
+        usual, _ = checkpoint.load(tmp_path / name, kind)
         with monkeypatch.context() as patch:
-            patch.setattr(m, "LARGE", 0)
+            patch.setattr(networks, "LARGE", 0)
             state = torch.get_rng_state()
-            large, _ = m.load(tmp_path / name, kind)
+            large, _ = checkpoint.load(tmp_path / name, kind)
         assert torch.equal(torch.get_rng_state(), state)
         assert {p.dtype for p in large.parameters()} == {torch.float32}
         assert all(p.requires_grad for p in large.parameters())
         assert torch.equal(usual(rows()), large(rows()))
-    monkeypatch.setattr(m, "LARGE", 0)
+    monkeypatch.setattr(networks, "LARGE", 0)
     monkeypatch.setattr(m.Transformer, "__init__", None)  # is not called
-    assert m.scalar_from(net)(rows()).shape == (5, 17)
+    assert networks.scalar_copy(net)(rows()).shape == (5, 17)
 
 
 def test_sampling_in_chunks_changes_nothing(monkeypatch):  # random numbers by place in a chunk
@@ -235,35 +235,17 @@ def test_sampling_in_chunks_changes_nothing(monkeypatch):  # random numbers by p
 # ---- a whole run ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def corpus(tmp_path):
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    words = "red green blue black white brown pink grey".split()
-    for split in ("train", "validation"):
-        metrics.write(folder / f"{split}.jsonl", [
-            {"prompt": f"Name {w}.\nAnswer:", "response": f"The {w}"} for w in words])
-        metrics.write(folder / f"comparisons.{split}.jsonl", [
-            {"prompt": f"Name {w}.\nAnswer:", "chosen": f"The {w}", "rejected": "No" + " no" * i}
-            for i, w in enumerate(words, 1)])
-    return folder
-
-
 @pytest.mark.parametrize("value", ["reward", "shared"])
-def test_a_run_in_bf16(value, corpus, tmp_path, monkeypatch):
+def test_a_run_in_bf16(value, toy, tmp_path, monkeypatch, quick):
     # a dtype that meets another; a checkpoint that rounds what trains; a resume that does
-    monkeypatch.setattr(m, "precision", lambda device: BF16)
-    monkeypatch.setattr(metrics, "curve", lambda *args: None)
-    same = dict(data=str(corpus), out=str(tmp_path), device="cpu", freeze=0.5, micro=2)
-    small = dict(layers=2, channels=32, heads=2, context=40, prompt_tokens=24, response_tokens=8)
-    base = sft.train(sft.Config(**{**same, "freeze": 0}, stage="base", steps=2, batch=4,
-                                eval_size=4, **small))
-    sft_path = sft.train(sft.Config(**same, init=str(base), steps=2, batch=4, eval_size=4))
-    reward_path = reward.train(reward.Config(**same, steps=2, batch=4, lr=1e-4, eval_size=4))
+    monkeypatch.setattr(networks, "precision", lambda device: BF16)
+    small = dict(freeze=0.5, micro=2, steps=2, own=True)
+    sft_path = chaos.go("sft", toy, tmp_path, **small)
+    reward_path = chaos.go("reward", toy, tmp_path, lr=1e-4, **small)
     seen, original = [], ppo.experience
     monkeypatch.setattr(ppo, "experience", lambda *args: (seen.append(args), original(*args))[1])
-    config = ppo.Config(**same, value=value, steps=2, batch=6, minibatches=2, every=1, lr=1e-5)
-    ppo_path = ppo.train(config)
+    small |= dict(value=value, every=1, lr=1e-5)
+    ppo_path = chaos.go("ppo", toy, tmp_path, **small)
     weights = {path.stem: torch.load(path, weights_only=True)["weights"]
                for path in (sft_path, reward_path, ppo_path)}
     for stage, tensors in weights.items():
@@ -274,19 +256,21 @@ def test_a_run_in_bf16(value, corpus, tmp_path, monkeypatch):
                 assert torch.equal(x, weights["sft"][name.removeprefix("trunk.")])
     moved = weights["ppo"]["norm.weight"] - weights["sft"]["norm.weight"]
     assert 0 < moved.abs().max() < 1e-3  # smaller than bf16 resolves at 1
-    _, policy, network, reference, scorer, *_ = seen[0]
+    _, policy, network, ref_policy, reward_fn, *_ = seen[0]
+    scorer = reward_fn.model
     assert scorer.trunk.embed.weight.data_ptr() == policy.embed.weight.data_ptr()
     assert policy.recompute and getattr(network, "trunk", policy).recompute
-    assert {p.dtype for p in reference.parameters()} == {BF16}
+    assert {p.dtype for p in ref_policy.parameters()} == {BF16}
 
     # the first of two iterations, saved, and the second after --resume: the same weights
     stop = []
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(metrics, "stop_signal", lambda: stop)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(run, "stop_signal", lambda: stop)
         patch.setattr(ppo, "update", lambda *args, update=ppo.update: (
             stop.append(1), update(*args))[1])
-        ppo.train(config)
-    ppo.train(ppo.Config(**{**vars(config), "resume": True}))
+        chaos.go("ppo", toy, tmp_path, **small)
+    assert torch.load(ppo_path, weights_only=True)["meta"]["step"] == 1
+    chaos.go("ppo", toy, tmp_path, resume=True, **small)
     again = torch.load(ppo_path, weights_only=True)["weights"]
     assert all(torch.equal(x, weights["ppo"][name]) for name, x in again.items())
 
@@ -298,16 +282,16 @@ def test_bf16_may_differ_from_itself_a_little(gap, stops):  # an assertion that 
     config = ppo.Config(batch=5, minibatches=1, epochs=1, value="shared", freeze=0.67)
     value = ppo.value_network(config, policy, None)
     prompts = [row[:8] for row in rows().tolist()]
-    fixed, _ = ppo.experience(config, policy, value, m.fixed(policy), lambda *_: torch.ones(5),
-                              prompts, m.generate(policy, prompts, 9), 0.1,
-                              SimpleNamespace(pad=PAD, response_tokens=9))
-    fixed["logp_old"] += gap
-    optimizer = m.adamw(nn.ModuleList([policy, value]), 1e-5)
+    rollout, _ = ppo.experience(config, policy, value, networks.frozen_copy(policy),
+                                lambda *_: torch.ones(5), prompts, m.generate(policy, prompts, 9),
+                                0.1, SimpleNamespace(pad=PAD, response_tokens=9))
+    rollout["logp_old"] += gap
+    optimizer = optim.adamw(nn.ModuleList([policy, value]), 1e-5)
     if stops:
         with pytest.raises(AssertionError, match="differs from itself"):
-            ppo.update(config, policy, value, optimizer, fixed, torch.Generator())
+            ppo.update(config, policy, value, optimizer, rollout, torch.Generator())
     else:
-        ppo.update(config, policy, value, optimizer, fixed, torch.Generator())
+        ppo.update(config, policy, value, optimizer, rollout, torch.Generator())
 
 
 # ---- the accounting ------------------------------------------------------------------------------
@@ -350,7 +334,7 @@ def test_llama_7b_fits_one_gpu():  # a whole copy more
     whole, top = 6_738_415_616, 7 * 202_383_360 + 4096  # Touvron et al. 2023: 6.7 B parameters
     assert size["frozen weights, held once"] == 2 * (whole - top)
     assert size["policy, what trains, fp32"] == 4 * top
-    assert size["reference, the top"] == 2 * top
+    assert size["reference policy, the top"] == 2 * top
     assert size["optimiser state, fp32"] == 8 * (top + 4097)
     assert size["trunk's output, once"] == 256 * 1072 * 4096 * 2
     assert size["keys and values of 15 rows"] == 15 * 2 * 32 * 4096 * 1072 * 2
@@ -359,8 +343,8 @@ def test_llama_7b_fits_one_gpu():  # a whole copy more
         assert memory.count(m.Transformer(memory.shape("gpt2")), True) == 124_439_808
 
 
-def test_the_recipes_are_the_readmes():  # a table for other settings
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+def test_the_recipes_are_those_of_the_page():  # a table for other settings
+    text = (Path(__file__).parents[1] / "data" / "REAL.md").read_text(encoding="utf-8")
     for _, _, P, R, stages in memory.RECIPES[:-1]:
         assert f"--prompt-tokens {P} --response-tokens {R} --batch {stages['sft'].batch} --steps " \
                f"{stages['sft'].steps}" in text

@@ -1,19 +1,15 @@
-"""Numbers against hand-worked cases, definitions and brute force; then flags and logs."""
+"Numbers against hand-worked cases, definitions and brute force."
 
-import itertools
 import json
 import math
-import random
-import signal
 import sys
 import types
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pytest
 
 import metrics
+from data import encoders, measured
 
 # ---- diversity
 
@@ -36,26 +32,10 @@ def test_ead_matches_the_paper(texts, value):
     assert metrics.ead(texts) == pytest.approx(value, abs=1e-9)
 
 
-def test_ead_by_hand_on_two_words():
-    # "a b a": 2 distinct of 3 unigrams; V = 2 expects 2 (1 - 1/8) = 1.75. Two bigrams, both
-    # distinct: 2 / 1.5; one trigram: 1 / 1. Nothing longer.
-    assert metrics.ead(["a b a"], 2) == pytest.approx((2 / 1.75 + 2 / 1.5 + 1) / 5)
-
-
 def test_distinct_by_hand():
     assert metrics.distinct(["a b a", "a b"], 2) == pytest.approx((2 / 5 + 2 / 3) / 2)
     assert metrics.distinct(["a", "b"], 2) == pytest.approx((1 + 0) / 2)  # no n-gram crosses
     assert metrics.distinct([]) == 0
-
-
-def test_embedding_diversity_equals_the_pairwise_definition():
-    vectors = np.random.default_rng(0).normal(size=(7, 5))
-    calls = []
-    value = metrics.embedding_diversity(list("abcdefg"), lambda t: calls.append(t) or vectors)
-    cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-               for a, b in itertools.combinations(vectors, 2)]
-    assert value == pytest.approx(1 - np.mean(cosines), abs=1e-12)
-    assert calls == [list("abcdefg")]
 
 
 def test_embedding_diversity_by_hand():
@@ -219,23 +199,10 @@ def test_t_interval():  # the normal quantile for three seeds, ddof forgotten
         metrics.t_interval([])
 
 
-def test_gap_between_splits():  # paired by position, or the sign turned
-    rng, hits = np.random.default_rng(3), 0
-    for i in range(200):
-        a, b = (rng.random(90) < 0.7).astype(float), (rng.random(140) < 0.4).astype(float)
-        mean, low, high, n = metrics.gap(a, b, resamples=300, seed=i)
-        assert mean == pytest.approx(a.mean() - b.mean()) and n == 230
-        hits += low <= 0.3 <= high
-    assert 0.90 <= hits / 200 <= 0.99
-    with pytest.raises(ValueError, match="gap"):
-        metrics.gap([], [1.0])
-
-
 def planted(rng, inputs, samples):
     "Outputs of a made-up policy: each input has a topic, each output two words of it."
-    topics = rng.integers(0, 40, inputs)
-    return [[f"{t} {rng.integers(0, 6)} {t} {rng.integers(0, 6)}" for _ in range(samples)]
-            for t in topics]
+    topics, words = rng.integers(0, 40, inputs), rng.integers(0, 6, (inputs, samples, 2))
+    return [[f"{t} {a} {t} {b}" for a, b in of_one] for t, of_one in zip(topics, words.tolist())]
 
 
 def test_across_interval_covers_the_expected_diversity():  # a bootstrap, whose duplicates deflate
@@ -255,17 +222,6 @@ def test_across_interval_covers_the_expected_diversity():  # a bootstrap, whose 
     assert collapsed[0] == collapsed[1] == collapsed[2]
     with pytest.raises(ValueError, match="at least 4"):
         metrics.across_interval([["a"]] * 3, metrics.distinct)
-
-
-def test_full_vocabulary_kl_is_exact():  # the reverse direction, padding counted
-    rng = np.random.default_rng(5)
-    new, ref = (np.log(rng.dirichlet(np.ones(7), size=(3, 4))) for _ in range(2))
-    mask = np.arange(4) < np.array([[4], [2], [1]])
-    expected = [sum((np.exp(new[b, t]) * (new[b, t] - ref[b, t])).sum() for t in range(k))
-                for b, k in enumerate((4, 2, 1))]
-    dirty = np.where(mask[..., None], new, np.nan)
-    np.testing.assert_allclose(metrics.kl_full(dirty, ref, mask), expected)
-    assert (metrics.kl_full(new, new, mask) == 0).all()
 
 
 def test_kl_estimators_match_exact_kl_on_five_tokens():
@@ -289,221 +245,6 @@ def test_kl_estimates_ignore_padding_and_keep_tiny_differences():
     assert k3[1] == pytest.approx(tiny**2 / 2 - tiny**3 / 6, rel=1e-8, abs=0)
 
 
-# ---- flags
-
-
-@dataclass
-class Config:
-    data: str = "summarise"  # summarise, instruct or a path
-    batch_size: int = 8  # rows per step; 100% of them are used
-    lr: float = 1e-3  # step size # of Adam
-    resume: bool = False  # go on from the checkpoint
-    kl: Literal["k1", "k2"] = "k1"  # which estimator
-
-    steps: int | None = None  # stop early
-    level: Literal[1, 2] = 1
-
-    def __post_init__(self):
-        metrics.within(self, 1, math.inf, "batch_size", "steps")
-        metrics.within(self, 0, 1, "lr")
-
-
-def test_flags_become_a_config():
-    got = metrics.cli(Config, lambda config: config, [])
-    assert got == Config()
-    argv = "--data x.jsonl --batch-size 2 --lr 1e-2 --resume --kl k2 --steps 9 --level 2".split()
-    expected = Config("x.jsonl", 2, 0.01, True, "k2", 9, 2)
-    assert metrics.cli(Config, lambda config: config, argv) == expected
-    assert metrics.cli(Config, lambda config: config, ["--no-resume"]).resume is False
-
-
-@pytest.mark.parametrize("argv, words", [
-    ("--batch-sizes 3", "there is no --batch-sizes: try --batch-size"),
-    ("--batch 3", "there is no --batch: try --batch-size"),  # no abbreviations
-    ("--batch_size=3", "there is no --batch_size=3: try --batch-size"),
-    ("--zzz", "there is no --zzz: --help lists all"),
-    ("extra", "there is no extra: "),
-    ("--batch-size 0", "--batch-size 0 is impossible: give a value of at least 1"),
-    ("--lr nan", "--lr nan is impossible: give a value between 0 and 1"),
-    ("--lr 2", "--lr 2.0 is impossible: give a value between 0 and 1"),
-    ("--batch-size x", "--batch-size: invalid int value: 'x'"),
-    ("--steps", "--steps: expected one argument"),
-    ("--kl k3", "--kl: invalid choice: 'k3'"),
-])
-def test_impossible_flags_are_one_sentence(argv, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        metrics.cli(Config, lambda config: pytest.fail("trained"), argv.split())
-    captured = capsys.readouterr()
-    assert stop.value.code == 2 and captured.out == ""
-    assert captured.err.startswith("error: " + words) and captured.err.count("\n") == 1
-
-
-def test_help_is_the_comments_and_the_module(capsys):
-    with pytest.raises(SystemExit) as stop:
-        metrics.cli(Config, print, ["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0 and __doc__ in shown
-    assert "--batch-size N rows per step; 100% of them are used (default 8)" in shown
-    assert "--lr X step size # of Adam (default 0.001)" in shown
-    assert "--kl k1|k2 which estimator (default k1)" in shown
-    assert "--steps N stop early" in shown and "None" not in shown
-
-
-def test_mistakes_in_training_are_one_sentence(capsys, monkeypatch):
-    def train(config):
-        raise {"v": ValueError, "o": OSError, "k": KeyboardInterrupt, "r": RuntimeError}[
-            config.data
-        ]("row 3\nis bad")
-
-    monkeypatch.delenv("TRACEBACK", raising=False)
-    for kind, code, err in (("v", 2, "error: row 3 is bad\n"), ("o", 2, "error: row 3 is bad\n"),
-                            ("k", 130, "")):
-        with pytest.raises(SystemExit) as stop:
-            metrics.cli(Config, train, ["--data", kind])
-        assert stop.value.code == code and capsys.readouterr().err == err
-    with pytest.raises(RuntimeError):  # a bug of ours keeps its traceback
-        metrics.cli(Config, train, ["--data", "r"])
-    monkeypatch.setenv("TRACEBACK", "1")
-    with pytest.raises(ValueError):
-        metrics.cli(Config, train, ["--data", "v"])
-
-
-def test_within_knows_open_bounds():
-    config = Config()
-    metrics.within(config, -math.inf, math.inf, "lr", "batch_size", "steps")
-    with pytest.raises(ValueError, match="at most 3$"):
-        metrics.within(config, -math.inf, 3, "lr", "batch_size")
-    config.lr = math.nan
-    with pytest.raises(ValueError, match="that is a number"):
-        metrics.within(config, -math.inf, math.inf, "lr")
-    for value in (math.inf, -math.inf, 10**30):  # which no bound of infinity lets in
-        config.lr = value
-        with pytest.raises(ValueError, match="give a value "):
-            metrics.within(config, -math.inf, math.inf, "lr")
-
-
-# ---- the log
-
-
-def test_log_rows_come_back_as_they_went_in(tmp_path):
-    log = metrics.Log(tmp_path / "new", "sft")
-    log.log(0, loss=0.1 + 0.2, note="warm", shares=[0.5, 0.25])
-    log.log(1, loss=np.float32(0.5), tokens=np.int64(3))
-    rows = metrics.read(tmp_path / "new" / "sft.jsonl")  # not closed: each row is flushed
-    assert rows == [{"step": 0, "loss": 0.1 + 0.2, "note": "warm", "shares": [0.5, 0.25]},
-                    {"step": 1, "loss": 0.5, "tokens": 3}]
-    log.close()
-    metrics.Log(tmp_path / "new", "sft").close()
-    assert metrics.read(tmp_path / "new" / "sft.jsonl") == []  # a new run, a new log
-
-
-def test_resumed_log_neither_loses_nor_doubles_a_step(tmp_path):
-    log = metrics.Log(tmp_path, "ppo")
-    for step in range(6):
-        log.log(step, loss=float(step))
-    log.close()
-    with open(tmp_path / "ppo.jsonl", "a") as f:
-        f.write('{"step": 6, "lo')  # killed while writing
-    assert len(metrics.read(tmp_path / "ppo.jsonl")) == 6
-    log = metrics.Log(tmp_path, "ppo", resume_step=3)
-    for step in range(4, 7):
-        log.log(step, loss=-1.0)
-    log.close()
-    rows = metrics.read(tmp_path / "ppo.jsonl")
-    assert [row["step"] for row in rows] == list(range(7))
-    assert [row["loss"] for row in rows] == [0, 1, 2, 3, -1, -1, -1]
-    assert [path.name for path in tmp_path.iterdir()] == ["ppo.jsonl"]
-    metrics.Log(tmp_path, "reward", resume_step=3).close()  # nothing logged yet: starts empty
-
-
-def test_altered_logs_are_refused(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(ValueError, match="line 2"):
-        metrics.read(tmp_path / "x.jsonl")
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, np.float32("nan"), [1.0, math.nan]])
-def test_log_refuses_nan(tmp_path, value):
-    log = metrics.Log(tmp_path, "sft")
-    with pytest.raises(ValueError, match="loss is .* at step 7"):
-        log.log(7, kl=1.0, loss=value)
-    log.close()
-    assert (tmp_path / "sft.jsonl").read_text() == ""
-
-
-def test_console_repeats_its_header(tmp_path, capsys):
-    log = metrics.Log(tmp_path, "sft")
-    for step in range(41):
-        log.log(step, loss=1 / 3)
-    log.log(41, accuracy_on_validation=0.5)
-    log.close()
-    lines = capsys.readouterr().out.splitlines()
-    headers = [i for i, line in enumerate(lines) if "step" in line]
-    assert headers == [0, 21, 42, 44]
-    assert lines[1].split() == ["0", "0.3333"]
-    assert len(set(map(len, lines[:44]))) == 1  # aligned
-
-
-def test_console_shows_the_chosen_fields(tmp_path, capsys):
-    log = metrics.Log(tmp_path, "ppo", show=("kl",))
-    log.log(3, kl=0.5, detail=1.0)
-    log.close()
-    assert capsys.readouterr().out.split() == ["step", "kl", "3", "0.5"]
-    assert metrics.read(tmp_path / "ppo.jsonl") == [{"step": 3, "kl": 0.5, "detail": 1.0}]
-
-
-def test_written_rows_read_back(tmp_path):
-    metrics.write(tmp_path / "x.jsonl", [{"text": "naïve\u2028\n"}, {"n": 1}])
-    assert metrics.read(tmp_path / "x.jsonl") == [{"text": "naïve\u2028\n"}, {"n": 1}]
-    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
-
-
-def test_stop_signal_waits_once():
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        asked = metrics.stop_signal()
-        assert not asked
-        signal.raise_signal(signal.SIGTERM)
-        assert asked
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        asked = metrics.stop_signal()
-        del asked  # the stage is over, and nobody would ever look
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def test_policies_side_by_side(tmp_path, capsys):
-    answers = {"sft": [" one", " two"], "rlhf": [" three", " four"]}
-    gold = lambda prompt, text: float(len(prompt + text))
-    metrics.side_by_side(tmp_path / "samples.txt", ["p1", "p2"], answers, gold)
-    kept = (tmp_path / "samples.txt").read_text()
-    assert kept.strip() in capsys.readouterr().out
-    lines = [line.split() for line in kept.splitlines()]
-    assert ["sft", "[", "5.00]", "one"] in lines and ["rlhf", "[", "6.00]", "four"] in lines
-
-
-def test_curve_draws_what_there_is(tmp_path):
-    path = tmp_path / "ppo.png"
-    rng = random.Random(0)
-    rows = [{"step": s, "reward": rng.random(), "kl": 0.1 * s} for s in range(9)]
-    rows.append({"step": 9, "gold": 1.0})
-    panels = [("Reward", ["reward", "gold"], "score (std)"), ("KL", ["kl"], "nats"),
-              ("Never logged", ["nothing"], "share")]
-    metrics.curve(path, rows, panels)
-    content = path.read_bytes()
-    assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 10_000
-    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
-    assert width > height > 600
-    assert [p.name for p in tmp_path.iterdir()] == ["ppo.png"]
-    metrics.curve(path, rows[:1], panels)
-    assert path.read_bytes() != content
-    assert json.loads(json.dumps(rows)) == rows  # drawing changes nothing
-
-
 # ---- python metrics.py
 
 
@@ -518,7 +259,7 @@ def test_measures_of_a_file(tmp_path, capsys):  # a measure that never reaches t
     rows = [{"prompt": f"p{i}", "reference": " ".join(rng.choice(words, 6)),
              "outputs": [" ".join(rng.choice(words, 6)) for _ in range(5)]} for i in range(8)]
     path = outputs_file(tmp_path / "a.jsonl", rows)
-    metrics.main([str(path)])
+    measured.main([str(path)])
     found = json.loads((tmp_path / "a.jsonl.metrics.json").read_text())
     outputs = [row["outputs"] for row in rows]
     assert found["per_input_ead"]["mean"] == pytest.approx(
@@ -540,7 +281,7 @@ def test_a_collapsed_policy_is_called_collapsed():  # a diversity that rises wit
             for _ in range(12)]
     stuck = [[row[0]] * 16 for row in free]  # one answer per input
     mute = [["i cannot help with that at all"] * 16 for _ in free]  # one answer for all
-    free, stuck, mute = map(metrics.measure, (free, stuck, mute))
+    free, stuck, mute = map(measured.measure, (free, stuck, mute))
     for name in ("ead", "distinct", "ngram_cosine"):
         key = f"per_input_{name}"
         assert stuck[key]["high"] < 0.35 * free[key]["low"]
@@ -553,7 +294,7 @@ def test_encoder_and_nli_are_used_and_cached(monkeypatch):  # every pair encodes
     seen = []
     embed = lambda texts: seen.extend(texts) or [[len(t), 1.0] for t in texts]
     outputs = [["a", "bb", "ccc"], ["dd", "e", "f"], ["g", "h", "ii"], ["j", "k", "l"]]
-    found = metrics.measure(outputs, embed=embed, relation=lambda a, b: float(a != b))
+    found = measured.measure(outputs, embed=embed, relation=lambda a, b: float(a != b))
     assert found["per_input_nli"]["mean"] == 2 and found["across_input_nli"]["mean"] == 2
     assert 0 < found["per_input_embedding"]["mean"] < 1
 
@@ -568,7 +309,7 @@ def test_encoder_and_nli_are_used_and_cached(monkeypatch):  # every pair encodes
     package.SentenceTransformer = Model
     monkeypatch.setitem(sys.modules, "sentence_transformers", package)
     seen.clear()
-    again = metrics.measure(outputs, embed=metrics.sentence_encoder("some-model"))
+    again = measured.measure(outputs, embed=encoders.sentences("some-model"))
     assert sorted(seen) == sorted(t for row in outputs for t in row)  # each text once
     assert again["per_input_embedding"] == found["per_input_embedding"]
 
@@ -579,7 +320,7 @@ def test_absent_packages_are_named(flag, package, tmp_path, capsys, monkeypatch)
     monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
     path = outputs_file(tmp_path / "a.jsonl", [{"outputs": ["a", "b"]}])
     with pytest.raises(SystemExit) as stop:
-        metrics.main([str(path), flag, "x"])
+        measured.main([str(path), flag, "x"])
     assert stop.value.code == 2 and f"pip install {package}" in capsys.readouterr().err
 
 
@@ -590,16 +331,16 @@ def test_absent_packages_are_named(flag, package, tmp_path, capsys, monkeypatch)
 def test_bad_output_files(rows, words, tmp_path, capsys):  # a traceback, or a number all the same
     path = outputs_file(tmp_path / "a.jsonl", rows)
     with pytest.raises(SystemExit) as stop:
-        metrics.main([str(path)])
+        measured.main([str(path)])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_odd_output_files(tmp_path, capsys):  # empty strings, single outputs, one input
-    metrics.main([str(outputs_file(tmp_path / "a.jsonl", [{"outputs": ["", ""]}] * 5))])
+    measured.main([str(outputs_file(tmp_path / "a.jsonl", [{"outputs": ["", ""]}] * 5))])
     found = json.loads((tmp_path / "a.jsonl.metrics.json").read_text())
     assert found["empty"]["mean"] == 1 and found["per_input_ead"]["mean"] == 0
-    metrics.main([str(outputs_file(tmp_path / "b.jsonl", [{"outputs": ["one two"]}]))])
+    measured.main([str(outputs_file(tmp_path / "b.jsonl", [{"outputs": ["one two"]}]))])
     found = json.loads((tmp_path / "b.jsonl.metrics.json").read_text())
     assert found.keys() == {"words", "empty", "pooled_ead", "pooled_distinct"}

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import data
 import model as m
+from data import base, checkpoint, gpu, networks, optim
 
 V, PAD = 11, 11
 STYLES = {
@@ -50,107 +51,7 @@ def net(request):
     return tiny(**STYLES[request.param])
 
 
-# ---- the network against an independent implementation -------------------------------------------
-
-
-def assert_same_logits(ours, theirs):
-    ids = rows(B=3, T=17)
-    with torch.no_grad():
-        expected = theirs.double().eval()(ids).logits
-        actual = ours.logits(ours(ids))
-    assert expected.std() > 0.1
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=0)  # LLaMA: angles in fp32
-
-
-def randomise(theirs):
-    torch.manual_seed(3)
-    for p in theirs.parameters():
-        p.data.normal_(mean=float(p.dim() < 2), std=0.3)
-    return {name: value.detach().double() for name, value in theirs.state_dict().items()}
-
-
-def test_logits_equal_gpt2_of_transformers():  # exact gelu, a missing bias, heads split wrongly
-    hf = pytest.importorskip("transformers")
-    theirs = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=V, n_positions=31, n_embd=18, n_layer=3,
-                                              n_head=3, n_inner=13, attn_pdrop=0))
-    w, ours = randomise(theirs), tiny(**STYLES["gpt2"])
-    new = {"embed.weight": w["transformer.wte.weight"],
-           "position.weight": w["transformer.wpe.weight"]}
-    names = {"norm1": "ln_1", "norm2": "ln_2", "attention.qkv": "attn.c_attn",
-             "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
-    for part in ("weight", "bias"):
-        new[f"norm.{part}"] = w[f"transformer.ln_f.{part}"]
-        for i in range(3):
-            for mine, its in names.items():
-                value = w[f"transformer.h.{i}.{its}.{part}"]
-                new[f"blocks.{i}.{mine}.{part}"] = value.T if value.dim() == 2 else value
-    ours.load_state_dict(new)
-    assert_same_logits(ours, theirs)
-
-
-@pytest.mark.parametrize("norm_first", [True, False])
-def test_logits_equal_opt_of_transformers(norm_first):  # relu, order of norms, a final one too many
-    hf = pytest.importorskip("transformers")
-    theirs = hf.OPTForCausalLM(hf.OPTConfig(
-        vocab_size=V, hidden_size=18, num_hidden_layers=3, ffn_dim=13, num_attention_heads=3,
-        max_position_embeddings=31, word_embed_proj_dim=18, do_layer_norm_before=norm_first))
-    w, ours = randomise(theirs), tiny(**{**STYLES["opt-350m"], "norm_first": norm_first,
-                                         "tied": True, "embed_width": 0})
-    at = "model.decoder."
-    new = {"embed.weight": w[at + "embed_tokens.weight"],
-           "position.weight": w[at + "embed_positions.weight"][2:]}  # OPT counts from 2
-    names = {"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm", "mlp.up": "fc1",
-             "mlp.down": "fc2", "attention.out": "self_attn.out_proj"}
-    for part in ("weight", "bias"):
-        if norm_first:
-            new[f"norm.{part}"] = w[at + f"final_layer_norm.{part}"]
-        for i in range(3):
-            layer = at + f"layers.{i}."
-            for mine, its in names.items():
-                new[f"blocks.{i}.{mine}.{part}"] = w[layer + f"{its}.{part}"]
-            new[f"blocks.{i}.attention.qkv.{part}"] = torch.cat(
-                [w[layer + f"self_attn.{x}_proj.{part}"] for x in "qkv"])
-    ours.load_state_dict(new)
-    assert_same_logits(ours, theirs)
-
-
-def test_logits_equal_llama_of_transformers():  # rotation direction, grouping of heads, gate and up
-    hf = pytest.importorskip("transformers")
-    theirs = hf.LlamaForCausalLM(hf.LlamaConfig(
-        vocab_size=V, hidden_size=36, num_hidden_layers=3, intermediate_size=13, rms_norm_eps=1e-5,
-        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=31,
-        tie_word_embeddings=False))
-    w, ours = randomise(theirs), tiny(**STYLES["llama"], tied=False)
-    new = {"embed.weight": w["model.embed_tokens.weight"], "norm.weight": w["model.norm.weight"],
-           "lm_head.weight": w["lm_head.weight"]}
-    names = {"norm1": ["input_layernorm"], "norm2": ["post_attention_layernorm"],
-             "attention.qkv": [f"self_attn.{x}_proj" for x in "qkv"],
-             "attention.out": ["self_attn.o_proj"], "mlp.up": ["mlp.gate_proj", "mlp.up_proj"],
-             "mlp.down": ["mlp.down_proj"]}
-    for i in range(3):
-        for mine, its in names.items():
-            new[f"blocks.{i}.{mine}.weight"] = torch.cat(
-                [w[f"model.layers.{i}.{name}.weight"] for name in its])
-    ours.load_state_dict(new)
-    assert_same_logits(ours, theirs)
-
-
-def test_post_norm_block_by_hand():  # normalising before the sum, or the two norms swapped
-    block = tiny(**STYLES["opt-350m"]).blocks[1]
-    x = torch.randn(3, 7, 18, dtype=torch.double)
-
-    def layer_norm(x, norm):
-        x = x - x.mean(-1, keepdim=True)
-        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight + norm.bias
-
-    qkv = (x @ block.attention.qkv.weight.T + block.attention.qkv.bias).view(3, 7, 3, 3, 6)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
-    scores = (q @ k.transpose(-1, -2) / math.sqrt(6)).masked_fill(
-        torch.ones(7, 7).triu(1).bool(), -math.inf)
-    y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(3, 7, 18)
-    h = layer_norm(x + block.attention.out(y), block.norm1)
-    h = layer_norm(h + block.mlp.down(block.mlp.up(h).clamp(min=0)), block.norm2)
-    torch.testing.assert_close(block(x, None, None), h)
+# ---- the network (against transformers: tests/test_weights.py) -----------------------------------
 
 
 def test_config_is_checked_and_eos_is_a_tuple():  # a list from JSON, widths that do not divide
@@ -206,9 +107,9 @@ def test_responses_behind_one_prompt_are_rows_of_their_own(net):  # a response t
     for b, (prompt, group) in enumerate(zip(prompts, groups)):
         for response in group:
             alone = net(torch.tensor([prompt + response]))[0]
-            last = column[n] + 1
-            assert row[n] == b and ids[b, last - len(response):last].tolist() == response
-            torch.testing.assert_close(together[b, last - len(response):last],
+            end = column[n] + 1
+            assert row[n] == b and ids[b, end - len(response):end].tolist() == response
+            torch.testing.assert_close(together[b, end - len(response):end],
                                        alone[len(prompt):])
             n += 1
     ids, segment, _ = data.join_groups([[1] * 30], [[[2], [3, 4]]], PAD)
@@ -391,7 +292,7 @@ def recording(monkeypatch):
         events.append("recorded")
         return lambda: (events.append("again"), again.replay())
     monkeypatch.setattr(m, "RECORDED", ("cpu",))
-    monkeypatch.setattr(m, "recorded", recorded)
+    monkeypatch.setattr(gpu, "recorded", recorded)
     return events
 
 
@@ -451,11 +352,11 @@ def mlp_rows(net, call):
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_states_of_some_positions_are_those_of_all(net, recompute):  # taken before the attention
-    ids, at = rows(), torch.tensor([[1, 5, 5], [0, 2, 6], [6, 3, 1]])
+    ids, columns = rows(), torch.tensor([[1, 5, 5], [0, 2, 6], [6, 3, 1]])
     weight, results, net.recompute = torch.randn(3, 3, 18, dtype=torch.double), [], recompute
     if net.config.channels == 36:
         weight = weight.repeat(1, 1, 2)
-    for call in (lambda: m.take(net(ids), at), lambda: net(ids, at=at)):
+    for call in (lambda: m.take(net(ids), columns), lambda: net(ids, columns=columns)):
         net.zero_grad()
         found, seen = mlp_rows(net, call)
         (found * weight).sum().backward()
@@ -511,7 +412,7 @@ def test_logprobs_never_hold_all_logits():  # the output matrix on prompts, or (
 
 def test_logprobs_accept_hidden_states():  # hidden states ignored, or shifted once more
     net, ids, positions = tiny(), rows(), torch.tensor([[3, 4, 6]] * 3)
-    expected, hidden = m.logprobs(net, ids, positions, 0.7), net(ids, at=positions - 1)
+    expected, hidden = m.logprobs(net, ids, positions, 0.7), net(ids, columns=positions - 1)
     net.forward = None  # not run again
     assert torch.equal(m.logprobs(net, ids, positions, 0.7, hidden=hidden), expected)
 
@@ -532,23 +433,12 @@ def test_logprobs_of_a_half_precision_model_are_fp32():  # a log-softmax in eigh
     assert out.dtype == torch.float32
 
 
-def test_mean_logprob_of_samples_is_minus_entropy():  # sampling and scoring at other temperatures
-    net = tiny(double=False)
-    net.embed.weight.data.mul_(0.4)
-    out = m.generate(net, [[3, 1, 2]], 1, temperature=0.7, num_samples=20_000, batch=20_000)
-    ids = torch.tensor([[3, 1, 2] + response for response in out])
-    with torch.no_grad():
-        logp, entropy = m.logprobs(net, ids, torch.tensor([[3]]).expand(20_000, 1), 0.7,
-                                   entropy=True)
-    assert abs(logp.mean() + entropy[0, 0]) < 5 * logp.std() / math.sqrt(20_000)
-
-
 # ---- scalar models and the frozen trunk ----------------------------------------------------------
 
 
 def test_scalar_model_is_a_shifted_scaled_head():  # scale before shift, head on another state
     policy = tiny(tied=False)
-    scalar = m.scalar_from(policy)
+    scalar = networks.scalar_copy(policy)
     scalar.shift.fill_(0.3), scalar.scale.fill_(1.7)
     expected = (policy(rows()) @ scalar.head.weight[0] + scalar.head.bias - 0.3) / 1.7
     torch.testing.assert_close(scalar(rows()), expected, rtol=1e-6, atol=1e-6)
@@ -560,17 +450,17 @@ def test_scalar_model_is_a_shifted_scaled_head():  # scale before shift, head on
 
 
 def test_half_precision_scores_are_fp32():  # eight bits of reward under autocast
-    scalar = m.scalar_from(tiny(double=False))
+    scalar = networks.scalar_copy(tiny(double=False))
     with torch.autocast("cpu", torch.bfloat16):
         assert scalar(rows()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("fraction,count", [(0.2, 0), (0.7, 2), (1.0, 3)])
 def test_trunk_computed_once_is_trunk_computed_every_time(net, fraction, count):  # a layer twice
-    m.freeze(net, fraction)
+    networks.freeze(net, fraction)
     assert net.frozen == count
     ids, positions = rows(), torch.tensor([[3, 4, 6]] * 3)
-    scalar = m.scalar_from(net)
+    scalar = networks.scalar_copy(net)
     results = []
     for start in (None, net.frozen_output(ids)):
         net.zero_grad(), scalar.zero_grad()
@@ -588,49 +478,49 @@ def test_trunk_computed_once_is_trunk_computed_every_time(net, fraction, count):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_frozen_parameters_get_no_gradient(tied):  # a tied output matrix that still moves
-    for net in (tiny(tied=tied), m.scalar_from(tiny(tied=tied))):
-        m.freeze(net, 0.7)
+    for net in (tiny(tied=tied), networks.scalar_copy(tiny(tied=tied))):
+        networks.freeze(net, 0.7)
         trains = {name for name, p in net.named_parameters() if p.requires_grad}
         tops = {name.removeprefix("trunk.").split(".")[0] for name in trains}
         assert tops - {"head"} == {"blocks", "norm"}
         assert all("blocks.2" in name for name in trains if "blocks" in name)
-        groups = m.adamw(net, 1e-3, weight_decay=0.1).param_groups
+        groups = optim.adamw(net, 1e-3, weight_decay=0.1).param_groups
         assert sum(len(group["params"]) for group in groups) == len(trains)
         assert all(p.dim() >= 2 for p in groups[0]["params"]) and groups[1]["weight_decay"] == 0
-        m.freeze(net, 0)
+        networks.freeze(net, 0)
         assert all(p.requires_grad for p in net.parameters())
         with pytest.raises(ValueError, match="nothing is frozen"):
             getattr(net, "trunk", net).frozen_output(rows())
 
 
-def test_share_trunk_holds_memory_once():  # copies instead of the same tensors, the top shared too
-    policy, reference = tiny(tied=False), tiny(tied=False)
-    scalar = m.scalar_from(policy)
-    m.freeze(policy, 0.7)
-    reference.blocks[2].norm1.weight.data.add_(1)  # the top may differ
-    expected = reference(rows()).clone(), scalar(rows()).clone()
-    m.share_trunk(policy, reference), m.share_trunk(policy, scalar)
-    for other in (reference, scalar.trunk):
-        for name, p in other.named_parameters():
+def test_share_frozen_holds_memory_once():  # copies instead of the same tensors, the top shared too
+    policy, other = tiny(tied=False), tiny(tied=False)
+    scalar = networks.scalar_copy(policy)
+    networks.freeze(policy, 0.7)
+    other.blocks[2].norm1.weight.data.add_(1)  # the top may differ
+    expected = other(rows()).clone(), scalar(rows()).clone()
+    networks.share_frozen(policy, other), networks.share_frozen(policy, scalar)
+    for net in (other, scalar.trunk):
+        for name, p in net.named_parameters():
             shared = name.split(".")[0] in ("embed", "lm_head") or name[:8] in ("blocks.0",
                                                                                 "blocks.1")
             assert (p.data_ptr() == policy.get_parameter(name).data_ptr()) == shared, name
-        assert other.frozen == 2
-    assert torch.equal(reference(rows()), expected[0]) and torch.equal(scalar(rows()), expected[1])
+        assert net.frozen == 2
+    assert torch.equal(other(rows()), expected[0]) and torch.equal(scalar(rows()), expected[1])
     assert len(scalar.trunk.blocks) == 3 and "trunk.blocks.1.norm1.weight" in scalar.state_dict()
 
 
 @pytest.mark.parametrize("name", ["embed.weight", "blocks.1.mlp.up.weight", "lm_head.weight"])
-def test_share_trunk_refuses_other_layers(name):  # another base's trunk used without a word
+def test_share_frozen_refuses_other_layers(name):  # another base's trunk used without a word
     policy, other = tiny(tied=False), tiny(tied=False)
-    m.freeze(policy, 0.7)
+    networks.freeze(policy, 0.7)
     other.get_parameter(name).data[1, 2] += 1e-9
     with pytest.raises(ValueError, match="train both from the same base with the same --freeze"):
-        m.share_trunk(policy, other)
+        networks.share_frozen(policy, other)
     with pytest.raises(ValueError, match="same base"):
-        m.share_trunk(policy, tiny(tied=False, channels=24))
+        networks.share_frozen(policy, tiny(tied=False, channels=24))
     with pytest.raises(ValueError, match="nothing is frozen"):
-        m.share_trunk(other, policy)
+        networks.share_frozen(other, policy)
 
 
 # ---- the checkpoint ------------------------------------------------------------------------------
@@ -640,8 +530,9 @@ TOKENIZER = {"name": "test", "fingerprint": "abc"}
 
 def write(path, kind="policy", net=None, meta=None, **more):
     if net is None:
-        net = tiny(double=False) if kind == "policy" else m.scalar_from(tiny(double=False))
-    m.save(path, kind, net, TOKENIZER, {"step": 3, "loss": 0.5} if meta is None else meta, **more)
+        net = tiny(double=False) if kind == "policy" else networks.scalar_copy(tiny(double=False))
+    meta = {"step": 3, "loss": 0.5} if meta is None else meta
+    checkpoint.save(path, kind, net, TOKENIZER, meta, **more)
     return net
 
 
@@ -650,12 +541,12 @@ def write(path, kind="policy", net=None, meta=None, **more):
 def test_checkpoint_round_trip(tmp_path, kind, dtype):  # a weight lost, rounded, or left in bf16
     net = tiny(double=False, **STYLES["opt-350m"], eos=(3, 5))
     if kind == "reward":
-        net = m.scalar_from(net)
+        net = networks.scalar_copy(net)
         net.shift.fill_(0.123456789), net.scale.fill_(1.23456789)
     state = {"optimizer": {0: torch.arange(3)}, "beta": 0.1, "rng": torch.get_rng_state()}
     path = tmp_path / "new" / "folder" / "a.pt"
     write(path, kind, net, state=state, dtype=dtype)
-    again, record = m.load(path, kind, tokenizer="abc")
+    again, record = checkpoint.load(path, kind, tokenizer="abc")
     assert again.config == net.config and type(again) is type(net)
     for name, value in net.state_dict().items():
         expected = value.to(dtype).float() if dtype and value.dim() else value
@@ -663,7 +554,7 @@ def test_checkpoint_round_trip(tmp_path, kind, dtype):  # a weight lost, rounded
         assert again.state_dict()[name].dtype == torch.float32
     assert record["meta"] == {"step": 3, "loss": 0.5} and record["kind"] == kind
     assert record["tokenizer"] == TOKENIZER and record["state"]["beta"] == 0.1
-    assert torch.equal(record["state"]["rng"], state["rng"]) and record["format"] == m.FORMAT
+    assert torch.equal(record["state"]["rng"], state["rng"]) and record["format"] == 2
     assert json.loads((path.parent / "a.json").read_text())["step"] == 3
     assert sorted(p.name for p in path.parent.iterdir()) == ["a.json", "a.pt"]
     if dtype:
@@ -674,7 +565,8 @@ def test_checkpoint_round_trip(tmp_path, kind, dtype):  # a weight lost, rounded
 def test_compiled_models_are_saved_uncompiled(tmp_path):  # names that start with _orig_mod.
     net = tiny(double=False)
     write(tmp_path / "a.pt", net=torch.compile(net))
-    assert torch.equal(m.load(tmp_path / "a.pt", "policy")[0].embed.weight, net.embed.weight)
+    again, _ = checkpoint.load(tmp_path / "a.pt", "policy")
+    assert torch.equal(again.embed.weight, net.embed.weight)
 
 
 def test_missing_wrong_foreign_and_other_files_name_the_remedy(tmp_path):  # a traceback instead
@@ -682,7 +574,7 @@ def test_missing_wrong_foreign_and_other_files_name_the_remedy(tmp_path):  # a t
 
     def complaint(kind="policy", tokenizer=None, error=ValueError):
         with pytest.raises(error) as info:
-            m.load(path, kind, tokenizer=tokenizer)
+            checkpoint.load(path, kind, tokenizer=tokenizer)
         text = one_sentence(info)
         assert str(path) in text and {"policy": "sft.py", "reward": "reward.py"}[kind] in text
         return text
@@ -697,7 +589,7 @@ def test_missing_wrong_foreign_and_other_files_name_the_remedy(tmp_path):  # a t
     record["weights"]["norm.weight"][0] += 1e-6
     torch.save(record, path)
     assert "altered" in complaint()
-    for foreign in ({"weights": torch.zeros(3)}, {"format": {1, 2}}, [1, 2], random.Random(0)):
+    for foreign in ({"weights": torch.zeros(3)}, {"format": {1, 2}}, random.Random(0)):
         torch.save(foreign, path)
         complaint()
     for content in (b"", b"hello", b"{}" * 999):
@@ -708,11 +600,11 @@ def test_missing_wrong_foreign_and_other_files_name_the_remedy(tmp_path):  # a t
 def test_truncated_and_flipped_files_are_refused(tmp_path):  # damage that trains on unnoticed
     path, rng = tmp_path / "a.pt", random.Random(0)
     write(path, "reward")
-    good, truth = path.read_bytes(), m.digest(torch.load(path, weights_only=True))
+    good, truth = path.read_bytes(), checkpoint.digest(torch.load(path, weights_only=True))
     for _ in range(100):
         path.write_bytes(good[:rng.randrange(len(good))])
         with pytest.raises(ValueError) as error:
-            m.load(path, "reward")
+            checkpoint.load(path, "reward")
         one_sentence(error)
     refused = 0
     for _ in range(100):
@@ -720,8 +612,8 @@ def test_truncated_and_flipped_files_are_refused(tmp_path):  # damage that train
         bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
         path.write_bytes(bad)
         try:  # the zip pads tensors to 64 bytes: a flip there alters nothing that is read
-            m.load(path, "reward")
-            assert m.digest(torch.load(path, weights_only=True)) == truth
+            checkpoint.load(path, "reward")
+            assert checkpoint.digest(torch.load(path, weights_only=True)) == truth
         except ValueError as error:
             assert "\n" not in str(error) and "reward.py" in str(error)
             refused += 1
@@ -734,11 +626,12 @@ def test_digest_sees_everything():  # a field, a type, a shape or a dtype left o
                 {**base, "a": torch.zeros(2, 3).int()}, {**base, "b": True}, {**base, "b": 1.0},
                 {**base, "b": "1"}, {**base, "c": "y"}, {**base, "d": (1, 2)}, {**base, "e": 0},
                 {**base, "d": [[1], 2]}, {**base, "g": None}, {**base, "f": 0.5 + 2**-53}]
-    assert len({m.digest(variant) for variant in variants}) == len(variants)
+    assert len({checkpoint.digest(variant) for variant in variants}) == len(variants)
     shuffled = dict(reversed(base.items()))
-    assert m.digest({**shuffled, "a": torch.zeros(3, 2).T, "digest": 1}) == m.digest(base)
+    other = {**shuffled, "a": torch.zeros(3, 2).T, "digest": 1}
+    assert checkpoint.digest(other) == checkpoint.digest(base)
     with pytest.raises(ValueError, match="primitives and tensors"):
-        m.digest({"a": {1, 2}})
+        checkpoint.digest({"a": {1, 2}})
 
 
 @pytest.mark.parametrize("where", ["torch.save", "os.replace", "os.fsync"])
@@ -757,7 +650,7 @@ def test_a_kill_leaves_the_old_file(tmp_path, monkeypatch, where, error):  # wri
         patch.setattr(where, kill)
         with pytest.raises(OSError if error is RuntimeError else KeyboardInterrupt):
             write(path, meta={"step": 4})
-    assert path.read_bytes() == old and m.load(path, "policy")[1]["meta"]["step"] == 3
+    assert path.read_bytes() == old and checkpoint.load(path, "policy")[1]["meta"]["step"] == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.pt"]
 
 
@@ -767,7 +660,7 @@ def test_a_kill_leaves_the_old_file(tmp_path, monkeypatch, where, error):  # wri
 def test_adamw_takes_a_step_and_only_matrices_decay():  # norms pulled to zero
     net = tiny(double=False)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    optimizer = m.adamw(net, lr=0.1, weight_decay=0.5)
+    optimizer = optim.adamw(net, lr=0.1, weight_decay=0.5)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -775,9 +668,10 @@ def test_adamw_takes_a_step_and_only_matrices_decay():  # norms pulled to zero
         torch.testing.assert_close(p.detach(), before[name] * (0.95 if p.dim() >= 2 else 1))
 
 
-def test_pretrainers_share_all_weights():  # an embedding under Muon, a norm that nobody trains
+def test_base_optimisers_share_all_weights():  # an embedding under Muon, a norm nobody trains
     net = tiny(double=False)
-    optimizers = m.pretrainers(net, 1e-3)
+    optimizer = base.optimizer(net, 1e-3)
+    optimizers = getattr(optimizer, "optimizers", [optimizer])
     held = [{id(p) for group in o.param_groups for p in group["params"]} for o in optimizers]
     assert sum(map(len, held)) == len(set().union(*held)) == len(list(net.parameters()))
     matrices = {id(p) for p in net.blocks.parameters() if p.dim() == 2}
@@ -785,13 +679,11 @@ def test_pretrainers_share_all_weights():  # an embedding under Muon, a norm tha
         assert held[0] == matrices and isinstance(optimizers[0], torch.optim.Muon)
     before = [p.clone() for p in net.parameters()]
     net(torch.tensor([[1, 2, 3]])).square().sum().backward()
-    for optimizer in optimizers:
-        optimizer.step()
+    optimizer.step()
     moved = [not torch.equal(a, b) for a, b in zip(before, net.parameters())]
     assert all(moved), [name for (name, _), x in zip(net.named_parameters(), moved) if not x]
 
 
-def test_pretrainers_without_muon(monkeypatch):  # torch before 2.9
+def test_the_base_optimiser_without_muon(monkeypatch):  # torch before 2.9
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    (only,) = m.pretrainers(tiny(double=False), 1e-3)
-    assert isinstance(only, torch.optim.AdamW)
+    assert isinstance(base.optimizer(tiny(double=False), 1e-3), torch.optim.AdamW)

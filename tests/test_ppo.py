@@ -1,13 +1,16 @@
 """
-What ppo.py promises, in float64 where it is arithmetic. Sizes are odd and all different (B=3, R=7,
+What ppo.py promises, in float64 where it is arithmetic; its formulas against the definition are in
+tests/checks.py. Sizes are odd and all different (B=3, R=7,
 V=11), so that no two axes can be confused without an error. After each test's name stands the bug
 that turns it red. The one to read is `test_optimum_of_the_regularised_objective`: a problem whose
 answer is known in closed form, solved by the functions that train language models.
 """
 
 import copy
+import inspect
 import itertools
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,12 +21,15 @@ from torch import nn
 import data
 import model as m
 import ppo
+import reward
+from data import networks, optim
 
 B, R, V = 3, 7, 11
 LENGTHS = torch.tensor([7, 4, 1])
 IS_RESPONSE = torch.arange(R) < LENGTHS[:, None]  # (B, R)
 EOS = V - 1
 JUNK = (math.nan, 1e9)
+SOURCE = inspect.getsource(ppo)
 TOKENIZER = SimpleNamespace(pad=V, response_tokens=R)  # all that `experience` asks of one
 
 
@@ -45,42 +51,38 @@ def policy_of(seed=0, scale=0.4, **changes):
     return net
 
 
-def rollout(config, policy, value, seed=3, n=5, reference=None, beta=0.1, score=None):
+def rollout(config, policy, value, seed=3, n=5, ref_policy=None, beta=0.1, score=None):
     "Prompts and sampled responses of unequal lengths, and what `experience` makes of them."
     random = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(0, V - 1, (2 + i % 3,), generator=random).tolist() for i in range(n)]
     responses = m.generate(policy, prompts, R, config.temperature, seed=seed)
     responses[1] = [4, EOS]  # lengths differ, whatever was sampled
-    fixed, row = ppo.experience(config, policy, value, reference or policy,
+    found, row = ppo.experience(config, policy, value, ref_policy or policy,
                                 score or (lambda p, r: rand(n, seed=seed).float()), prompts,
                                 responses, beta, TOKENIZER)
-    return fixed, row, prompts, responses
+    return found, row, prompts, responses
 
 
-def adam(config, policy, value):
-    return m.adamw(nn.ModuleList([policy, value]), config.lr, betas=(0.9, 0.999), eps=1e-5)
+def value_of(config, policy, seed=5):
+    torch.manual_seed(seed)
+    net = networks.scalar_copy(policy)
+    net.head.weight.data.normal_(std=0.5)
+    return ppo.value_network(config, policy, net)
+
+
+def scene(**changes):
+    "A policy and its value network, and a rollout to learn from, of this Config."
+    config, policy = ppo.Config(**{"batch": 5, **changes}), policy_of()
+    value = value_of(config, policy)
+    return config, policy, value, rollout(config, policy, value)[0]
+
+
+def learned(config, policy, value, kept):
+    optimizer = optim.adamw(nn.ModuleList([policy, value]), config.lr, (0.9, 0.999), 1e-5)
+    return ppo.update(config, policy, value, optimizer, kept, torch.Generator())
 
 
 # ---- advantages ----------------------------------------------------------------------------------
-
-
-def brute_force(rewards, values, length, gamma, lam):
-    "The double sum of the definition, over one row."
-    v = [*values[:length].tolist(), 0.0]
-    delta = [rewards[t].item() + gamma * v[t + 1] - v[t] for t in range(length)]
-    return torch.tensor([sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, length))
-                         for t in range(length)], dtype=rewards.dtype)
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
-@pytest.mark.parametrize("lam", [0.0, 0.8, 0.95, 1.0])
-def test_gae_is_the_double_sum(gamma, lam):  # lambda or gamma missing, a value too many at the end
-    rewards, values = rand(B, R), rand(B, R, seed=1)
-    advantages, returns = ppo.gae(rewards, values, IS_RESPONSE, gamma, lam)
-    for b, n in enumerate(LENGTHS):
-        expected = brute_force(rewards[b], values[b], n, gamma, lam)
-        torch.testing.assert_close(advantages[b, :n], expected)
-        torch.testing.assert_close(returns[b, :n], expected + values[b, :n])
 
 
 @pytest.mark.parametrize("gamma, lam, expected", [
@@ -94,47 +96,30 @@ def test_gae_worked_by_hand(gamma, lam, expected):  # any of its coefficients
     torch.testing.assert_close(returns, found + values)  # whitened before they were added
 
 
-@pytest.mark.parametrize("value", JUNK)
-def test_gae_never_looks_at_padding(value):  # x * mask, or a bootstrap from the first pad
-    rewards, values = rand(B, R), rand(B, R, seed=1)
-    clean = ppo.gae(rewards, values, IS_RESPONSE, 1, 0.95)
-    dirty = ppo.gae(junk(rewards, value), junk(values, value), IS_RESPONSE, 1, 0.95)
-    for x, y in zip(clean, dirty):
-        assert torch.equal(x, y) and (y[~IS_RESPONSE] == 0).all()
+def test_the_worked_example_beside_the_code():  # a number of the table that the code does not give
+    lines = re.findall(r"^#   (\S.*?)  +((?:-?\d\.\d\d +){4}-?\d\.\d\d)", SOURCE, re.M)
+    table = {name: torch.tensor([[float(x) for x in row.split()]]).double() for name, row in lines}
+    one = torch.ones(1, 5, dtype=torch.bool)
+    values = table["value V"]
+    rewards = ppo.token_rewards(torch.ones(1), table["log pi_old"], table["log pi_ref"], one, 0.1)
+    advantages, returns = ppo.gae(rewards, values, one, 1, 0.95)
+    delta = rewards + torch.cat([values[:, 1:], torch.zeros(1, 1)], 1) - values
+    found = {"reward r": rewards, "delta": delta, "advantage A": advantages, "return": returns,
+             "whitened A": ppo.whiten(advantages, one)}
+    assert table.keys() == found.keys() | {"log pi_old", "log pi_ref", "value V"}
+    for name, x in found.items():
+        torch.testing.assert_close(x, table[name], atol=0.0051, rtol=0, msg=name)
 
 
 # ---- rewards -------------------------------------------------------------------------------------
 
 
-def test_the_score_stands_on_the_last_token():  # on the first pad, one early, or on the last slot
-    score = torch.tensor([1.5, -2.0, 0.25]).double()
-    rewards = ppo.token_rewards(score, rand(B, R), rand(B, R), IS_RESPONSE, 0.3)
-    expected = torch.zeros(B, R).double()
-    expected[range(B), LENGTHS - 1] = score
-    torch.testing.assert_close(rewards, expected)
-
-
-@pytest.mark.parametrize("value", JUNK)
-def test_rewards_of_a_row_add_up(value):  # a sign, a token's penalty lost on the last one, padding
-    score, old, ref = rand(B), rand(B, R, seed=1), rand(B, R, seed=2)
-    rewards = ppo.token_rewards(score, junk(old, value), junk(ref, -value), IS_RESPONSE, 0.3)
-    k1 = torch.where(IS_RESPONSE, old - ref, 0).sum(1)
-    torch.testing.assert_close(rewards.sum(1), score - 0.3 * k1)
-    assert (rewards[~IS_RESPONSE] == 0).all()
-
-
-@pytest.mark.parametrize("kl, formula", [
-    ("k1", lambda d: d), ("k2", lambda d: d * d / 2), ("k3", lambda d: math.exp(-d) - 1 + d),
-    ("abs", abs)])
-def test_estimators_by_hand(kl, formula):  # k3 of the other sign, k1 clamped, k2 without its half
-    old, ref = rand(B, R, seed=1), rand(B, R, seed=2)
-    rewards = ppo.token_rewards(torch.zeros(B), old, ref, IS_RESPONSE, 0.7, kl)
-    for b, t in itertools.product(range(B), range(R)):
-        expected = -0.7 * formula((old - ref)[b, t].item()) if IS_RESPONSE[b, t] else 0
-        assert rewards[b, t].item() == pytest.approx(expected, abs=1e-12)
-    small = ppo.token_rewards(torch.zeros(1), torch.tensor([[1e-8]]).double(), torch.zeros(1, 1),
-                              torch.ones(1, 1, dtype=torch.bool), 1.0, kl)  # exp(-d) - 1 + d is 0
-    assert -small.item() == pytest.approx({"k1": 1e-8, "abs": 1e-8}.get(kl, 5e-17), rel=0.1)
+@pytest.mark.parametrize("kl", ["k1", "k2", "k3", "abs"])
+def test_estimators_of_tiny_differences(kl):  # exp(-d) - 1 + d, which is 0 in floating point
+    one = torch.ones(1, 1, dtype=torch.bool)
+    found = ppo.token_rewards(torch.zeros(1), torch.tensor([[1e-8]]).double(), torch.zeros(1, 1),
+                              one, 1.0, kl)
+    assert -found.item() == pytest.approx({"k1": 1e-8, "abs": 1e-8}.get(kl, 5e-17), rel=0.1)
 
 
 def kl_between(logp, logq):
@@ -160,7 +145,7 @@ def test_only_k1_in_the_reward_has_the_gradient_of_the_kl():  # its sign, or k3 
             return -(logp.exp().detach() * r[:, 0] * logp).sum()
         return gradient(expected, logits)
     torch.testing.assert_close(of("k1"), forward)
-    torch.testing.assert_close(of("k3"), forward - reverse)  # hardly anything near the reference
+    torch.testing.assert_close(of("k3"), forward - reverse)  # hardly anything near ref
     assert (of("k3") - forward).norm() > 0.5 * forward.norm()
     assert (of("k2") - forward).norm() > 0.2 * forward.norm()
 
@@ -300,13 +285,6 @@ def test_adaptive_beta():  # a step per row instead of per rollout, no clip, the
 # ---- networks: act, experience, update -----------------------------------------------------------
 
 
-def value_of(config, policy, seed=5):
-    torch.manual_seed(seed)
-    net = m.scalar_from(policy)
-    net.head.weight.data.normal_(std=0.5)
-    return ppo.value_network(config, policy, net)
-
-
 @pytest.mark.parametrize("kind", ["reward", "shared"])
 def test_values_are_read_before_their_token(kind):  # off by one: the baseline sees the action
     policy = policy_of().double()
@@ -327,13 +305,13 @@ def test_values_are_read_before_their_token(kind):  # off by one: the baseline s
 
 def test_the_value_network_starts_as_the_reward_model():  # a fresh head, or one with no scale
     policy = policy_of()
-    scorer = m.scalar_from(policy)
+    scorer = networks.scalar_copy(policy)
     scorer.shift.fill_(0.7)
     scorer.scale.fill_(3.0)
     value = ppo.value_network(ppo.Config(), policy, scorer)
     ids, positions, _ = data.join([[1, 2, 3], [4, 5]], [[6, 7, 8, 9, EOS], [1, 2, EOS]], V)
     with torch.no_grad():
-        expected = scorer(ids, at=positions - 1)
+        expected = scorer(ids, columns=positions - 1)
         assert torch.equal(ppo.act(policy, value, ids, positions, 1.0)[1], expected)
     assert not {id(p) for p in value.parameters()} & {id(p) for p in scorer.parameters()}
     head = ppo.value_network(ppo.Config(value="shared"), policy, None)
@@ -345,11 +323,11 @@ def test_the_value_network_starts_as_the_reward_model():  # a fresh head, or one
 @pytest.mark.parametrize("kind", ["reward", "shared"])
 def test_the_trunk_computed_once(kind):  # a block run twice or left out, in policy or value
     policy = policy_of()
-    m.freeze(policy, 0.67)
+    networks.freeze(policy, 0.67)
     value = value_of(ppo.Config(value=kind), policy)
     if kind == "reward":
-        m.freeze(value, 0.67)
-        m.share_trunk(policy, value)
+        networks.freeze(value, 0.67)
+        networks.share_frozen(policy, value)
     ids, positions, _ = data.join([[1, 2, 3], [4, 5]], [[6, 7, 8, 9, EOS], [1, 2, EOS]], V)
     with torch.no_grad():
         whole = ppo.act(policy, value, ids, positions, 0.7)
@@ -358,88 +336,74 @@ def test_the_trunk_computed_once(kind):  # a block run twice or left out, in pol
         torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["reward", "shared"])
-def test_a_frozen_trunk_stays_and_the_top_moves(kind):  # an optimiser that holds frozen weights
-    config = ppo.Config(freeze=0.67, value=kind, batch=5, lr=1e-2)
-    policy = policy_of()
-    value = value_of(config, policy)
-    reference = copy.deepcopy(policy)
-    m.freeze(policy, config.freeze)
-    if kind == "reward":
-        m.freeze(value, config.freeze)
-        m.share_trunk(policy, value)
-    before = copy.deepcopy(policy)
-    fixed, _, _, _ = rollout(config, policy, value, reference=reference)
-    assert fixed["bottom"] is not None
-    head = copy.deepcopy(value.state_dict())
-    ppo.update(config, policy, value, adam(config, policy, value), fixed, torch.Generator())
-    assert policy.frozen == 2
-    for (name, p), q in zip(policy.named_parameters(), before.parameters()):
-        frozen = name.startswith(("embed", "blocks.0.", "blocks.1."))
-        assert torch.equal(p, q) == frozen, name
-    assert any(not torch.equal(x, head[name]) for name, x in value.state_dict().items())
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
-def test_temperature_is_part_of_the_policy(temperature):  # one of old, new and reference without it
+def test_temperature_is_part_of_the_policy(temperature):  # one of old, new and ref without it
     config = ppo.Config(temperature=temperature, batch=5)
     policy, other = policy_of(), policy_of(1)
     value = value_of(config, policy)
-    fixed, row, prompts, responses = rollout(config, policy, value, reference=other)
+    kept, row, prompts, responses = rollout(config, policy, value, ref_policy=other)
     ids, positions, mask = data.join(prompts, responses, V)
     with torch.no_grad():
         logp, ref = (
             (net.logits(net(ids)) / temperature).log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None]
             .clamp(max=V - 1)).squeeze(2).gather(1, positions - 1) for net in (policy, other))
-    torch.testing.assert_close(fixed["logp_old"][mask], logp[mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(kept["logp_old"][mask], logp[mask], atol=1e-5, rtol=0)
     k1 = torch.where(mask, logp - ref, 0).sum(1)
     assert row["kl"] == pytest.approx(k1.mean().item(), abs=1e-5)
-    _, same, _, _ = rollout(config, policy, value)  # the reference is the policy
+    _, same, _, _ = rollout(config, policy, value)  # ref_policy is the policy
     assert same["kl"] == same["kl_k3"] == 0
     # and the new log-probabilities are those of the old temperature, or this would raise
-    ppo.update(config, policy, value, adam(config, policy, value), fixed, torch.Generator())
+    learned(config, policy, value, kept)
 
 
 def test_statistics_of_a_rollout():  # padding counted, a score reported after its penalties
     config = ppo.Config(length_penalty=0.5, batch=5)
     policy = policy_of()
     value = value_of(config, policy)
-    fixed, row, prompts, responses = rollout(config, policy, value, beta=0.0)
+    kept, row, prompts, responses = rollout(config, policy, value, beta=0.0)
     ended = [r[-1] == EOS for r in responses]
     proxy = rand(5, seed=3).float()
     score = [s - 0.5 * len(r) / R if e else -3 for s, r, e in zip(proxy.tolist(), responses, ended)]
     assert row["proxy"] == pytest.approx(proxy.mean().item())
     assert row["score"] == pytest.approx(sum(score) / 5, abs=1e-6)
     assert row["ended"] == sum(ended) / 5 and row["length"] == sum(map(len, responses)) / 5
-    mask = fixed["is_response"]
-    assert fixed["advantages"][mask].mean().abs() < 1e-6
-    assert fixed["advantages"][mask].std(correction=0) == pytest.approx(1, abs=1e-4)
+    mask = kept["is_response"]
+    assert kept["advantages"][mask].mean().abs() < 1e-6
+    assert kept["advantages"][mask].std(correction=0) == pytest.approx(1, abs=1e-4)
     with torch.no_grad():
-        hidden = policy(fixed["ids"]).gather(
-            1, (fixed["positions"] - 1)[..., None].expand(-1, -1, 12))
+        hidden = policy(kept["ids"]).gather(
+            1, (kept["positions"] - 1)[..., None].expand(-1, -1, 12))
         logp = policy.logits(hidden).log_softmax(-1)
     entropy = -(logp.exp() * logp).sum(-1)[mask].mean().item()
     assert row["entropy"] == pytest.approx(entropy, abs=1e-5)
     # with lambda 1 and no penalty every token's return is the score: gamma is 1
     config = ppo.Config(lam=1.0, batch=5)
-    fixed, _, _, responses = rollout(config, policy, value, beta=0.0)
+    kept, _, _, responses = rollout(config, policy, value, beta=0.0)
     expected = ppo.shaped(proxy, responses, (EOS,), R, config)[:, None].expand(-1, mask.shape[1])
-    torch.testing.assert_close(fixed["returns"][mask], expected[mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(kept["returns"][mask], expected[mask], atol=1e-5, rtol=0)
 
 
-def test_a_network_and_a_function_score_alike():  # another token read, another trunk
+@pytest.mark.parametrize("freeze", [0.0, 0.67])
+def test_a_score_from_the_trunk_is_the_score(freeze):  # read at another token, another trunk
     policy = policy_of()
-    m.freeze(policy, 0.67)
-    scorer = m.scalar_from(policy)
+    networks.freeze(policy, freeze)
+    scorer = networks.scalar_copy(policy)
     scorer.shift.fill_(0.3)
-    config = ppo.Config(freeze=0.67, batch=5)
-    value = copy.deepcopy(scorer)
-    fn = ppo.reward.reward_fn(scorer, V)
-    _, slow, prompts, responses = rollout(config, policy, value, score=fn)
-    assert slow["proxy"] == pytest.approx(fn(prompts, responses).mean().item(), abs=1e-5)
-    m.share_trunk(policy, scorer)
-    _, fast, _, _ = rollout(config, policy, value, score=scorer)
-    assert fast["proxy"] == pytest.approx(slow["proxy"], abs=1e-5)
+    reward_fn = reward.scorer(networks.frozen_copy(scorer), V)
+    prompts = [[1, 2, 3], [4, 5], [4, 5], [6]]
+    responses = [[6, 7, 8, 9, EOS], [1, 2, EOS], [7], [8, EOS]]
+    ids, positions, is_response = data.join(prompts, responses, V)
+    bottom = policy.frozen_output(ids) if freeze else None
+    with torch.no_grad():
+        found = reward_fn.from_trunk(bottom, ids, positions, is_response)
+    torch.testing.assert_close(found, reward_fn(prompts, responses), atol=1e-5, rtol=0)
+    assert len(set(found.tolist())) == 4
+    config, seen = ppo.Config(freeze=freeze, batch=5), []
+    asked = lambda *rows: seen.append("called") or reward_fn(*rows)
+    asked.from_trunk = lambda *rows: seen.append("from the trunk") or reward_fn.from_trunk(*rows)
+    _, row, shown, sampled = rollout(config, policy, value_of(config, policy), score=asked)
+    assert seen == ["from the trunk" if freeze else "called"]
+    assert row["proxy"] == pytest.approx(reward_fn(shown, sampled).mean().item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("bad", [torch.tensor([0, 0, math.nan, 0, 0]), torch.zeros(4),
@@ -452,26 +416,19 @@ def test_impossible_rewards_are_refused(bad):  # a NaN that reaches the weights,
 
 
 def test_the_first_step_starts_from_the_sampling_policy():  # another forward, mask or temperature
-    config = ppo.Config(batch=5, lr=0.0, epochs=3, minibatches=2)
-    policy = policy_of()
-    value = value_of(config, policy)
-    fixed, _, _, _ = rollout(config, policy, value)
-    row = ppo.update(config, policy, value, adam(config, policy, value), fixed, torch.Generator())
+    *nets, kept = scene(lr=0.0, epochs=3, minibatches=2)
+    row = learned(*nets, kept)
     assert row["ratio_gap"] < 1e-5 and row["clip_fraction"] == 0  # lr 0: in every epoch
     assert abs(row["approx_kl"]) < 1e-6 and row["gradient"] > 0
-    wrong = {**fixed, "logp_old": fixed["logp_old"] - 0.01}
     with pytest.raises(AssertionError, match="differs from itself"):
-        ppo.update(config, policy, value, adam(config, policy, value), wrong, torch.Generator())
+        learned(*nets, kept | {"logp_old": kept["logp_old"] - 0.01})
 
 
 def test_zero_advantages_leave_the_policy_alone():  # weight decay, or an entropy bonus nobody set
-    config = ppo.Config(batch=5, lr=1e-2)
-    policy = policy_of()
-    value = value_of(config, policy)
-    fixed, _, _, _ = rollout(config, policy, value)
-    fixed["advantages"] = torch.zeros_like(fixed["advantages"])
+    config, policy, value, kept = scene(lr=1e-2)
+    kept["advantages"] = torch.zeros_like(kept["advantages"])
     before, value_before = copy.deepcopy(policy.state_dict()), copy.deepcopy(value.state_dict())
-    ppo.update(config, policy, value, adam(config, policy, value), fixed, torch.Generator())
+    learned(config, policy, value, kept)
     assert all(torch.equal(x, before[name]) for name, x in policy.state_dict().items())
     assert any(not torch.equal(x, value_before[name]) for name, x in value.state_dict().items())
 
@@ -484,12 +441,12 @@ def test_micro_batches_change_nothing(kind, micro):  # another count of tokens, 
         policy = policy_of()
         value = value_of(config, policy)
         # in fp32, where another batch shape rounds otherwise: one rollout for both
-        fixed, _, _, _ = rollout(replace(config, micro=0), policy, value)
+        kept, _, _, _ = rollout(replace(config, micro=0), policy, value)
         policy, value = policy.double(), value.double()
-        fixed = {k: x.double() if x is not None and x.is_floating_point() else x
-                 for k, x in fixed.items()}
+        kept = {k: x.double() if x is not None and x.is_floating_point() else x
+                 for k, x in kept.items()}
         optimizer = torch.optim.SGD(nn.ModuleList([policy, value]).parameters(), lr=1.0)
-        row = ppo.update(config, policy, value, optimizer, fixed, torch.Generator().manual_seed(2))
+        row = ppo.update(config, policy, value, optimizer, kept, torch.Generator().manual_seed(2))
         return [*policy.parameters(), *value.parameters()], row
     (whole, expected), (parts, row) = step(0), step(micro)
     for x, y in zip(whole, parts):
@@ -512,30 +469,21 @@ def test_a_rollout_scored_in_parts_is_the_same(kind):  # parts in another order,
     assert other == pytest.approx(row, abs=1e-5)
 
 
-def test_every_response_is_learned_from_once_an_epoch():  # rows dropped by an uneven split
-    config = ppo.Config(batch=5, minibatches=2, epochs=3, micro=2)
-    policy = policy_of()
-    value = value_of(config, policy)
-    fixed, _, _, _ = rollout(config, policy, value)
+def test_every_response_is_learned_from_once_an_epoch(monkeypatch):  # rows that a split drops
+    *nets, kept = scene(minibatches=2, epochs=3, micro=2)
     seen, original = [], ppo.act
-    try:
-        ppo.act = lambda *args: seen.append(args[2]) or original(*args)
-        ppo.update(config, policy, value, adam(config, policy, value), fixed, torch.Generator())
-    finally:
-        ppo.act = original
+    monkeypatch.setattr(ppo, "act", lambda *args: seen.append(args[2]) or original(*args))
+    learned(*nets, kept)
     rows = [tuple(row) for ids in seen for row in ids.tolist()]
-    assert sorted(rows) == sorted(3 * [tuple(row) for row in fixed["ids"].tolist()])
+    assert sorted(rows) == sorted(3 * [tuple(row) for row in kept["ids"].tolist()])
 
 
 def test_broken_losses_stop_the_run():  # NaN weights, saved over good ones
-    config = ppo.Config(batch=5)
-    policy = policy_of()
-    value = value_of(config, policy)
-    fixed, _, _, _ = rollout(config, policy, value)
-    fixed["returns"] = fixed["returns"] * math.inf
+    config, policy, value, kept = scene()
+    kept["returns"] = kept["returns"] * math.inf
     before = copy.deepcopy(policy.state_dict())
     with pytest.raises(ValueError, match="the value_loss is inf"):
-        ppo.update(config, policy, value, adam(config, policy, value), fixed, torch.Generator())
+        learned(config, policy, value, kept)
     assert all(torch.equal(x, before[name]) for name, x in policy.state_dict().items())
 
 
@@ -620,14 +568,14 @@ def test_optimum_with_a_transformer():  # left padding, EOS, values and lambda, 
     # learned positions: to attention with rotary ones, [0] and [0, 0] look alike
     shape = dict(vocab_size=LETTERS + 1, context=8, layers=2, channels=24, hidden=32,
                  positions="learned", eos=(END,))
-    reference = policy_of(scale=0.2, **shape)
-    policy = copy.deepcopy(reference)
+    ref_policy = policy_of(scale=0.2, **shape)
+    policy = copy.deepcopy(ref_policy)
     prompts = [[0], [1, 2], [2, 0, 1]]
     table = rand(len(prompts), len(SEQUENCES))
     lookup = {(tuple(p), seq): table[i, j] for i, p in enumerate(prompts)
               for j, seq in enumerate(SEQUENCES)}
     value = value_of(config, policy)
-    optimizer = adam(config, policy, value)
+    optimizer = optim.adamw(nn.ModuleList([policy, value]), config.lr, (0.9, 0.999), 1e-5)
     sampler, shuffler = (torch.Generator().manual_seed(s) for s in (1, 2))
     chosen = [prompts[i % 3] for i in range(config.batch)]
 
@@ -635,19 +583,18 @@ def test_optimum_with_a_transformer():  # left padding, EOS, values and lambda, 
         return torch.stack([lookup[tuple(x), tuple(y)] for x, y in zip(p, r)]).float()
     wanted = []
     for i, prompt in enumerate(prompts):
-        ref = distribution(reference, prompt)
+        ref = distribution(ref_policy, prompt)
         assert ref.exp().sum().item() == pytest.approx(1, abs=1e-5)
         final = torch.tensor([s if seq[-1] == END else ppo.MISSING_EOS
                               for s, seq in zip(table[i].tolist(), SEQUENCES)])
         wanted.append((ref + final / config.beta).softmax(-1))
     for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * (1 - step / config.steps)
+        optim.set_lr(optimizer, config.lr * (1 - step / config.steps))
         responses = m.generate(policy, chosen, 3, generator=sampler)
-        fixed, _ = ppo.experience(config, policy, value, reference, reward_fn, chosen, responses,
-                                  config.beta, tokenizer)
-        ppo.update(config, policy, value, optimizer, fixed, shuffler)
+        kept, _ = ppo.experience(config, policy, value, ref_policy, reward_fn, chosen, responses,
+                                 config.beta, tokenizer)
+        ppo.update(config, policy, value, optimizer, kept, shuffler)
     for prompt, optimum in zip(prompts, wanted):
-        start = (distribution(reference, prompt).exp() - optimum).abs().sum() / 2
+        start = (distribution(ref_policy, prompt).exp() - optimum).abs().sum() / 2
         end = (distribution(policy, prompt).exp() - optimum).abs().sum() / 2
         assert start > 0.3 and end < 0.03, (start, end)

@@ -1,7 +1,7 @@
 """
-Every command of the README and the problem set is run as it stands there, where a reader would type
-it, after what they have typed before; at toy size, and with local files for what is fetched.
-After each test's name stands the mistake that turns it red.
+Every command of every page is run as it stands there, where a reader would type it, after what
+they have typed before; at toy size, and with local files for what is fetched. The README stays
+short. After each test's name stands the mistake that turns it red.
 """
 
 import argparse
@@ -23,30 +23,33 @@ import model as m
 import ppo
 import reward
 import sft
-from data import collect, world
+from data import collect, files, run, world
 from tests.chaos import examples
 from tests.handout import LEFT_OUT, ROOT
 from tests.test_hub import copies  # noqa: F401 (a fixture)
 from tests.test_judge import server  # noqa: F401 (a fixture)
 from tests.test_leaderboard import enter
+from tests.test_stages import FIELDS
 from tests.test_weights import FILES, GPT2, LLAMA, OPT, hf, randomise
 
-PAGES = ("README.md", "tests/PROBLEMS.md")
+PAGES = ("README.md", "data/RESULTS.md", "data/WORLD.md", "data/REAL.md", "tests/README.md",
+         "tests/PROBLEMS.md")
+WORDS, LINES = 2_500, 250  # of the README, at most
 STAGES = {"sft": dict(steps=2, batch=4, eval_size=8, base_steps=2),
           "reward": dict(steps=2, batch=4, eval_size=8),
           "ppo": dict(steps=2, batch=4, lr=0.01)}  # far enough to say something else
 TOY = {  # what a command is given at its end, to be small
-    **{f"{stage}.py": " ".join(f"{metrics.flag(name)} {value}" for name, value in sizes.items())
+    **{f"{stage}.py": " ".join(f"{run.flag(name)} {value}" for name, value in sizes.items())
        for stage, sizes in STAGES.items()},
     "bon.py": "--prompts 4 --n 4 --pool 8", "rlhf.py": "--seeds 1 --inputs 4 --samples 2",
-    "metrics.py": "", "model.py": "", "data": "", "data.bpe": "--vocab 300", "data.judge": "",
+    "metrics.py": "", "data": "", "data.bpe": "--vocab 300", "data.judge": "",
     "tests": "", "tests.bench": "scoring --repeats 1", "tests.bughunt": "",
     "tests.chaos": "--kills 1", "tests.evaluate": "-n 4", "tests.fuzz": "--cases 3",
     "tests.handout": "", "tests.leaderboard": "", "tests.memory": "",
     "tests.mutants": "'ties are losses'", "tests.mutants --plant": "",
     "tests.tradeoff": "--seeds 1 --inputs 4", "pytest": "--co -q"}
 SLOW = {"rlhf.py", "tests.tradeoff", "tests.evaluate", "tests.bench", "tests.chaos",
-        "tests.memory", "tests.mutants", "pytest", "--variant"}  # words of a block
+        "tests.memory", "tests.mutants", "pytest", "k1-0.03"}  # words of a block
 STAND_INS = {  # words, and what a test has instead of the hub, a friend and 500 prompts
     **{name: f"{name}=copies" for name in ("tldr", "tldr-length", "alpaca")},
     "out/healthy.jsonl": "out/summarise/ppo.jsonl", "out/summarise": "board"}
@@ -54,11 +57,15 @@ NOT_RUN = {"python -m venv .venv": "the tests have an environment",
            "source .venv/bin/activate": "the same"}
 
 
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
 def blocks():
-    """The commands of both pages, as lists of lines: each bash block, each table, and alone what
+    """The commands of all pages, as lists of lines: each bash block, each table, and alone what
     stands in the text; nothing twice that is not part of something new."""
     code = re.compile(r"`((?:python|pip) [^`\n]+)`")
-    texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    texts = list(map(text_of, PAGES))
     plain = [re.sub(r"^```.*?^```", "", text, flags=re.S | re.M) for text in texts]
     found = [block.replace("\\\n", " ").replace("&&", "\n").splitlines() for text in texts
              for block in re.findall(r"^```bash\n(.*?)^```", text, re.S | re.M)]
@@ -86,7 +93,7 @@ def before(lines):
     "What a reader has typed before this block -> its place in BLOCKS, None for the first."
     said = "\n".join(lines)
     for sign, command in (("/samples/", "python rlhf.py"), ("../hunt/", "cp -r . ../hunt"),
-                          ("out/my/", "python ppo.py --data my --steps"),
+                          ("out/my/", "python ppo.py --data my"),
                           ("python rlhf.py", "python rlhf.py --seeds 3 --sweeps"),
                           ("--seeds 0 1 2", "python ppo.py --seed 2")):
         if sign in said and command not in said:
@@ -95,7 +102,7 @@ def before(lines):
     return None if lines is BLOCKS[0] else 0
 
 
-def run(line, monkeypatch):
+def execute(line, monkeypatch):
     "One command, in the folder we are in; whatever goes wrong is an exception."
     words = shlex.split(line)
     if line in NOT_RUN:
@@ -146,15 +153,18 @@ def ran(tmp_path_factory, copies):  # noqa: F811
     (root / "copies").symlink_to(copies)
     (root / "my").mkdir()
     examples(root / "my", test=slice(40, 44))
-    metrics.write(root / "my" / "text.jsonl", [{"text": f"a cat and {i} hats"} for i in range(9)])
+    files.write_rows(root / "my" / "text.jsonl",
+                     [{"text": f"a cat and {i} hats"} for i in range(9)])
     pair = {"prompt": "Name a hat.", "chosen": "A red hat", "rejected": "No"}
-    metrics.write(root / "my" / "comparisons.jsonl", [pair] * 4)
-    metrics.write(root / "comparisons.jsonl", [pair | {"prompt": f"Hat {i}?"} for i in range(99)])
-    metrics.write(root / "my" / "outputs.jsonl", [
+    files.write_rows(root / "my" / "comparisons.jsonl", [pair] * 4)
+    files.write_rows(root / "comparisons.jsonl",
+                     [pair | {"prompt": f"Hat {i}?"} for i in range(99)])
+    files.write_rows(root / "my" / "outputs.jsonl", [
         {"prompt": f"Hat {i}?", "outputs": ["A hat", f"No {i}"], "reference": "A red hat"}
         for i in range(4)])
-    (root / "mine.py").write_text("import torch\n\n\ndef reward_fn(prompt_ids, response_ids):\n"
-                                  "    return torch.tensor([float(len(r)) for r in response_ids])")
+    [example] = re.findall(r"^Save as `mine.py`.*?^```python\n(.*?)^```", text_of("README.md"),
+                           re.S | re.M)
+    (root / "mine.py").write_text(example)
     enter(root / "board")
     long = dict(max_position_embeddings=1100)
     for name, kind, config, size in (
@@ -175,7 +185,7 @@ def ran(tmp_path_factory, copies):  # noqa: F811
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder / "project")
                 for line in BLOCKS[k]:
-                    run(line, patch)
+                    execute(line, patch)
             done[k] = folder
         return done[k]
     return ran
@@ -219,7 +229,7 @@ def test_flags_of_what_takes_long(line, monkeypatch):  # one that was renamed, s
         sys.exit(of(self, *args)[1] or 0)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
     monkeypatch.chdir(ROOT)
-    run(line, monkeypatch)
+    execute(line, monkeypatch)
 
 
 def test_what_is_not_run_is_there():  # an excuse that outlives its command
@@ -228,6 +238,34 @@ def test_what_is_not_run_is_there():  # an excuse that outlives its command
 
 @pytest.mark.parametrize("page", PAGES)
 def test_fences(page):  # one of another name: what is in it is run by nobody
-    found = re.findall(r"^```(\w*)$", (ROOT / page).read_text(encoding="utf-8"), re.M)
-    assert "bash" in found and set(found) <= {"bash", "text", "bibtex", ""}
+    found = re.findall(r"^```(\w*)$", text_of(page), re.M)
+    assert "bash" in found and set(found) <= {"bash", "text", "bibtex", "python", ""}
     assert len(found) == 2 * found.count("")
+    assert found.count("python") == (page == "README.md")  # mine.py, which a command reads
+
+
+def test_the_readme_is_short():  # a lab book that begins again on the first page
+    text = text_of("README.md")
+    assert len(text.split()) <= WORDS and len(text.splitlines()) <= LINES
+
+
+def test_the_readme_leads_everywhere():  # a page that nobody finds, a file that the map forgets
+    text = text_of("README.md")
+    for page in PAGES[1:]:
+        assert f"]({page}" in text, page
+    for path in (*ROOT.glob("*.py"), *(ROOT / "data").glob("*.py")):
+        assert re.search(rf"[`/]{path.name}`", text), path.name
+
+
+def test_the_readme_begins_with_the_two_commands():  # an order that others type from
+    first, second = re.findall(r"^```bash\n(.*?)^```", text_of("README.md"), re.S | re.M)[:2]
+    assert len(first.splitlines()) == 1 and first.endswith(
+        "pip install -r requirements.txt && python sft.py && python reward.py && python ppo.py\n")
+    assert second == "pip install -r tests/requirements.txt && python -m pytest\n"
+
+
+def test_the_glossary_has_every_logged_field():  # a column of a log that nothing explains
+    glossary = text_of("README.md").partition("## Glossary")[2].partition("\n## ")[0]
+    for stage, fields in FIELDS.items():
+        for name in fields - {"step"} | ({"gold"} if stage == "ppo" else set()):
+            assert f"`{name}`" in glossary, f"{name} of {stage}.jsonl"

@@ -14,13 +14,15 @@ import pytest
 import bon
 import data
 import metrics
-import model as m
+import ppo
+import reward
 import rlhf
-from data import judge, report, world
+import sft
+from data import checkpoint, claims, files, judge, lineage, report, world
+from data.claims import BEST, FRONTIER, POLICIES
 from tests.test_judge import EVIL, chromium, opened  # noqa: F401 (a fixture)
 
 SPLITS = ("id", "near", "far")
-BEST = f"bon{rlhf.N}"
 
 
 def planted(win, ead=None, embedding=None, nli=None, across=None, accuracy=None, seeds=3,
@@ -31,13 +33,13 @@ def planted(win, ead=None, embedding=None, nli=None, across=None, accuracy=None,
     """
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(seeds, 200)) * noise
-    full = lambda given, default: {p: {s: (given or {}).get(p, default) if not isinstance(
-        (given or {}).get(p, default), dict) else given[p][s] for s in SPLITS}
-        for p in ("sft", "rlhf", BEST, *more)}
+    policies = ("sft", "rlhf", BEST, *more)
+    full = lambda given, default: {p: x if isinstance(x, dict) else dict.fromkeys(SPLITS, x)
+                                   for p in policies for x in [(given or {}).get(p, default)]}
     means = {"win_rate": full(win, 0.5), "per_input_ead": full(ead, 0.5),
              "per_input_embedding": full(embedding, 0.5), "per_input_nli": full(nli, 0.0)}
     values = {p: {s: {k: mean[p][s] + shared for k, mean in means.items()} for s in SPLITS}
-              for p in ("sft", "rlhf", BEST, *more)}
+              for p in policies}
     reports = {p: {s: {k: {"seeds": list(v.mean(1))} for k, v in values[p][s].items()}
                    for s in SPLITS} for p in values}
     for p, mean in full(across, 0.8).items():
@@ -48,7 +50,7 @@ def planted(win, ead=None, embedding=None, nli=None, across=None, accuracy=None,
 
 
 def verdict_of(id, *args, **more):
-    found = {c["id"]: c for c in rlhf.claims(*planted(*args, **more), SPLITS)}
+    found = {c["id"]: c for c in claims.decide(*planted(*args, **more), SPLITS)}
     assert all(c.keys() == {"id", "claim", "statistic", "verdict", "evidence"}
                for c in found.values())
     return found[id]["verdict"]
@@ -115,11 +117,10 @@ def test_controls(win, kl, holds):  # a control that cannot fail
     values, _, _ = planted(win, more=names)
     for name in names:
         values[name]["id"]["kl"] = np.full((3, 200), kl)
-    assert [c["holds"] for c in rlhf.controls(values, "id")] == holds
+    assert [c["holds"] for c in claims.controls(values, "id")] == holds
 
 
-@pytest.mark.parametrize("nli, verdict", [
-    (-0.1, "supported"), (-1.5, "not supported")])
+@pytest.mark.parametrize("nli, verdict", [(-0.1, "supported"), (-1.5, "not supported")])
 def test_nli_claimed(nli, verdict):  # a ratio of values that may be negative
     assert verdict_of("C6", None, ead={"rlhf": 0.3}, nli={"sft": 0.0, "rlhf": nli}) == verdict
 
@@ -135,14 +136,14 @@ def test_accuracy_claimed(far, verdict):  # a gain taken for a drop
 def test_swapping_two_policies_flips_the_verdict():  # a test that looks at one side only
     values, reports, accuracy = planted({"sft": SFT, "rlhf": UP}, ead={"rlhf": 0.3})
     values["sft"], values["rlhf"] = values["rlhf"], values["sft"]
-    found = {c["id"]: c["verdict"] for c in rlhf.claims(values, reports, accuracy, SPLITS)}
+    found = {c["id"]: c["verdict"] for c in claims.decide(values, reports, accuracy, SPLITS)}
     assert found["C1a"] == found["C3a"] == "not supported"
 
 
 def test_one_seed_against_the_others_is_inconclusive():  # the mean alone decides
     values, reports, accuracy = planted({"sft": SFT, "rlhf": UP})
     values["rlhf"]["id"]["win_rate"][2] -= 0.15
-    found = {c["id"]: c["verdict"] for c in rlhf.claims(values, reports, accuracy, SPLITS)}
+    found = {c["id"]: c["verdict"] for c in claims.decide(values, reports, accuracy, SPLITS)}
     assert found["C1a"] == "inconclusive"
 
 
@@ -152,15 +153,15 @@ def test_one_seed_against_the_others_is_inconclusive():  # the mean alone decide
 @pytest.mark.parametrize("kl, found", [
     ({"rlhf": 0.9, "rlhf-t0.8": 1.0, "rlhf-t0.7": 1.1}, ("rlhf-t0.8", 1.0, 0.2)),
     ({"rlhf": 1.01}, (None, None, None))])
-def test_the_bargain(kl, found):  # RLHF's best of all, SFT's coldest, the gain's sign, gold per KL
+def test_matched_kl(kl, found):  # RLHF's best of all, SFT's coldest, the gain's sign, gold per KL
     win = {"sft": 0.3, "sft-t0.5": 0.5, "sft-greedy": 0.4, "rlhf": 0.6, "rlhf-t0.8": 0.7,
            "rlhf-t0.7": 0.9}
     kl = {"sft": 0.0, "sft-t0.5": 1.0} | kl
     values = {p: {"id": {"win_rate": np.full((3, 20), win.get(p, 0.1)),
                          "kl": np.full((3, 20), kl.get(p, 2.0))}}
-              for p in {**rlhf.POLICIES, **rlhf.FRONTIER}}
+              for p in {**POLICIES, **FRONTIER}}
     values["bon16"]["id"] = {"win_rate": np.ones((3, 20)), "kl": np.zeros((3, 20))}
-    got = rlhf.bargain(values, "id")
+    got = claims.matched_kl(values, "id")
     assert (got["split"], got["sft"], got["sft_kl"]) == ("id", "sft-t0.5", 1.0)
     assert (got["rlhf"], got["rlhf_kl"]) == found[:2]
     assert (got["gain"] or {}).get("seeds") == (found[2] and pytest.approx([found[2]] * 3))
@@ -170,10 +171,12 @@ def test_the_frontier():  # splits or families exchanged, the best by gold, the 
     win = {"sft": UP, "sft-t0.3": SFT, "rlhf": FLAT, "bon16": DOWN}
     values = {p: {s: {"win_rate": np.full((2, 4), win.get(p, DOWN)[s]),
                       "kl": np.full((2, 4), {"id": 1.0, "near": 2.0, "far": 4.0}[s])}
-                  for s in SPLITS} for p in {**rlhf.POLICIES, **rlhf.FRONTIER}}
+                  for s in SPLITS} for p in {**POLICIES, **FRONTIER}}
     row = {"outputs": ["a", "b"], "gold": [1.0, 3.0], "proxy": [0.5, 0.2], "reference_gold": 2.0}
     other = row | {"proxy": [0.2, 0.5]}  # here the proxy is right
-    found = rlhf.frontier(values, {s: [[row] * 3 + [other]] * 2 for s in SPLITS}, SPLITS)
+    best_of = {n: (bon.kl_bound(n), {s: rlhf.expected_best([[row] * 3 + [other]] * 2, n)
+                                     for s in SPLITS}) for n in (1, 2)}
+    found = claims.frontier(values, best_of, SPLITS)
     assert [p["label"] for p in found["sft"]] == ["T 1", "T 0.8", "T 0.7", "T 0.5", "T 0.3", "T 0"]
     for family, label, near, far in (("sft", "T 1", 0.6, 0.525), ("sft", "T 0.3", 0.5, 0.3),
                                      ("rlhf", "T 1", 0.6, 0.4), ("rlhf", "T 0", 0.4, 0.125)):
@@ -199,9 +202,9 @@ def small():
     "Stages of a few steps, and little to read."
     with pytest.MonkeyPatch.context() as patch:
         for module, changes in {
-                rlhf.sft: dict(steps=2, batch=8, every=2, eval_size=8, base_steps=2),
-                rlhf.reward: dict(steps=2, batch=8, every=2, eval_size=20),
-                rlhf.ppo: dict(steps=2, batch=8, every=2)}.items():
+                sft: dict(steps=2, batch=8, every=2, eval_size=8, base_steps=2),
+                reward: dict(steps=2, batch=8, every=2, eval_size=20),
+                ppo: dict(steps=2, batch=8, every=2)}.items():
             patch.setattr(module, "Config",
                           lambda c=module.Config, x=changes, **given: c(**given | x))
         patch.setitem(world.SIZES, "train", 300)
@@ -217,8 +220,7 @@ def study(small, tmp_path_factory):
 
 
 def test_the_report_has_its_schema(study):  # a measure that others rely on, renamed
-    config, path = study
-    folder = path.parent
+    path, folder = study[1], study[1].parent
     result = read_report(folder)
     splits = set(data.world.SPLITS["instruct"])
     for policy in ("base", "sft", "sft-t0.7", "sft-greedy", "bon16", "rlhf", "reference"):
@@ -234,14 +236,13 @@ def test_the_report_has_its_schema(study):  # a measure that others rely on, ren
     assert result["policies"]["sft"]["id"]["vs_sft"]["mean"] == 0.5
     assert {c["id"] for c in result["claims"]} == {
         "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C6", "C7"}
-    assert [b["split"] for b in result["bargain"]] == list(data.world.SPLITS["instruct"])
+    assert [b["split"] for b in result["matched_kl"]] == list(data.world.SPLITS["instruct"])
     beta = json.loads((folder / "ppo.json").read_text())["config"]["beta"]
-    assert beta == result["beta"] == rlhf.BETA["instruct"]
+    assert beta == result["beta"] == lineage.BETA["instruct"]
     assert result["settings"]["inputs"] == 6 and result["seconds"]["all"] > 0
     text = path.read_text()
     for name in ("overview", "win_rate", "head_to_head", "diversity", "frontier",
-                 "overoptimisation",
-                 "reward_model"):
+                 "overoptimisation", "reward_model"):
         assert f"({name}.png)" in text and (folder / f"{name}.png").stat().st_size > 5000
 
 
@@ -255,12 +256,12 @@ def test_the_page_says_what_the_report_says(study):  # a table of another measur
         r"(?<=\| )(\d\.\d+ \[[^|]*\])(?= \|)", text)
     assert found(r"<h2>([^<]*)</h2>") == re.findall("^## (.*)", text, re.M)
     held = json.loads(page.split('id="data">')[1].split("</script>")[0])
-    rows = {(split, p): metrics.read(path.parent / "samples" / f"{split}.{p}.jsonl")
-            for split in data.world.SPLITS["instruct"] for p in rlhf.POLICIES}
+    rows = {(split, p): files.read_log(path.parent / "samples" / f"{split}.{p}.jsonl")
+            for split in data.world.SPLITS["instruct"] for p in POLICIES}
     assert held["by"] == "gold" and len(held["samples"]) == 3 * 6
     for k, item in enumerate(held["samples"]):
-        assert list(item["answers"]) == [*rlhf.POLICIES, "reference"]
-        for policy in rlhf.POLICIES:
+        assert list(item["answers"]) == [*POLICIES, "reference"]
+        for policy in POLICIES:
             row, answer = rows[item["split"], policy][k % 6], item["answers"][policy]
             assert item["prompt"] == row["prompt"] and answer["text"] == row["outputs"][0]
             assert [answer[k] for k in ("gold", "proxy")] == [row[k][0] for k in ("gold", "proxy")]
@@ -289,7 +290,7 @@ def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noq
     for i in range(40):
         score = lambda: round(rng.normal(), 2)
         answers = {p: {"text": f"{p} {i} {EVIL}", "gold": score(), "proxy": score()}
-                   for p in [*rlhf.POLICIES, "reference"]}
+                   for p in [*POLICIES, "reference"]}
         shown.append({"split": ("near", "far")[i % 2], "prompt": f"{i} {EVIL}" + "word " * 300,
                       "answers": answers})
     page = report.write(tmp_path, result, shown).with_suffix(".html")
@@ -339,7 +340,7 @@ def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noq
     assert tab.locator("#order option:checked").text_content() == "bon16 is worse than sft"
     choose("split", "far")
     assert numbers() == ordered(gain("bon16", "sft"), "far")[:12]
-    assert "12 of 20 prompts" in tab.locator("#said").text_content()
+    assert "12 of 20 prompts" in tab.locator("#status").text_content()
     choose("order", "data")
     assert numbers() == list(range(1, 24, 2)) and fits()
     assert trouble == [] and [r for r in requests if not r.startswith("data:")] == [page.as_uri()]
@@ -350,8 +351,8 @@ def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noq
 def test_samples_are_kept_and_are_the_policies_own(study):  # another policy's file, a stale one
     config, path = study
     files = {p: p.stat().st_mtime_ns for p in (path.parent / "samples").glob("*.jsonl")}
-    assert len(files) == 3 * len({**rlhf.POLICIES, **rlhf.FRONTIER})
-    run = rlhf.load_run(config, 0)
+    assert len(files) == 3 * len({**POLICIES, **FRONTIER})
+    run = lineage.load_run(config, 0)
     before = {p: p.read_bytes() for p in files}
     rows = rlhf.outputs_of(run, config, "rlhf", "id")
     assert len(rows) == 6 and all(len(row["outputs"]) == 3 for row in rows)
@@ -367,9 +368,9 @@ def test_samples_are_kept_and_are_the_policies_own(study):  # another policy's f
     assert strip(changed.read_bytes()) == strip(before[changed])  # same seed, same samples
 
 
-def test_the_full_study_has_hands_of_its_own(study, monkeypatch):  # quick ones taken for disjoint
+def test_the_full_study_has_disjoint_groups(study, monkeypatch):  # quick ones taken for such
     config, path = study
-    run, file = rlhf.load_run(config, 0), path.parent / "samples" / "id.bon16.jsonl"
+    run, file = lineage.load_run(config, 0), path.parent / "samples" / "id.bon16.jsonl"
     kept = file.read_bytes()
     monkeypatch.setattr(rlhf, "N", 2)  # best of 2 from pools of 8, in the full study of 6
     quick, full = config, dataclasses.replace(config, full=True)
@@ -390,70 +391,69 @@ def test_the_study_runs_on(study, capsys):  # a second run that trains or sample
 
 
 def test_the_recipe_for_diversity(study, tmp_path):  # the best first, plain samples, no set
-    config, path = study
-    shutil.copytree(path.parent, tmp_path / "instruct")
-    config = dataclasses.replace(config, recipe="diverse", out=str(tmp_path))
+    shutil.copytree(study[1].parent, tmp_path / "instruct")
+    config = dataclasses.replace(study[0], recipe="diverse", out=str(tmp_path))
     path = rlhf.train(config)
     found = read_report(path.parent)["policies"]
     for split, by in found["diverse"].items():
         assert "kl" not in by and by["proxy"]["mean"] > found["sft"][split]["proxy"]["mean"]
-    run = rlhf.load_run(config, 0)
-    rows = metrics.read(path.parent / "samples" / "id.diverse.jsonl")
+    run = lineage.load_run(config, 0)
+    rows = files.read_log(path.parent / "samples" / "id.diverse.jsonl")
     prompts = [run.tokenizer.prompt(row["prompt"]) for row in rows]
-    pool = rlhf.bon.sample_pool(run.networks["sft"], prompts, 8 * config.samples,
-                                run.tokenizer.response_tokens, 1.0, 0, 0.03)
+    pool = bon.sample_pool(run.networks["sft"], prompts, 8 * config.samples,
+                           run.tokenizer.response_tokens, 1.0, 0, 0.03)
     for prompt, row, ids in zip(prompts, rows, pool):
         texts = [run.tokenizer.decode(r).strip() for r in ids]
         scores = run.judges["proxy"]([prompt] * len(ids), ids).numpy()
-        places = rlhf.bon.diverse_bests(scores, rlhf.bon.overlaps(texts), config.samples, 1.0)
+        places = bon.diverse_bests(scores, bon.overlaps(texts), config.samples, 1.0)
         assert row["outputs"] == [texts[k] for k in sorted(places)]
     assert "## A recipe that keeps diversity" in path.read_text()
 
 
 @pytest.mark.slow
 def test_a_language_model_judges_too(study, monkeypatch, tmp_path):  # the judge's row of another
-    config, path = study
     rich = judge.by_score(lambda prompts, texts: [len(set(t.split())) for t in texts])
     monkeypatch.setattr(judge, "llm", lambda name, cache: rich)
-    shutil.copytree(path.parent, tmp_path / "instruct")
-    path = rlhf.train(dataclasses.replace(config, judge="a-model", out=str(tmp_path)))
-    result = read_report(path.parent)
-    for policy in rlhf.POLICIES:
+    shutil.copytree(study[1].parent, tmp_path / "instruct")
+    path = rlhf.train(dataclasses.replace(study[0], judge="a-model", out=str(tmp_path)))
+    result, page = read_report(path.parent), path.with_suffix(".html").read_text()
+    shown = json.loads(page.split('id="data">')[1].split("</script>")[0])["samples"]
+    for policy in POLICIES:
         for split, measures in result["policies"][policy].items():
-            rows = metrics.read(path.parent / "samples" / f"{split}.{policy}.jsonl")
+            rows = files.read_log(path.parent / "samples" / f"{split}.{policy}.jsonl")
             words = [[len(set(text.split())) for text in (r["outputs"][0], r["reference"])]
                      for r in rows]
             assert measures["win_rate_judge"]["mean"] == pytest.approx(
                 metrics.win_rate(*zip(*words)).mean())
-            page = path.with_suffix(".html").read_text()
-            shown = json.loads(page.split('id="data">')[1].split("</script>")[0])["samples"]
             assert [x["answers"][policy]["judge"] for x in shown if x["split"] == split] == (
                 list(metrics.win_rate(*zip(*words))))
     assert "one output a prompt by a-model (judge)" in path.read_text()
     assert "judge: a-model" in page
 
 
-@pytest.mark.parametrize("stage", ["reward", "ppo"])
-def test_a_folder_of_two_runs_is_refused(study, tmp_path, stage):  # one run's policy, another's SFT
-    config, path = study
-    folder = tmp_path / "instruct"
-    folder.mkdir()
-    for file in path.parent.glob("*.pt"):
-        shutil.copy(file, folder / file.name)
-    network, record = m.load(folder / f"{stage}.pt", "reward" if stage == "reward" else "policy")
-    m.save(folder / f"{stage}.pt", record["kind"], network, record["tokenizer"],
-           record["meta"] | {"parent": "another"})
-    with pytest.raises(ValueError, match=f"{stage}.pt was not trained from .*sft.pt"):
-        rlhf.load_run(dataclasses.replace(config, out=str(tmp_path)), 0)
+@pytest.mark.parametrize("stage, parent, other", [
+    ("reward", "init", "sft"), ("ppo", "init", "sft"), ("ppo", "reward", "reward")])
+def test_a_folder_of_two_runs_is_refused(study, tmp_path, stage, parent, other):  # another's parent
+    config, file = dataclasses.replace(study[0], out=str(tmp_path)), f"{stage}.pt"
+    folder = shutil.copytree(study[1].parent, tmp_path / "instruct")
+    kind = "reward" if stage == "reward" else "policy"
+    network, record = checkpoint.load(folder / file, kind)
+    meta = record["meta"]
+    meta["parents"][parent] = "another"
+    checkpoint.save(folder / file, kind, network, record["tokenizer"], meta)
+    with pytest.raises(ValueError, match=f"{file} was not trained from .*{other}.pt"):
+        lineage.load_run(config, 0)
+    if parent == "reward":  # one that was asked for by its name is not a mistake
+        meta["config"]["reward"] = "another.pt"
+        checkpoint.save(folder / file, kind, network, record["tokenizer"], meta)
+        assert lineage.load_run(config, 0).digests["ppo"] != record["digest"]
 
 
 def test_best_of_n_is_chosen_by_the_proxy(study):  # chosen by gold, or not at all
-    config, path = study
-    rows = metrics.read(path.parent / "samples" / "id.bon16.jsonl")
-    plain = metrics.read(path.parent / "samples" / "id.sft-t0.7.jsonl")
-    proxy = lambda rows: np.mean([row["proxy"] for row in rows])
-    assert proxy(rows) > proxy(plain)
-    assert bon.kl_bound(rlhf.N) == pytest.approx(1.835, abs=1e-3)
+    proxy = lambda policy: np.mean([row["proxy"] for row in files.read_log(
+        study[1].parent / "samples" / f"id.{policy}.jsonl")])
+    assert proxy("bon16") > proxy("sft-t0.7")
+    assert bon.kl_bound(claims.N) == pytest.approx(1.835, abs=1e-3)
 
 
 @pytest.mark.parametrize("changes", [dict(quick=True, full=True), dict(inputs=2), dict(samples=1),
@@ -471,8 +471,8 @@ def other_data(small, tmp_path_factory):
     rows = [{"prompt": e.prompt, "response": e.response} for e in data.load("instruct", "train")]
     for split, a, b in (("train", 0, 60), ("validation", 60, 70), ("test", 70, 76),
                         ("far", 80, 85)):
-        metrics.write(folder / f"{split}.jsonl", rows[a:b])
-        metrics.write(folder / f"comparisons.{split}.jsonl", [
+        files.write_rows(folder / f"{split}.jsonl", rows[a:b])
+        files.write_rows(folder / f"comparisons.{split}.jsonl", [
             {"prompt": row["prompt"], "chosen": row["response"],
              "rejected": row["response"] + " no"} for row in rows[a:b]])
     return folder
@@ -482,7 +482,7 @@ def other_data(small, tmp_path_factory):
 def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more rows than there are
     config = rlhf.Config(data=str(other_data), inputs=6, samples=3, device="cpu",
                          out=str(tmp_path))
-    rlhf.sft.train(rlhf.sft.Config(data=config.data, init=str(rlhf.sft.BASE), out=config.out))
+    sft.train(sft.Config(data=config.data, init=str(sft.BASE), out=config.out))
     result = read_report(rlhf.train(config).parent)
     assert list(result["policies"]["rlhf"]) == ["test", "far"] and result["sizes"] == {}
     for split, n in (("test", 6), ("far", 5)):
@@ -495,14 +495,14 @@ def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more ro
     assert [p["kl"] for p in result["frontier"]["bon"]][0] == 0
 
     # a second judge of the same SFT policy decides; one of another policy's is another run's
-    second = rlhf.reward.Config(data=config.data, seed=1, steps=2, eval_size=4, out=config.out)
-    [run] = rlhf.load_runs(config)
-    for init, judges in ((rlhf.sft.BASE, {"proxy"}), (run.folder / "sft.pt", {"proxy", "other"})):
-        rlhf.reward.train(dataclasses.replace(second, init=str(init)))
-        [run] = rlhf.load_runs(config)
+    second = reward.Config(data=config.data, seed=1, steps=2, eval_size=4, out=config.out)
+    [run] = lineage.load_runs(config)
+    for init, judges in ((sft.BASE, {"proxy"}), (run.folder / "sft.pt", {"proxy", "other"})):
+        reward.train(dataclasses.replace(second, init=str(init)))
+        [run] = lineage.load_runs(config)
         assert set(run.judges) == judges
     row = rlhf.outputs_of(run, config, "rlhf", "far")[0]
-    assert row["other"] != row["proxy"] and rlhf.decisive([row]) == "other"
+    assert row["other"] != row["proxy"] and rlhf.scores_of([row])[0] == "other"
 
 
 def test_a_language_model_decides_where_no_gold_score_does(other_data, monkeypatch, tmp_path):
@@ -517,7 +517,7 @@ def test_a_language_model_decides_where_no_gold_score_does(other_data, monkeypat
     for policy, by_split in result["policies"].items():
         for split, measures in by_split.items():
             assert measures["win_rate"] == measures["win_rate_judge"], policy
-            rows = [r for r in metrics.read(path.parent / "samples" / f"{split}.sft.jsonl")]
+            rows = files.read_log(path.parent / "samples" / f"{split}.sft.jsonl")
     won = [np.sign(len(r["reference"]) - len(r["outputs"][0])) / 2 + 0.5 for r in rows]
     assert result["policies"]["sft"]["far"]["win_rate"]["mean"] == pytest.approx(np.mean(won))
     assert set(result["frontier"]) == {"sft", "rlhf"}
@@ -534,14 +534,14 @@ def test_without_a_shift_there_is_no_study(other_data, tmp_path):  # after an ho
 
 def test_variants_are_of_the_main_run(tmp_path, monkeypatch):  # of its defaults, in its own folder
     config = rlhf.Config(data="instruct", out=str(tmp_path))
-    assert rlhf.main_run(config, 1) == {"beta": rlhf.BETA["instruct"]}
-    by_hand = rlhf.ppo.Config(data="instruct", seed=1, out="elsewhere", beta=0.07, steps=7)
+    assert lineage.main_flags(config, 1) == {"beta": lineage.BETA["instruct"]}
+    by_hand = ppo.Config(data="instruct", seed=1, out="elsewhere", beta=0.07, steps=7)
     path = tmp_path / "instruct" / "seed-1" / "ppo.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"config": dataclasses.asdict(by_hand)}))
     seen = []
-    monkeypatch.setattr(rlhf.ppo, "train", seen.append)
-    rlhf.run_variant(config, 1, "k2-1")
+    monkeypatch.setattr(ppo, "train", seen.append)
+    lineage.train_variant(config, 1, "k2-1")
     assert seen == [dataclasses.replace(by_hand, out=str(tmp_path), variant="k2-1", kl="k2",
                                         beta=1.0)]
 
@@ -556,17 +556,17 @@ def test_a_study_with_sweeps(small, tmp_path):  # a variant that is the main run
         "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C5a", "C5b", "C6", "C7"}
     assert len(result["controls"]) == 3
     assert set(result["sizes"]) == {"64", "128", "192"}
-    assert set(rlhf.SWEEP) < set(result["sweep"]) and all(
-        len(result["sweep"][name]["id"]["kl"]["seeds"]) == 2 for name in rlhf.SWEEP)
+    assert set(lineage.SWEEP) < set(result["sweep"]) and all(
+        len(result["sweep"][name]["id"]["kl"]["seeds"]) == 2 for name in lineage.SWEEP)
     for policy, by_split in result["policies"].items():
         assert {"win_rate_proxy", "win_rate_other"} <= by_split["id"].keys(), policy
     settings = {name: json.loads((path.parent / name / "ppo.json").read_text())["config"]
-                for name in rlhf.SWEEP}
+                for name in lineage.SWEEP}
     settings["rlhf"] = json.loads((path.parent / "ppo.json").read_text())["config"]
-    assert settings["lr-1e-4"]["beta"] == rlhf.BETA["instruct"]  # the main run's
+    assert settings["lr-1e-4"]["beta"] == lineage.BETA["instruct"]  # the main run's
     assert len({json.dumps({k: v for k, v in c.items() if k != "variant"})
                 for c in settings.values()}) == len(settings)
-    runs = rlhf.load_runs(config)
+    runs = lineage.load_runs(config)
     rows = rlhf.outputs_of(runs[0], config, "rlhf", "id")
     assert rows[0]["proxy"] != rows[0]["other"]
     for name in ("betas", "sizes"):
@@ -581,8 +581,8 @@ def test_a_study_with_sweeps(small, tmp_path):  # a variant that is the main run
 def test_shuffled_labels_prefer_either(tmp_path):  # no swap, all swapped, a comparison lost
     rows = [{"prompt": f"p{k}", "chosen": "a", "rejected": "b", "of": "edits",
              "split": "train" if k % 4 else "validation"} for k in range(400)]
-    metrics.write(tmp_path / "comparisons.jsonl", rows)
-    folder = rlhf.shuffled_labels("instruct", tmp_path, 0)
+    files.write_rows(tmp_path / "comparisons.jsonl", rows)
+    folder = lineage.shuffled_labels("instruct", tmp_path, 0)
     found = [c for split in ("train", "validation") for c in data.comparisons(folder, split)]
     assert {c.prompt for c in found} == {row["prompt"] for row in rows}
     assert 160 < sum(c.chosen == "a" for c in found) < 240

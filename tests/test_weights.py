@@ -22,7 +22,8 @@ import model as m
 import ppo
 import reward
 import sft
-from data import bpe, weights
+from data import __main__ as commands
+from data import bpe, checkpoint, weights
 
 hf = pytest.importorskip("transformers")
 tk = pytest.importorskip("tokenizers")
@@ -80,8 +81,10 @@ def write_merges(folder, tokens, merges):
     dump(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
 
 
-def gpt2_files(folder):
+def gpt2_files(folder, shuffled=False):
+    "GPT-2's files; `shuffled`, with ids in another order than the merges."
     tokens, merges = byte_level()
+    tokens = random.Random(4).sample(tokens, 400) if shuffled else tokens
     write_merges(folder, [*tokens, "<|endoftext|>"], merges)
     dump(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
     return 401, {"bos_token_id": 400, "eos_token_id": 400}
@@ -96,15 +99,6 @@ def opt_files(folder):
         "eos_token": {"__type": "AddedToken", "content": "</s>"}, "unk_token": "</s>",
         "pad_token": "<pad>", "add_prefix_space": False})
     return 404, {"bos_token_id": 2, "eos_token_id": 2}
-
-
-def shuffled_files(folder):
-    "GPT-2's files, with ids in another order than the merges."
-    tokens, merges = byte_level()
-    tokens = random.Random(4).sample(tokens, 400)
-    write_merges(folder, [*tokens, "<|endoftext|>"], merges)
-    dump(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
-    return 401, {"bos_token_id": 400, "eos_token_id": 400}
 
 
 def llama_files(folder, own="prepend"):
@@ -198,8 +192,8 @@ def theirs_of(folder, kind):
     return found
 
 
-FILES = {"gpt2": gpt2_files, "gpt2-shuffled": shuffled_files, "opt": opt_files,
-         "llama": llama_files,
+FILES = {"gpt2": gpt2_files, "gpt2-shuffled": lambda folder: gpt2_files(folder, True),
+         "opt": opt_files, "llama": llama_files,
          "llama-metaspace": lambda folder: llama_files(folder, "first"),
          "llama-always": lambda folder: llama_files(folder, "always"),
          "llama3": llama3_files, "qwen": qwen_files}
@@ -330,7 +324,7 @@ def greedy(net, prompts, count=20):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_logits_and_greedy_samples_equal_transformers(root, name):
     # heads split wrongly, a bias lost, a matrix not turned, OPT's offset, another rotation or norm
-    ours, tokenizer = m.load_pretrained(root / name)
+    ours, tokenizer = checkpoint.load_pretrained(root / name)
     theirs = reload(root / name)
     assert_same(ours, theirs)
     assert tokenizer.pad == tokenizer.vocab_size == ours.config.vocab_size
@@ -360,7 +354,7 @@ def test_scaled_rotation_equals_transformers_far_out():  # low and high swapped,
 @pytest.mark.parametrize("form", ["sharded", "bin", "sharded bin", "old"])
 def test_every_kind_of_file(copy, name, form):  # a shard forgotten, names of older files unknown
     folder = copy(name)
-    expected, net = m.load_pretrained(folder)[0].state_dict(), reload(folder)
+    expected, net = checkpoint.load_pretrained(folder)[0].state_dict(), reload(folder)
     (folder / "model.safetensors").unlink()
     if form == "sharded":
         net.save_pretrained(folder, max_shard_size="12KB")
@@ -382,7 +376,7 @@ def test_every_kind_of_file(copy, name, form):  # a shard forgotten, names of ol
         if "sharded" in form:
             dump(folder / "pytorch_model.bin.index.json", {"weight_map": {
                 key: file for part, file in zip(parts, names) for key in part}})
-    actual = m.load_pretrained(folder)[0].state_dict()
+    actual = checkpoint.load_pretrained(folder)[0].state_dict()
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
@@ -390,7 +384,7 @@ def test_every_kind_of_file(copy, name, form):  # a shard forgotten, names of ol
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_dtype_of_parameters_and_table(root, dtype):  # fp32 left somewhere: an error in attention
     for name in ("llama-3.2", "opt-350m"):
-        net, _ = m.load_pretrained(root / name, dtype=dtype)
+        net, _ = checkpoint.load_pretrained(root / name, dtype=dtype)
         assert {p.dtype for p in (*net.parameters(), *net.buffers())} == {dtype}
         assert net(ids_of(50)).dtype == dtype
         theirs = reload(root / name).to(dtype)
@@ -455,7 +449,7 @@ def test_never_two_copies_in_memory(root, tmp_path, monkeypatch, form, dtype):
                     return value
                 yield name, shape, got
         monkeypatch.setattr(weights, "tensors", noted)
-        loaded, _ = m.load_pretrained(folder, dtype=dtype)
+        loaded, _ = checkpoint.load_pretrained(folder, dtype=dtype)
     table = loaded.table.numel() * 8 * 4  # cosines and sines are made in float64
     assert whole <= seen.peak <= whole + largest + table, (seen.peak, whole, largest)
     assert largest + table < 0.4 * whole
@@ -532,18 +526,19 @@ def test_fingerprints_and_records(root, copy):  # another vocabulary under a che
     vocab = json.loads((folder / "vocab.json").read_text())
     a, b = list(vocab)[-2:]
     dump(folder / "vocab.json", {**vocab, a: vocab[b], b: vocab[a]})
+    assert data.Tokenizer(folder).fingerprint != data.Tokenizer.of(record).fingerprint
     with pytest.raises(ValueError, match="has changed"):
-        data.Tokenizer.of(record)
+        data.Tokenizer.of(record | {"kept": None})
 
 
 def test_whatever_ends_a_text_or_begins_it(copy):  # a chat model that never stops
     folder = copy("gpt2")
     edit(folder / "config.json", eos_token_id=7)
     edit(folder / "generation_config.json", eos_token_id=[7, 9, 10_000])
-    net, tokenizer = m.load_pretrained(folder)
+    net, tokenizer = checkpoint.load_pretrained(folder)
     assert (tokenizer.eos, net.config.eos) == (7, (7, 9))
     edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
-    net, tokenizer = m.load_pretrained(folder)
+    net, tokenizer = checkpoint.load_pretrained(folder)
     assert (tokenizer.eos, net.config.eos) == (400, (400, 7, 9))
     opt, llama = copy("opt", "opt"), copy("llama", "llama")
     (opt / "tokenizer_config.json").unlink()
@@ -610,7 +605,7 @@ def test_only_the_needed_files_are_fetched(root, copy, tmp_path, monkeypatch, fo
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     tokenizer = data.Tokenizer("me/mine")
     assert not [name for name in fetched if name.endswith((".safetensors", ".bin"))]
-    net, same = m.load_pretrained("me/mine")
+    net, same = checkpoint.load_pretrained("me/mine")
     assert same.fingerprint == tokenizer.fingerprint == data.Tokenizer.of(same.record).fingerprint
     assert same.name == "me/mine"
     assert_same(net, reload(root / "llama-2"))
@@ -622,7 +617,7 @@ def test_only_the_needed_files_are_fetched(root, copy, tmp_path, monkeypatch, fo
         raise RuntimeError("no route\nto host")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(OSError, match="no route") as error:
-        m.load_pretrained("me/mine")
+        checkpoint.load_pretrained("me/mine")
     assert "me/mine" in sentence(error)
 
 
@@ -647,15 +642,15 @@ def runs(root, tmp_path_factory):
 
 
 def test_stages_start_from_a_folder(root, runs, capsys):  # limits, tokeniser or parent lost
-    net, record = m.load(runs["sft"], "policy")
+    net, record = checkpoint.load(runs["sft"], "policy")
     kept = record["tokenizer"]
     assert (kept["prompt_tokens"], kept["response_tokens"]) == (19, 12)
     assert kept["name"] == str(root / "llama-2")
-    start, parent = m.load(root / "llama-2", "policy")
-    assert record["meta"]["parent"] == parent["digest"] and start.config == net.config
+    start, parent = checkpoint.load(root / "llama-2", "policy")
+    assert record["meta"]["parents"]["init"] == parent["digest"] and start.config == net.config
     assert not torch.equal(start.embed.weight, net.embed.weight)
     for which in ("ppo", "reward"):
-        _, record = m.load(runs[which], "policy" if which == "ppo" else "reward")
+        _, record = checkpoint.load(runs[which], "policy" if which == "ppo" else "reward")
         assert record["tokenizer"]["fingerprint"] == data.Tokenizer(root / "llama-2").fingerprint
     common = {**runs["common"], "out": runs["common"]["out"] + "/direct"}
     direct = str(root / "llama-2")
@@ -668,12 +663,12 @@ def test_stages_start_from_a_folder(root, runs, capsys):  # limits, tokeniser or
     with pytest.raises(ValueError, match="--prompt-tokens 224"):
         sft.train(sft.Config(**common, init=direct, steps=1))
     with pytest.raises(ValueError, match="another tokenizer"):
-        m.load(root / "opt", "policy", tokenizer=parent["tokenizer"]["fingerprint"])
+        checkpoint.load(root / "opt", "policy", tokenizer=parent["tokenizer"]["fingerprint"])
 
 
-def exported_equals(checkpoint, folder, texts, count=12):
+def exported_equals(path, folder, texts, count=12):
     "The folder alone, by transformers: the same logits, ids and greedy texts as the checkpoint."
-    net, record = m.load(checkpoint, "policy")
+    net, record = checkpoint.load(path, "policy")
     ours, theirs = data.Tokenizer.of(record["tokenizer"]), reload(folder)
     text = hf.AutoTokenizer.from_pretrained(folder)
     assert_same(net, theirs, tolerance=3e-5)  # the world's logits are in the tens
@@ -687,7 +682,7 @@ def exported_equals(checkpoint, folder, texts, count=12):
     assert [text.decode(r, skip_special_tokens=True) for r in responses] == [
         ours.decode(r) for r in expected]
     assert any(ours.decode(r).strip() for r in expected)
-    again, tokenizer = m.load_pretrained(folder)
+    again, tokenizer = checkpoint.load_pretrained(folder)
     assert {**vars(again.config), "eos": 0} == {**vars(net.config), "eos": 0}
     assert set(again.config.eos) == set(net.config.eos)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(),
@@ -702,21 +697,21 @@ def exported_equals(checkpoint, folder, texts, count=12):
 @pytest.mark.parametrize("name", ["gpt2-inner-untied", "opt", "opt-350m", "llama", "llama-2",
                                   "llama-3.2", "qwen2"])
 def test_export_of_every_family(root, tmp_path, name):  # a view saved with its neighbours, no bos
-    net, tokenizer = m.load_pretrained(root / name)
-    m.save(tmp_path / "x.pt", "policy", net, tokenizer.record, {})
-    m.export(tmp_path / "x.pt", tmp_path / "folder")
+    net, tokenizer = checkpoint.load_pretrained(root / name)
+    checkpoint.save(tmp_path / "x.pt", "policy", net, tokenizer.record, {})
+    checkpoint.export(tmp_path / "x.pt", tmp_path / "folder")
     exported_equals(tmp_path / "x.pt", tmp_path / "folder", [t for t in strings(150) if t.strip()])
 
 
 def test_export_of_a_trained_policy(runs, tmp_path, capsys):
-    m.main(["export", str(runs["ppo"]), str(tmp_path / "ppo")])
+    commands.main(["export", str(runs["ppo"]), str(tmp_path / "ppo")])
     assert "AutoModelForCausalLM" in capsys.readouterr().out
     exported_equals(runs["ppo"], tmp_path / "ppo", ["TITLE: cat 3\nTL;DR:"])
 
 
 @pytest.mark.skipif(not sft.BASE.exists(), reason="no shipped base")
 def test_export_of_the_embedded_world(tmp_path):  # merges that are not those of the ranks
-    m.export(sft.BASE, tmp_path / "base")
+    checkpoint.export(sft.BASE, tmp_path / "base")
     texts = [e.prompt for e in data.load("summarise", "validation", 20)]
     texts += [t for t in strings() if t.strip()]
     exported_equals(sft.BASE, tmp_path / "base", texts, count=48)
@@ -726,16 +721,16 @@ def test_export_writes_all_or_nothing(runs, tmp_path, capsys, monkeypatch):
     (tmp_path / "full").mkdir()
     dump(tmp_path / "full" / "x", "mine")
     with pytest.raises(ValueError, match="exists already"):
-        m.export(runs["sft"], tmp_path / "full")
+        checkpoint.export(runs["sft"], tmp_path / "full")
     with pytest.raises(SystemExit) as exit:
-        m.main(["export", str(tmp_path / "none.pt"), str(tmp_path / "new")])
+        commands.main(["export", str(tmp_path / "none.pt"), str(tmp_path / "new")])
     assert exit.value.code == 2 and "does not exist" in capsys.readouterr().err
 
     def full_disk(*args, **more):
         raise RuntimeError("no space left")  # the library's own error is no OSError either
     monkeypatch.setattr(st, "save_file", full_disk)
     with pytest.raises(OSError, match="could not be written"):
-        m.export(runs["sft"], tmp_path / "new")
+        checkpoint.export(runs["sft"], tmp_path / "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
     odd = m.Transformer(m.ModelConfig(vocab_size=2048, activation="relu"))
     with pytest.raises(ValueError, match="none of gpt2, opt, llama, qwen2"):
@@ -874,7 +869,7 @@ def test_bad_folders_are_refused_in_a_sentence(copy, case):  # a traceback, or a
     folder = copy(name)
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        m.load_pretrained(folder)
+        checkpoint.load_pretrained(folder)
     text = sentence(error)
     assert all(word in text for word in words), text
     assert str(folder) in text
@@ -886,12 +881,12 @@ def test_absent_libraries_name_the_command(root, monkeypatch):  # an ImportError
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, library, None)
             with pytest.raises(ModuleNotFoundError, match=f"pip install {library}"):
-                m.load_pretrained(root / name)
+                checkpoint.load_pretrained(root / name)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(ModuleNotFoundError, match="pip install huggingface_hub"):
-            m.load_pretrained("nobody/nothing")
+            checkpoint.load_pretrained("nobody/nothing")
     with monkeypatch.context() as patch:  # tiktoken's formats need neither
         patch.setitem(sys.modules, "tokenizers", None)
         for name in ("gpt2", "llama-3"):
-            assert m.load_pretrained(root / name)
+            assert checkpoint.load_pretrained(root / name)

@@ -25,7 +25,7 @@ import data
 import metrics
 import model as m
 import rlhf
-from data import report
+from data import checkpoint, figures, files, lineage, pools
 
 SAMPLES = 8  # outputs of each prompt, as every measure sees them
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)
@@ -86,7 +86,8 @@ def network_of(runs, run, name):
         if name == "seeds":
             run.networks[name] = mean_weights([r.networks["rlhf"] for r in runs])
         else:
-            run.networks[name], _ = m.load(run.folder / name / "ppo.pt", "policy", run.device)
+            path = run.folder / name / "ppo.pt"
+            run.networks[name], _ = checkpoint.load(path, "policy", run.device)
     return run.networks[name]
 
 
@@ -95,8 +96,8 @@ def kept(path, make):
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         found = make()
-        metrics.write(path, [found])
-    return metrics.read(path)[0]
+        files.write_rows(path, [found])
+    return files.read_log(path)[0]
 
 
 def pool_of(runs, run, config, split, name):
@@ -106,11 +107,9 @@ def pool_of(runs, run, config, split, name):
     def make():
         examples = data.load(config.data, split, config.inputs)
         prompts = [run.tokenizer.prompt(e.prompt) for e in examples]
-        ids = []
-        for i in range(0, len(prompts), 32):
-            ids += m.generate(network_of(runs, run, policy), prompts[i:i + 32],
-                              run.tokenizer.response_tokens, temperature, size,
-                              run.seed * 1_000_003 + i, min_p=min_p)
+        pool = pools.sample_pool(network_of(runs, run, policy), prompts, size,
+                                 run.tokenizer.response_tokens, temperature, run.seed, min_p)
+        ids = [response for samples in pool for response in samples]
         scores = run.judges["proxy"]([p for p in prompts for _ in range(size)], ids)
         texts = [run.tokenizer.decode(r).strip() for r in ids]
         return {"texts": [texts[i:i + size] for i in range(0, len(texts), size)],
@@ -243,11 +242,11 @@ def choose(config, runs, methods):
 
 def load(config):
     "The runs of every seed, with an encoder."
-    runs = rlhf.load_runs(config)
+    runs = lineage.load_runs(config)
     for run in runs:
         run.networks["rlhf"] = run.networks["ppo"]
-        run.embed = rlhf.encoder(run, [e.response for e in data.load(config.data, "validation",
-                                                                     200)])
+        run.embed = lineage.encoder(run, [e.response for e in data.load(config.data, "validation",
+                                                                        200)])
     return runs
 
 
@@ -255,7 +254,7 @@ def compare(config):
     "Everything -> what tradeoff.json holds. With every seed: what gains on validation."
     for seed in range(config.seeds):
         for name in BETAS[config.data]:
-            rlhf.run_variant(config, seed, name)
+            lineage.train_variant(config, seed, name)
     runs, splits = load(config), data.test_splits(config.data)[1:]
     methods, baseline = having(config, METHODS), having(config, BASELINE)
     chosen = choose(config, runs, methods)
@@ -277,16 +276,16 @@ def compare(config):
 
 
 SHOWN = {  # family: its colour, and the labels of its first and last point: what, right, up
-    "SFT, temperature": (report.COLOURS["sft"], ("SFT, T 1", -60, -5), ("SFT, T 0.3", -8, 10)),
-    "RLHF, temperature": (report.COLOURS["rlhf"], ("RLHF, T 1", 16, -4), ("RLHF, T 0.3", 8, 6)),
-    "best of n": (report.COLOURS["bon"], ("best of 2", 13, -7), ("best of 16", 26, 3)),
+    "SFT, temperature": (figures.COLOURS["sft"], ("SFT, T 1", -60, -5), ("SFT, T 0.3", -8, 10)),
+    "RLHF, temperature": (figures.COLOURS["rlhf"], ("RLHF, T 1", 16, -4), ("RLHF, T 0.3", 8, 6)),
+    "best of n": (figures.COLOURS["bon"], ("best of 2", 13, -7), ("best of 16", 26, 3)),
     "diverse best of 64, min-p": ("#CC79A7", ("diverse best of 64\nwith min-p", -28, 20))}
 
 
 def figure(path, task, found):
     """What tradeoff.json holds, as means over the shifts and the seeds. Grey: the frontier, and a
     dot for all that draws it. A method's bars are the intervals of its gains on the frontier."""
-    made, axes = report.figure(2, 4.1, 4.3)
+    made, axes = figures.figure(2, 4.1, 4.3)
     points = {}
     for family, label, means in sum(found["drawn"], []):
         points.setdefault((family, label), []).append(means)
@@ -312,8 +311,9 @@ def figure(path, task, found):
         axis.set_xlabel(f"per-input {name}", fontsize=13)
         axis.tick_params(labelsize=12)
     axes[0].set_ylabel("win rate under the shifts", fontsize=13)
-    made.suptitle(f"{task}, {len(found['drawn'])} seed(s)", fontsize=13)
-    report.save(made, path)
+    seeds = len(found["drawn"])
+    made.suptitle(f"{task}, {seeds} seed" + "s" * (seeds > 1), fontsize=13)
+    figures.save(made, path)
 
 
 if __name__ == "__main__":

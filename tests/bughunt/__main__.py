@@ -11,7 +11,7 @@ import argparse
 
 from matplotlib.figure import Figure
 
-import metrics
+from data import files
 
 PANELS = (("proxy and gold score", ("proxy", "gold")), ("KL to SFT, nats", ("kl",)),
           ("length, tokens", ("length",)), ("entropy, nats a token", ("entropy",)),
@@ -47,5 +47,5 @@ if __name__ == "__main__":
     parser.add_argument("logs", nargs="+", metavar="LOG", help="ppo.jsonl of one run or of two")
     parser.add_argument("picture", help="the PNG to write")
     args = parser.parse_args()
-    logs = [metrics.read(log) for log in args.logs]
+    logs = [files.read_log(log) for log in args.logs]
     draw(args.picture, logs[0], logs[-1])

@@ -1,0 +1,195 @@
+"""
+The study's figures, each from its dict of numbers (`result` of rlhf.study) into a PNG.
+
+Every figure keeps one colour for one policy and shows 95 % intervals; its caption, in report.txt,
+says what to look for. No window is opened, and a file is written whole or not at all.
+"""
+
+import numpy as np
+
+from data.claims import BEST
+from data.files import write_file
+
+# Okabe and Ito's colours, which differ for every kind of colour vision.
+COLOURS = {"base": "#999999", "sft": "#0072B2", "sft-t0.7": "#56B4E9", "sft-greedy": "#004466",
+           "bon16": "#009E73", "bon": "#009E73", "rlhf": "#D55E00", "reference": "#000000"}
+VARIED = ["base", "sft", "sft-t0.7", BEST, "rlhf"]  # policies with several outputs to a prompt
+ABOVE = dict(frameon=False, loc="upper center")  # a legend above its panels
+DOTTED = dict(color="#444444", lw=0.8, ls=":")
+KL = "KL to sft, nats per response"
+
+
+def figure(panels, width=3.4, height=2.9, titles=()):
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state, just a file
+
+    made = Figure(figsize=(width * panels, height))
+    axes = [made.add_subplot(1, panels, k + 1) for k in range(panels)]
+    for axis in axes:
+        axis.grid(axis="y", alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis, title in zip(axes, titles):
+        axis.set_title(title, fontsize=11)
+    return made, axes
+
+
+def save(made, path, top=1.0):
+    made.tight_layout(rect=(0, 0, 1, top))
+    write_file(path, lambda file: made.savefig(file, format="png", dpi=150))
+
+
+def arrays(rows):
+    "Summaries -> their means and the lengths of the intervals below and above."
+    mean, low, high = (np.array([row[k] for row in rows]) for k in ("mean", "low", "high"))
+    return mean, [mean - low, high - mean]
+
+
+def line(axis, x, rows, **style):
+    "A curve of summaries with their intervals."
+    axis.errorbar(x, *arrays(rows), ms=4, lw=1.4, elinewidth=0.9, **style)
+
+
+def bars(axis, result, policies, measure, label):
+    "Grouped bars with intervals: a group for each split, a bar for each policy."
+    splits, width = list(result["policies"]["sft"]), 0.8 / len(policies)
+    for k, policy in enumerate(policies):
+        mean, errors = arrays([result["policies"][policy][split][measure] for split in splits])
+        place = np.arange(len(splits)) + (k - (len(policies) - 1) / 2) * width
+        axis.bar(place, mean, width * 0.92, yerr=errors, color=COLOURS[policy], label=policy,
+                 error_kw={"lw": 0.9, "ecolor": "#444444"})
+    axis.set_xticks(range(len(splits)), splits, fontsize=9)
+    axis.set_ylabel(label)
+    if "ead" not in measure:  # of a win rate, one half
+        axis.axhline(0.5, **DOTTED)
+
+
+def against_kl(axis, result, prefix, label):
+    "Win rate against KL, a curve for each family of policies."
+    for family, points in result["frontier"].items():
+        line(axis, [p[f"{prefix}kl"] for p in points], [p[f"{prefix}win_rate"] for p in points],
+             fmt="o-", color=COLOURS[family], label=family)
+    axis.set(xlabel=KL, ylabel=label)
+
+
+def overview(path, result):
+    made, axes = figure(3, 4.0, 3.3, ("quality", "diversity", "quality against KL"))
+    disjoint = result["settings"]["full"]  # else bon16's answers repeat each other
+    bars(axes[0], result, ["sft", BEST, "rlhf"], "win_rate", "win rate against people")
+    bars(axes[1], result, ["sft", BEST, "rlhf"] if disjoint else ["sft", "rlhf"], "per_input_ead",
+         "EAD, answers to a prompt")
+    for axis in axes[:2]:
+        axis.tick_params(axis="x", rotation=20)
+    against_kl(axes[2], result, "shifted_", "win rate, mean of the shifts")
+    made.legend(*axes[0].get_legend_handles_labels(), **ABOVE, fontsize=9, ncols=3)
+    save(made, path, top=0.93)
+
+
+def win_rates(path, result, policies, measure, rival):
+    made, (axis,) = figure(1, 1.7 * len(result["policies"]["sft"]) + 1, 3.2)
+    bars(axis, result, policies, measure, f"win rate against {rival}")
+    axis.set_ylim(0, 1)
+    axis.legend(**ABOVE, fontsize=8, ncols=6, bbox_to_anchor=(0.5, 1.17))
+    save(made, path)
+
+
+def diversities(path, result):
+    made, axes = figure(2, 0.9 * len(result["policies"]["sft"]) + 1, 3.2,
+                        ("per input", "across input"))
+    for axis, kind in zip(axes, ("per_input", "across_input")):
+        bars(axis, result, VARIED, f"{kind}_ead", "EAD")
+    made.legend(*axes[0].get_legend_handles_labels(), **ABOVE, fontsize=8, ncols=5)
+    save(made, path, top=0.93)
+
+
+def frontiers(path, result):
+    made, axes = figure(2, 4.2, 3.2, ("in distribution", "mean of the shifts"))
+    offsets = {"sft": (4, -9), "rlhf": (-4, 5), "bon": (-5, 2)}  # of labels, clear of each other
+    for axis, prefix in zip(axes, ("", "shifted_")):
+        against_kl(axis, result, prefix, "win rate")
+        for family, points in result["frontier"].items():
+            right, up = offsets[family]
+            for p in points:
+                if p["label"] not in ("T 0.8", "n 1"):  # too near to another
+                    axis.annotate(p["label"], (p[f"{prefix}kl"], p[f"{prefix}win_rate"]["mean"]),
+                                  (right, up), textcoords="offset points", fontsize=7,
+                                  ha="left" if right > 0 else "right", color=COLOURS[family])
+    axes[0].legend(frameon=False, fontsize=8)
+    save(made, path)
+
+
+def overoptimisation(path, result):
+    best = result["bon"]
+    scores = [score for score in ("proxy", "gold") if score in best[0]]
+    made, axes = figure(len(scores), 4.2, 3.2)
+    for axis, score in zip(axes, scores):
+        for seed, rows in enumerate(result["ppo"]):
+            x = np.sqrt(np.maximum([row["kl"] for row in rows], 0))
+            axis.plot(x, [row[score] for row in rows], ".", ms=4, color=COLOURS["rlhf"],
+                      alpha=0.6, label="ppo, one dot an iteration" if seed == 0 else None)
+        axis.plot(np.sqrt([p["kl"] for p in best]), [p[score] for p in best], "s-", ms=4, lw=1.4,
+                  color=COLOURS["bon"], label=f"best of n, n = 1 to {best[-1]['n']}")
+        axis.set(xlabel="square root of KL to sft, nats$^{1/2}$",
+                 ylabel=f"{score} score of the samples")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(made, path)
+
+
+def reward_accuracy(path, result):
+    rewards = result["reward_model"]
+    splits, known = list(rewards), {key for row in rewards.values() for key in row}
+    styles = [("gold", "two samples, by gold score" if "wrong_fact" in known else
+               "stored comparisons, as people chose", COLOURS["sft"]),
+              ("length", "longer wins", COLOURS["base"]),
+              ("wrong_fact", "one fact wrong", COLOURS["rlhf"]),
+              ("wrong_fact_permuted", "the same, another prompt", "#E69F00")]
+    made, (axis,) = figure(1, 1.3 * len(splits) + 1)
+    for k, (key, label, colour) in enumerate(style for style in styles if style[0] in known):
+        seeds = [rewards[split][key] for split in splits]
+        place = np.arange(len(splits)) + (k - 1.5) * 0.2
+        axis.bar(place, [np.mean(row) for row in seeds], 0.18, color=colour, label=label)
+        for x, row in zip(place, seeds):  # a dot for each
+            axis.plot([x] * len(row), row, ".", ms=4, color="#222222")
+    axis.axhline(0.5, **DOTTED)
+    axis.set_xticks(range(len(splits)), splits, fontsize=9)
+    axis.set(ylabel="share of pairs ordered rightly", ylim=(0, 1))
+    axis.legend(**ABOVE, fontsize=8, ncols=2, bbox_to_anchor=(0.5, 1.27))
+    save(made, path)
+
+
+def betas(path, result, split):
+    "KL, win rate and diversity against beta, for both estimators in the reward."
+    made, axes = figure(3, 3.4, 3.2)
+    measures = {"kl": KL, "win_rate": "win rate against references",
+                "per_input_ead": "per-input EAD"}
+    for axis, (measure, label) in zip(axes, measures.items()):
+        for kl, style, colour in (("k1", "o-", COLOURS["rlhf"]), ("k2", "s--", "#CC79A7")):
+            runs = {float(name[3:]): by_split for name, by_split in result["sweep"].items()
+                    if name.startswith(f"{kl}-")}
+            if kl == "k1":
+                runs[result["beta"]] = result["policies"]["rlhf"]
+            line(axis, sorted(runs), [runs[beta][split][measure] for beta in sorted(runs)],
+                 fmt=style, color=colour, label=f"rlhf, {kl}")
+        if measure != "kl":
+            row = result["policies"]["sft"][split][measure]
+            axis.axhline(row["mean"], color=COLOURS["sft"], lw=1.4, label="sft")
+            axis.axhspan(row["low"], row["high"], color=COLOURS["sft"], alpha=0.15, lw=0)
+        axis.set(xscale="log", xlabel="beta", ylabel=label)
+    made.legend(*axes[1].get_legend_handles_labels(), **ABOVE, fontsize=9, ncols=3)
+    save(made, path, top=0.93)
+
+
+def sizes(path, result):
+    "Win rate in and out of distribution, and diversity, against the width of the model."
+    made, axes = figure(3, 3.4, 3.2)
+    widths, (near, *far) = sorted(map(int, result["sizes"])), result["policies"]["sft"]
+    panels = [("win rate, in distribution", "win_rate", [near]),
+              ("win rate, mean of the shifts", "win_rate", far),
+              ("per-input EAD, in distribution", "per_input_ead", [near])]
+    for axis, (label, measure, splits) in zip(axes, panels):
+        for policy in ("sft", "rlhf"):
+            rows = [[result["sizes"][str(w)][policy][s][measure] for s in splits] for w in widths]
+            means = [{k: np.mean([row[k] for row in each]) for k in ("mean", "low", "high")}
+                     for each in rows]
+            line(axis, widths, means, fmt="o-", color=COLOURS[policy], label=policy)
+        axis.set(xticks=widths, xlabel="channels", ylabel=label)
+    axes[0].legend(frameon=False, fontsize=8)
+    save(made, path)

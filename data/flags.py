@@ -1,0 +1,156 @@
+"""
+A command line from a dataclass: one flag for each field of a stage's Config, checked and explained.
+
+Whatever goes wrong after that is one sentence too, and where memory runs out, a smaller try.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import gc
+import inspect
+import math
+import os
+import re
+import sys
+import types
+import typing
+
+
+class CannotResume(ValueError):
+    "There is a checkpoint, but not of a part of this run."
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def within(config, low, high, *names):
+    """Raise ValueError unless each named field is in [low, high]; inf is no bound. NaN never is,
+    and nothing from 2**40 on."""
+    for name in names:
+        value = getattr(config, name)
+        if value is None or low <= value <= high and abs(value) < 2**40:  # None: not given
+            continue
+        bounds = f"between {low} and {high}"
+        if value >= 2**40:  # more than any of them can mean, and than a generator's seed can hold
+            bounds = f"below {2**40}"
+        elif high == math.inf:
+            bounds = f"of at least {low}" if low > -math.inf else "that is a number"
+        elif low == -math.inf:
+            bounds = f"of at most {high}"
+        raise ValueError(f"{flag(name)} {value} is impossible: give a value {bounds}")
+
+
+def comments(Config):
+    """The comment after each field of a dataclass -> dict; it is the field's help text."""
+    return dict(re.findall(r"^ +(\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+
+
+def options(kind, default):
+    """What argparse needs to know about a field of this type and default -> dict."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # int | None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        shown = "|".join(map(str, choices))
+        return {"type": type(choices[0]), "choices": choices, "metavar": shown}
+    if kind is bool:  # type=bool would turn "--resume False" into True
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
+
+
+def halved(config):
+    """
+    A stage's config with half as many rows per forward pass: as many in a step, for half the
+    memory. ValueError where there is no half.
+    """
+    if not hasattr(config, "micro"):
+        raise ValueError("out of memory: run the stage that ran out by itself, with --auto-batch, "
+                         "and this goes on from there")
+    whole = -(-config.batch // getattr(config, "minibatches", 1))
+    rows = min(config.micro or whole, whole)
+    if rows == 1:
+        raise ValueError("out of memory, even with --micro 1: try a smaller --batch, or --freeze")
+    return dataclasses.replace(config, micro=rows // 2)
+
+
+def fitted(config, train, auto_batch):
+    """
+    Train; with `auto_batch`, where memory runs out, once more with half as many rows per forward
+    pass, from what the attempt before has saved, if it came to that. ValueError without.
+    """
+    going_on = False  # from a checkpoint, without having been told to
+    while True:
+        try:
+            return train(config)
+        except (CannotResume, FileNotFoundError):
+            if not going_on:
+                raise
+            following, going_on = dataclasses.replace(config, resume=False), False
+        except RuntimeError as error:
+            if (type(error).__name__ != "OutOfMemoryError"
+                    and "can't allocate memory" not in str(error)):
+                raise
+            following = halved(config)
+            if not auto_batch:
+                raise ValueError(f"out of memory: try --micro {following.micro} (--auto-batch "
+                                 f"tries by itself), and --resume if it had saved") from error
+            following, going_on = (dataclasses.replace(following, resume=True),
+                                   going_on or not config.resume)
+            print(f"out of memory: once more, with --micro {following.micro}")
+        config = following
+        gc.collect()  # what the attempt held
+
+
+def cli(Config, train, argv=None):
+    """
+    Run `train(Config(...))` with one flag per field; batch_size becomes --batch-size.
+
+    A mistake, in the flags or in the data, is one sentence on stderr and exit code 2 (set the
+    variable TRACEBACK to see where it was raised). Ctrl-C, which a stage passes on once it has
+    saved, exits 130. Help is the docstring of Config's module and the comments of its fields.
+    """
+    any_console()
+    parser = argparse.ArgumentParser(
+        description=sys.modules[Config.__module__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --b would be --beta today and --batch tomorrow
+    )
+    parser.error = lambda message: fail(message.removeprefix("argument ") + " (try --help)")
+    hints, notes = typing.get_type_hints(Config), comments(Config)
+    for f in dataclasses.fields(Config):
+        note = notes.get(f.name, "").replace("%", "%%")  # argparse formats help texts
+        note += "" if f.default is None else f" (default {f.default})"
+        parser.add_argument(flag(f.name), default=f.default, help=note.strip(),
+                            **options(hints[f.name], f.default))
+    if hasattr(Config, "micro"):
+        parser.add_argument("--auto-batch", action="store_true",
+                            help="where memory runs out, halve --micro and go on")
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [flag(f.name) for f in dataclasses.fields(Config)]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
+        fail(f"there is no {unknown[0]}: " + (f"try {close[0]}" if close else "--help lists all"))
+    auto_batch = vars(args).pop("auto_batch", False)
+    try:
+        config = Config(**vars(args))
+        return fitted(config, train, auto_batch)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("TRACEBACK"):
+            raise
+        fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(problem):
+    print("error: " + " ".join(str(problem).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def any_console():
+    "Let a console that lacks a letter print a question mark for it, instead of ending the run."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

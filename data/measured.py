@@ -1,0 +1,95 @@
+"""
+`python metrics.py OUTPUTS.jsonl`: anybody's outputs, read, measured and printed.
+"""
+
+import argparse
+import json
+
+import numpy as np
+
+import metrics
+from data import encoders
+from data.files import read_rows, write_file
+from data.flags import any_console, fail
+
+
+def read_outputs(path):
+    """(outputs, references or None) of JSON lines; ValueError names the first bad line: no outputs,
+    another number of them than in the line before, something that is not text."""
+    outputs, references = [], []
+    for row, place in read_rows(path):
+        texts = row.get("outputs")
+        if not isinstance(texts, list) or not texts:
+            raise ValueError(f'{place}: no "outputs", a list with at least one text')
+        if not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"{place}: an output is not text")
+        if not isinstance(row.get("reference", ""), str):
+            raise ValueError(f"{place}: the reference is not text")
+        if outputs and len(texts) != len(outputs[0]):
+            raise ValueError(f"{place}: {len(texts)} outputs where the lines before have "
+                             f"{len(outputs[0])}; give every input as many")
+        outputs.append(texts)
+        references.append(row.get("reference"))
+    if not outputs:
+        raise ValueError(f"{path} holds no outputs")
+    return outputs, None if None in references else references
+
+
+def measure(outputs, references=None, embed=None, relation=None):
+    """Every text measure of outputs[input][sample] -> {measure: {"mean", "low", "high", "n"}},
+    per input also "std", the spread over inputs. What needs several samples per input, several
+    inputs, references, an encoder or a relation is left out without them."""
+    diversities = {name: getattr(metrics, name) for name in ("ead", "distinct", "ngram_cosine")}
+    if embed:
+        diversities["embedding"] = lambda texts: metrics.embedding_diversity(texts, embed)
+    if relation:
+        diversities["nli"] = lambda texts: metrics.nli_diversity(texts, relation)
+    each = lambda f: metrics.interval([np.mean([f(t) for t in texts]) for texts in outputs])
+    found = {"words": each(lambda t: len(t.split())), "empty": each(lambda t: not t.strip())}
+    if len(outputs[0]) > 1:
+        for name, diversity in diversities.items():
+            values = metrics.per_input(outputs, diversity)
+            found[f"per_input_{name}"] = (*metrics.interval(values), float(values.std()))
+    if len(outputs) > 3:
+        for name, diversity in diversities.items():
+            # of a relation that is a forward pass for each pair of inputs: once, without interval
+            interval = metrics.across_interval
+            if name == "nli":
+                interval = lambda outputs, relation: (metrics.across_inputs(outputs, relation),)
+            found[f"across_input_{name}"] = interval(outputs, diversity)
+    for name in ("ead", "distinct"):
+        found[f"pooled_{name}"] = (metrics.pooled(outputs, diversities[name]),)
+    if references:
+        scores = [[metrics.rouge(t, r) for t in texts] for texts, r in zip(outputs, references)]
+        for name in ("rouge1", "rouge2", "rougeL"):
+            found[name] = metrics.interval([np.mean([s[name] for s in row]) for row in scores])
+    return {k: dict(zip(("mean", "low", "high", "n", "std"), row)) for k, row in found.items()}
+
+
+def main(argv=None):
+    "Measure a file, print the figures and keep them; whatever is wrong is one sentence."
+    any_console()
+    parser = argparse.ArgumentParser(description=metrics.__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: fail(message + " (try --help)")
+    parser.add_argument("file", help="JSON lines, plain or .gz")
+    parser.add_argument("--encoder", help="sentence-transformers model for embedding diversity, "
+                        "such as the paper's bert-large-nli-stsb-mean-tokens")
+    parser.add_argument("--nli", help="transformers classifier, such as roberta-large-mnli")
+    parser.add_argument("--out", help="where to write the figures (default: FILE.metrics.json)")
+    args = parser.parse_args(argv)
+    path = args.out or f"{args.file}.metrics.json"
+    try:
+        outputs, references = read_outputs(args.file)
+        embed = args.encoder and encoders.sentences(args.encoder)
+        found = measure(outputs, references, embed, args.nli and encoders.nli(args.nli))
+        write_file(path, json.dumps(found, indent=1))
+    except (ValueError, OSError, ImportError) as error:
+        fail(error)
+    print(f"{len(outputs)} inputs, {len(outputs[0])} outputs each\n\n"
+          f"{'':28}{'mean':>9}{'95 % interval':>20}{'std':>9}")
+    for name, row in found.items():
+        low = f"{row['low']:.4f} to {row['high']:.4f}" if "low" in row else ""
+        std = f"{row['std']:9.4f}" if "std" in row else ""
+        print(f"{name:28}{row['mean']:9.4f}{low:>20}{std}")
+    print(f"\nwrote {path}")
