@@ -111,10 +111,11 @@ def execute(line, monkeypatch):
         subprocess.run(words, check=True)
     elif words[:2] == ["pip", "install"]:
         sources = "\n".join(path.read_text(encoding="utf-8") for path in Path().rglob("*.py"))
+        used = r'^ *(import|from) {0}\b|package\("{0}"'
         for word, after in zip(words[2:], words[3:] + [""]):
             name = re.split("[=<>]", word)[0].replace("-", "_")
             assert (word == "-r" and Path(after).is_file() or word.endswith(".txt")
-                    or re.search(rf"^ *(import|from) {name}\b", sources, re.M)), word
+                    or re.search(used.format(name), sources, re.M)), word
     else:
         assert words[0] == "python" and program(line) in TOY, f"how is this run: {line}"
         name, argv = program(line), [STAND_INS.get(word, word) for word in words[1:]]
