@@ -21,11 +21,13 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from unittest import mock
 
 import torch
+from tqdm import tqdm
 
 import bon
 import ppo
@@ -104,6 +106,7 @@ def begin(stage, folder, out, *more, before=lambda: None):
         before()
         sys.stdout = sys.stderr = open(folder / "last.txt", "w", buffering=1)
         torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # its own is shared: who is killed would hold it for ever
         go(stage, folder, out, *more)
 
     # a copy of this process, which has imported everything already
