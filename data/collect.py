@@ -96,9 +96,9 @@ def labelled(judge, rows):
 def stream(config, rows):
     """Yields each step's comparisons, a list over `batch` prompts of lists.
 
-    Edits come before samples. Whether an answer is true is the harder lesson: mixed with the noise
-    of annotators who compare two middling samples it is not learned in so few steps, and what comes
-    after does not undo it.
+    Edits come before samples: kinds keep the order in which `collect` has written them. Whether an
+    answer is true is the harder lesson: mixed with the noise of annotators who compare two middling
+    samples it is not learned in so few steps, and what comes after does not undo it.
     """
     kinds = {}
     for row in rows:
