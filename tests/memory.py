@@ -15,6 +15,7 @@ planned for: RMSNorm before torch 2.9 keeps two fp32 copies for backward, fused 
 import argparse
 import math
 import random
+import time
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -320,8 +321,10 @@ def random_policy(c, freeze, device, dtype=None):
     return networks.to_device(policy, device, dtype)
 
 
-def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dtype=None):
-    "{phase: peak in bytes} of the second of two steps; the first makes the optimiser's state."
+def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dtype=None,
+            spent=None):
+    """{phase: peak in bytes} of the second of two steps; the first makes the optimiser's state.
+    `spent`, if given, gets {phase: seconds} of that step."""
     torch.manual_seed(0)
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
     write = lambda n: [rng.randrange(c.vocab_size) for _ in range(n)]
@@ -383,8 +386,13 @@ def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dty
             made = None  # by one phase, for the next
             for phase, work in zip(PHASES, (sample, score, learn)):
                 live.start()
+                began = time.perf_counter()
                 made = work(made)
+                if device != "cpu":
+                    torch.cuda.synchronize()
                 found[phase] = live.peak
+                if spent is not None:
+                    spent[phase] = time.perf_counter() - began
     return found
 
 
