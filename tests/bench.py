@@ -43,7 +43,7 @@ import model as m
 import ppo
 import reward
 import sft
-from data import checkpoint, collect, gpu, networks, optim, run
+from data import checkpoint, collect, networks, optim, run
 from data.run import pick_device
 from tests import memory
 
@@ -81,16 +81,16 @@ def seconds(calls, device, repeats=5):
 
 
 @contextlib.contextmanager
-def eager():
+def unrecorded():
     "Every step of decoding is started by Python, where whoever counts can see it."
-    recorded, gpu.recorded = gpu.recorded, lambda step: (step(), step)[1]
+    recorded, m.RECORDED = m.RECORDED, ()
     try:
         yield
     finally:
-        gpu.recorded = recorded
+        m.RECORDED = recorded
 
 
-@eager()
+@unrecorded()
 def operations(call):
     "Floating-point operations of the matrix products and attention that a call does."
     with FlopCounterMode(display=False) as counter:
@@ -128,7 +128,7 @@ class Products(TorchDispatchMode):
     def __init__(self, call):
         super().__init__()
         self.count, self.first = {}, {}
-        with self, eager():
+        with self, unrecorded():
             call()
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
@@ -181,12 +181,17 @@ def rival(config, kind="GPT2LMHeadModel", **more):
     return getattr(transformers, kind)(made)
 
 
+def read_only(config, device):
+    "A network as a stage has it that does not train it."
+    return networks.frozen_copy(memory.random_policy(config, 1.0, device))
+
+
 def sampling(config, device, dtype, against):
-    network = m.Transformer(config).to(device, dtype).requires_grad_(False)
+    network = read_only(config, device)
     prompts = tokens(config, ROWS, PROMPT).tolist()
     calls = {"plain": lambda: m.generate(network, prompts, NEW)}
     if device in m.RECORDED:
-        calls["no CUDA graph"] = eager()(lambda: m.generate(network, prompts, NEW))
+        calls["no CUDA graph"] = unrecorded()(lambda: m.generate(network, prompts, NEW))
     if against:
         other = rival(config, pad_token_id=0).to(device, dtype).eval()
         ids = torch.tensor(prompts, device=device)
@@ -201,7 +206,7 @@ def sampling(config, device, dtype, against):
 
 
 def scoring(config, device, dtype, against):
-    network = m.Transformer(config).to(device, dtype).requires_grad_(False)
+    network = read_only(config, device)
     ids = tokens(config, ROWS, PROMPT + NEW).to(device)
     positions = torch.arange(PROMPT, PROMPT + NEW, device=device).expand(ROWS, -1)
     calls = {"plain": lambda: m.logprobs(network, ids, positions)}
@@ -217,33 +222,36 @@ def scoring(config, device, dtype, against):
 
 def training(config, device, dtype, against):
     "SFT on equal rows of which every token counts, as in pretraining: nanoGPT's loop."
-    network, rows = m.Transformer(config).to(device), 16
+    network, rows = networks.to_device(m.Transformer(config), device), 16
     optimizer = optim.adamw(network, 1e-4)
     ids = tokens(config, rows, PROMPT + NEW).to(device)
     positions = torch.arange(1, PROMPT + NEW, device=device).expand(rows, -1)
     is_response = torch.ones_like(positions, dtype=torch.bool)
 
-    def step(network, optimizer, loss):
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            found = loss()
-        found.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    calls = {"plain": lambda: step(network, optimizer, lambda: sft.loss(
-        m.logprobs(network, ids, positions), is_response)[0])}
+    def plain():
+        sft.loss(m.logprobs(network, ids, positions), is_response)[0].backward()
+        optim.step(optimizer, network.named_parameters())
+    calls = {"plain": plain}
     if against:  # as in nanoGPT: all logits, cross-entropy, fused AdamW
         other = rival(config).to(device)
         its = torch.optim.AdamW(other.parameters(), lr=1e-4, fused=True)
-        calls["transformers, nanoGPT's loop"] = lambda: step(
-            other, its, lambda: torch.nn.functional.cross_entropy(
-                other(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+
+        def rivals():
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                loss = torch.nn.functional.cross_entropy(
+                    other(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+            its.step()
+            its.zero_grad(set_to_none=True)
+        calls["transformers, nanoGPT's loop"] = rivals
     return rows * (PROMPT + NEW), "tokens", calls, None
 
 
 def ragged(config, device, dtype, against):
     "SFT on rows of the study's lengths, against padding each batch to its longest row."
-    network, random = m.Transformer(config).to(device), np.random.default_rng(0)
+    network = networks.to_device(m.Transformer(config), device)
+    random = np.random.default_rng(0)
     optimizer = optim.adamw(network, 1e-4)
     rows = [([1] * int(p), [1] * int(r)) for p, r in zip(
         random.integers(PROMPT // 4, PROMPT, 128), random.integers(NEW // 4, NEW, 128))]
@@ -263,7 +271,7 @@ def ragged(config, device, dtype, against):
 
 def ranking(config, device, dtype, against):
     "The reward model's step on pairs that share their prompt, as comparisons do."
-    network = networks.scalar_copy(m.Transformer(config)).to(device)
+    network = networks.to_device(networks.scalar_copy(m.Transformer(config)), device)
     optimizer, pairs = optim.adamw(network, 1e-4), 16
     prompts = tokens(config, pairs, PROMPT).tolist()
     answers = [tokens(config, 2, NEW, seed).tolist() for seed in range(pairs)]
@@ -288,8 +296,8 @@ def ranking(config, device, dtype, against):
 
 def best_of(config, device, dtype, against):
     "Best of 16 for 16 prompts: sample, score, choose."
-    network = m.Transformer(config).to(device, dtype).requires_grad_(False)
-    scorer = networks.scalar_copy(network).to(device, dtype).requires_grad_(False)
+    network = read_only(config, device)
+    scorer = networks.frozen_copy(networks.scalar_copy(network)).to(device)
     prompts, n = tokens(config, 16, PROMPT).tolist(), 16
     fn = reward.scorer(scorer, config.vocab_size)
 
@@ -497,7 +505,7 @@ def growth(device, dtype, path):
     from matplotlib.figure import Figure
 
     def sample(size, rows=64, new=NEW, n=1):
-        network = m.Transformer(size).to(device, dtype).requires_grad_(False)
+        network = read_only(size, device)
         prompts = tokens(size, rows, PROMPT).tolist()
         return seconds({"": lambda: m.generate(network, prompts, new, num_samples=n)}, device,
                        3)[""]

@@ -87,8 +87,7 @@ def decoding(name, small, tell):
                 call = functools.partial(m.generate, network, prompts, count)
                 spent[bool(recorded), count] = timed(call, name)
         size_of = network.embed.weight.element_size()
-        weights = sum(p.numel() for p in network.blocks.parameters()) * size_of
-        weights += network.embed.weight.numel() * 4  # the output matrix, in fp32
+        weights = sum(p.numel() for p in network.parameters()) * size_of
         moved = new * (weights + rows * m.cache_bytes(network, prompt + new / 2))
         tell(what=size, equal_tokens=found[0] == found[1], rows=rows, prompt=prompt, new=new,
              plain_tokens_per_s=rows * new / spent[False, new],

@@ -15,7 +15,7 @@ from torch import nn
 import model as m
 import ppo
 import sft
-from data import checkpoint, networks, optim, run
+from data import checkpoint, gpu, networks, optim, run
 from tests import chaos, memory
 
 V, PAD = 61, 61
@@ -79,6 +79,29 @@ def test_logits_are_not_rounded():  # eight bits of a logit near 20: .06 nats
     exact = hidden.double() @ net.lm_head.weight.to(BF16).double().T
     assert exact.abs().max() > 20
     torch.testing.assert_close(net.logits(hidden).double(), exact, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gpu_multiplies_bf16_and_sums_in_fp32(device, frozen, monkeypatch):
+    # a gradient transposed, or of what is frozen; logits rounded to eight bits
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    if device == "cpu":
+        monkeypatch.setattr(gpu, "multiply", lambda a, b: a.float() @ b.float())
+    hidden = (10 * torch.randn(3, 7, 32)).to(device, BF16).requires_grad_()
+    matrix = torch.randn(53, 32, device=device).to(BF16).requires_grad_(not frozen)
+    exact, gradient = hidden.double() @ matrix.double().T, torch.randn(3, 7, 53, device=device)
+    found = gpu.product(hidden, matrix)
+    assert found.dtype == torch.float32 and exact.abs().max() > 100
+    torch.testing.assert_close(found.double(), exact, atol=1e-3, rtol=0)
+    found.backward(gradient)
+    assert (matrix.grad is None) == frozen
+    grad = gradient.to(BF16).double()
+    torch.testing.assert_close(hidden.grad.double(), grad @ matrix.double(), atol=1e-2, rtol=2**-8)
+    if not frozen:
+        torch.testing.assert_close(matrix.grad.double(), grad.flatten(0, 1).T @ hidden.double()
+                                   .flatten(0, 1), atol=1e-2, rtol=2**-8)
 
 
 def test_scores_and_values_are_fp32():  # a head in bf16, or one that is given bf16
