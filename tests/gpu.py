@@ -69,31 +69,28 @@ def decoding(name, small, tell):
     precision in which the device samples. Of the largest only four layers are compared."""
     rows, prompt, new = (3, 9, 20) if small else (64, 128, 128)
     bandwidth = 1e9 * limits(name, small)["GB/s"]
+    ways = {"plain": bench.unrecorded()(m.generate), "recorded": m.generate}
     for size in ["world"] if small else ["gpt2", "1.3b", "7b"]:
         config = bench.shape(size, context=prompt + new)
         prompts = [p[i % 3:] for i, p in enumerate(bench.tokens(config, rows, prompt).tolist())]
         exact = replace(config, layers=min(config.layers, 4))
         network = memory.random_policy(exact, 1.0, name, torch.float64).double()
         network.precision = None
-        found = []
-        for recorded in ((), (name,)):
-            m.RECORDED = recorded if name != "cpu" else ()
-            found.append(m.generate(network, prompts[:8], new // 2))
-        network = networks.frozen_copy(memory.random_policy(config, 1.0, name))
+        plain, recorded = (way(network, prompts[:8], new // 2) for way in ways.values())
+        network = bench.read_only(config, name)
         spent = {}
-        for recorded in ((), (name,)):
-            m.RECORDED = recorded if name != "cpu" else ()
+        for who, way in ways.items():
             for count in (1, new):  # one token: the prompts are read and that is all
-                call = functools.partial(m.generate, network, prompts, count)
-                spent[bool(recorded), count] = timed(call, name)
+                call = functools.partial(way, network, prompts, count)
+                spent[who, count] = timed(call, name)
         size_of = network.embed.weight.element_size()
         weights = sum(p.numel() for p in network.parameters()) * size_of
         moved = new * (weights + rows * m.cache_bytes(network, prompt + new / 2))
-        tell(what=size, equal_tokens=found[0] == found[1], rows=rows, prompt=prompt, new=new,
-             plain_tokens_per_s=rows * new / spent[False, new],
-             recorded_tokens_per_s=rows * new / spent[True, new],
-             prompts_s=spent[True, 1], whole_s=spent[True, new],
-             of_the_bandwidth=moved / bandwidth / spent[True, new])
+        tell(what=size, equal_tokens=plain == recorded, rows=rows, prompt=prompt, new=new,
+             plain_tokens_per_s=rows * new / spent["plain", new],
+             recorded_tokens_per_s=rows * new / spent["recorded", new],
+             prompts_s=spent["recorded", 1], whole_s=spent["recorded", new],
+             of_the_bandwidth=moved / bandwidth / spent["recorded", new])
 
 
 def sft(name, small, tell):
