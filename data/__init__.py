@@ -198,14 +198,14 @@ def load(name_or_path, split, n=None, seed=0):
     `name_or_path` is "summarise" or "instruct", a public set (data/hub.py), a folder of files named
     `<split>.jsonl` (or .jsonl.gz, .csv, .parquet), or one such file, cut into train, validation and
     test by a hash of the prompt (so that a prompt with several responses falls on one side).
-    ValueError names an unknown split or a bad row.
+    ValueError names an unknown split, one without examples, or a bad row.
     """
-    if name_or_path in WORLD:
-        from . import world
+    if name_or_path not in WORLD:
+        return some(name_or_path, split, False, n, seed)
+    from . import world
 
-        check_split(name_or_path, split, split_names(name_or_path))
-        return [Example(*row) for row in world.examples(name_or_path, split, n, seed)]
-    return records(name_or_path, split, False, n, seed)
+    check_split(name_or_path, split, split_names(name_or_path))
+    return [Example(*row) for row in world.examples(name_or_path, split, n, seed)]
 
 
 def comparisons(name_or_path, split, n=None, seed=0):
@@ -213,38 +213,38 @@ def comparisons(name_or_path, split, n=None, seed=0):
     if name_or_path in WORLD:
         raise ValueError(f"{name_or_path} has no stored comparisons: reward.py collects them from "
                          f"the SFT policy and an annotator")
-    return records(name_or_path, split, True, n, seed)
+    return some(name_or_path, split, True, n, seed)
 
 
-def records(name_or_path, split, pairs, n, seed):
+def some(name_or_path, split, pairs, n, seed):
     "Examples, or comparisons if they are `pairs`, of what is not the world; n of them in order."
     from . import hub
 
-    if hub.knows(name_or_path):
-        found = hub.records(name_or_path, split, pairs)
-    elif pairs:
-        found = [comparison(*row) for row in read_split(name_or_path, split, "comparisons.")]
-    else:
-        found = [example(*row) for row in read_split(name_or_path, split, "")]
+    found = hub.records(name_or_path, split, pairs)
     if n is None or n >= len(found):
         return found
     return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), n))]
 
 
-def split_names(name_or_path, pairs=False):
-    """The splits that a dataset has, of examples or (`pairs`) of stored comparisons -> tuple."""
+def comparison(row, place):
+    "A row, and where it stands -> Comparison. ValueError if it prefers nothing."
     from . import hub
 
+    found = hub.record(row, place, True)
+    if not found:
+        raise ValueError(f"{place}: chosen and rejected are equal, so nothing was preferred")
+    return found
+
+
+def split_names(name_or_path, pairs=False):
+    """The splits that a dataset has, of examples or (`pairs`) of stored comparisons -> tuple."""
     if name_or_path in WORLD:
         from . import world
 
         return () if pairs else ("train", "validation", *world.SPLITS[name_or_path])
-    if hub.knows(name_or_path):
-        return hub.splits(name_or_path, pairs)
-    path = Path(name_or_path)
-    if not path.is_dir():
-        return ("train", "validation", "test")
-    return tuple(s for s in files.splits(path, "comparisons." if pairs else "") if s != "text")
+    from . import hub
+
+    return tuple(hub.tables(name_or_path, pairs))
 
 
 def test_splits(name_or_path, pairs=False):
@@ -280,14 +280,12 @@ def texts(name_or_path, n=None, seed=0):
         from . import world
 
         return list(world.pretraining(n, seed))
-    found, folder = [], Path(name_or_path)
-    there = files.splits(folder, "") if folder.is_dir() else {"train": folder}
-    if "train" in there:
-        found += [(f"{e.prompt} {e.response}",) for e in load(name_or_path, "train")]
-    if "text" in there:
-        found += [(string(row, place, "text"),) for row, place in read_rows(there["text"])]
-    if not found:
-        raise ValueError(f"{name_or_path} holds neither train.jsonl nor text.jsonl")
+    folder, found = Path(name_or_path), []
+    raw = files.splits(folder, "").get("text") if folder.is_dir() else None
+    if raw:
+        found += [(string(row, place, "text"),) for row, place in read_rows(raw)]
+    if not raw or "train" in split_names(name_or_path):
+        found = [(f"{e.prompt} {e.response}",) for e in load(name_or_path, "train")] + found
     random.Random(seed).shuffle(found)
     return found[:n]
 
@@ -324,46 +322,7 @@ def check_split(source, split, valid):
         raise ValueError(f"{source} has no split {split!r}: choose from {', '.join(valid)}")
 
 
-def read_split(name_or_path, split, prefix):
-    """Yield (row, where it stands) for the rows of one split of a folder or a file."""
-    path = Path(name_or_path)
-    if path.is_dir():
-        found = files.splits(path, prefix)
-        found.pop("text", None)  # raw text, for `texts` only
-        if not found:
-            raise ValueError(f"{path} holds no {prefix}<split>.jsonl (or "
-                             f"{', '.join(files.FORMATS[1:])})")
-        check_split(path, split, found)
-        yield from read_rows(found[split])
-    elif not path.name.endswith(files.FORMATS):
-        from . import hub
-
-        raise ValueError(
-            f"there is no dataset {name_or_path}: give {', '.join((*WORLD, *hub.NAMES))}, "
-            f"OWNER/NAME of the hub, a folder, or a file ({', '.join(files.FORMATS)})"
-        )
-    else:
-        check_split(path, split, ("train", "validation", "test"))
-        for row, place in read_rows(path):
-            if split == part(string(row, place, "prompt")):
-                yield row, place
-
-
 def part(prompt, of=("validation", "test")):
     "The split that a prompt belongs to: 1 in 20 each for those in `of`, whatever the order."
     bucket = {0: "validation", 1: "test"}.get(zlib.crc32(prompt.encode("utf-8", "replace")) % 20)
     return bucket if bucket in of else "train"
-
-
-def example(row, place):
-    key = "response" if "response" in row or "reference" not in row else "reference"
-    meta = {k: v for k, v in row.items() if k not in ("prompt", key)}
-    return Example(string(row, place, "prompt"), string(row, place, key), meta)
-
-
-def comparison(row, place):
-    prompt, chosen, rejected = (string(row, place, key) for key in ("prompt", "chosen", "rejected"))
-    if chosen.strip() == rejected.strip():  # equal in what the model would see
-        raise ValueError(f"{place}: chosen and rejected are equal, so nothing was preferred")
-    meta = {k: v for k, v in row.items() if k not in ("prompt", "chosen", "rejected")}
-    return Comparison(prompt, chosen, rejected, meta)

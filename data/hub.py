@@ -69,9 +69,8 @@ FILES = {  # of examples; of comparisons
            "alpaca": {"train": f"{FARM}/alpaca_human_preference.json"},
            "alpaca-sim": {"train": f"{FARM}/alpaca_noisy_multi_preference.json"}, "hh": HH}}
 
-OFFLINE = ("Without a network, write NAME=FOLDER, where FOLDER holds the hub's own files, each set "
-           "in a folder of its name; or give a folder with train.jsonl, validation.jsonl, "
-           "test.jsonl, comparisons.train.jsonl and comparisons.validation.jsonl")
+OFFLINE = (". Without a network, write NAME=FOLDER, where FOLDER holds the hub's own files, each "
+           "set in a folder of its name; or give a folder of train.jsonl and the like")
 
 
 # ---- one row: its prompt in the paper's template, and the answers --------------------------------
@@ -87,8 +86,9 @@ TASK_INPUT = TASK.replace(
     "### Response:", "### Input:\n{input}\n\n### Response:")
 
 
-def filled(row, place, template, answers=()):
+def filled(row, place, template, columns=()):
     "The prompt and the answers of a row; a missing or empty input leaves its part out."
+    answers = [c for c in columns if f"{{{c}}}" not in template]
     if template == TASK and row.get("input") not in (None, ""):
         template = TASK_INPUT
     prompt = re.sub(r"{(\w+)}", lambda name: string(row, place, name[1]), template)
@@ -142,20 +142,27 @@ COMPARISONS = {
     ("instruction", "output_1", "output_2", "preference"): outputs}
 
 
-def shape(columns, pairs, source):
-    "The columns by which the rows of a table are known, and their reader."
-    shapes = COMPARISONS if pairs else EXAMPLES
-    lacking = {wanted: [c for c in wanted if c not in columns] for wanted in shapes}
-    best = min(shapes, key=lambda w: (len(lacking[w]), len(lacking[w]) - len(w)))
-    if lacking[best]:
-        names = ", ".join(f'"{c}"' for c in lacking[best])
-        raise ValueError(f"{source} has no column {names}: found {', '.join(columns)}; needed for "
-                         f"{'a comparison' if pairs else 'an example'}: "
-                         f"{'; or '.join(', '.join(wanted) for wanted in shapes)}")
-    if callable(shapes[best]):
-        return best, shapes[best]
-    answers = [c for c in best if f"{{{c}}}" not in shapes[best]]
-    return best, functools.partial(filled, template=shapes[best], answers=answers)
+@functools.cache
+def shape(columns, pairs):
+    "The columns that a row with these is known by, the first that fit, and those that it lacks."
+    lacking = lambda wanted: [c for c in wanted if c not in columns]
+    best = min(COMPARISONS if pairs else EXAMPLES, key=lambda wanted: len(lacking(wanted)))
+    return best, ", ".join(f'"{c}"' for c in lacking(best))
+
+
+def record(row, place, pairs):
+    """A row as a data.Example or data.Comparison, None of one that says nothing: a tie, equal
+    answers, dialogues whose earlier turns differ. ValueError: where and what is wrong with it."""
+    columns, lacking = shape(tuple(row), pairs)
+    if lacking:
+        raise ValueError(f"{place}: no {lacking}: found {', '.join(row)}")
+    read = (COMPARISONS if pairs else EXAMPLES)[columns]
+    found = read(row, place) if callable(read) else filled(row, place, read, columns)
+    meta = {k: v for k, v in row.items() if k not in columns}
+    if not pairs:
+        return data.Example(*found, meta)
+    if found and found[1].strip() != found[2].strip():  # in what a model would see
+        return data.Comparison(*found, meta)
 
 
 # ---- which rows belong to a split ----------------------------------------------------------------
@@ -179,8 +186,8 @@ def mood(post):
 @functools.cache
 def median_mood(folder):
     "Of the posts to train on, for examples and comparisons alike: a post is always on one side."
-    table, source = open_stored(FILES[False]["tldr"]["train"], folder)
-    return statistics.median(mood(string(row, source, "post")) for row in table)
+    posts = rows(FILES[False]["tldr"]["train"], "tldr", folder)
+    return statistics.median(mood(string(row, place, "post")) for row, place in posts)
 
 
 def published(path):
@@ -205,30 +212,30 @@ def published(path):
 
 
 def within(name, split, pairs, table):
-    "Which rows of a table a split keeps: a function of (row number, row, where it stands)."
-    _, part, folder = parse(name)
-    if split == "cnn":
-        return lambda i, row, place: not pairs or "cnndm" in string(row, place, "batch")
+    "Those of a table's rows that a split keeps."
+    first, part, folder = parse(name)
+    if pairs and (first, split) == ("tldr", "cnn"):
+        return [pair for pair in table if "cnndm" in string(*pair, "batch")]
     if part in PERCENT and split in ("train", "validation"):
         order = random.Random(0).sample(range(len(table)), len(table))
-        chosen = set(order[:len(table) * PERCENT[part] // 100])
-        return lambda i, row, place: i in chosen
-    if part not in STRUCTURED or split.startswith("full_"):
-        return lambda i, row, place: True
-    text = lambda row, place, key: string(row["info"] or {} if pairs else row, place, key)
-    inside = {
-        "length": lambda i, row, place: len(text(row, place, "post").split(" ")) <= LENGTH,
-        "sentiment": lambda i, row, place: mood(text(row, place, "post")) <= median_mood(folder),
-    }.get(part, lambda i, row, place: text(row, place, "subreddit") == part)
+        return [table[i] for i in sorted(order[:len(table) * PERCENT[part] // 100])]
+    if part not in STRUCTURED or split == "cnn" or split.startswith("full_"):
+        return table
+    key, belongs = {
+        "length": ("post", lambda post: len(post.split(" ")) <= LENGTH),
+        "sentiment": ("post", lambda post: mood(post) <= median_mood(folder)),
+    }.get(part, ("subreddit", lambda subreddit: subreddit == part))
     index = Path(folder, f"{'rm_' if pairs else ''}sentiment_indices.npy")
     if part == "sentiment" and folder and index.exists():
         listed = published(index).get(split.removeprefix("ood_"), set())
         if not listed or min(listed) < 0 or max(listed) >= len(table):
             raise ValueError(f"{index} has {len(listed)} row numbers for {split}, which do not fit "
                              f"its {len(table)} rows: it belongs to another version of the set")
-        inside = lambda i, row, place: i in listed
-    outside = split.startswith("ood_")
-    return lambda i, row, place: inside(i, row, place) != outside
+        inside = [i in listed for i in range(len(table))]
+    else:
+        inside = [belongs(string((row.get("info") or {}) if pairs else row, place, key))
+                  for row, place in table]
+    return [pair for pair, x in zip(table, inside) if x != split.startswith("ood_")]
 
 
 # ---- tables, and lists of records ----------------------------------------------------------------
@@ -249,69 +256,81 @@ def knows(name):
                               and not first.endswith(files.FORMATS))
 
 
-def open_stored(location, folder):
-    "A location in FILES, on the hub or below a folder -> its rows, and its name in messages."
-    owner, name, path = location.split("/", 2)
-    source = f"{name.partition('@')[0]}/{path}"
-    if not folder:
-        table = files.open_table(f"hf://datasets/{location}", f"{owner}/{source}", OFFLINE)
-        return table, source
-    if not any(Path(folder).glob(source)):
-        raise FileNotFoundError(f"there is no {Path(folder, source)}. {OFFLINE}")
-    return files.open_table(Path(folder, source), source), source
+def load_dataset(*args, **options):
+    import datasets
+
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before 4.0 a set could bring a script
+    return datasets.load_dataset(*args, **options)
 
 
-def stored(name, pairs):
-    "{split: location in FILES}, or of any other set of the hub {split: rows}."
-    name, _, folder = parse(name)
-    if name in FILES[pairs]:
-        return FILES[pairs][name]
-    path, _, config = name.partition(":")
-    if folder:
-        path = Path(folder, path.split("/")[1])
-        if not path.is_dir():
-            raise FileNotFoundError(f"there is no folder {path}. {OFFLINE}")
-    return files.load_dataset(name, str(path), config or None, remedy="" if folder else OFFLINE)
+def rows(table, source, folder=""):
+    """Rows, as pairs (row, where it stands): of a file, of a location in FILES, below a folder or
+    on the hub, or of a table that `datasets` has opened."""
+    if isinstance(table, Path):
+        return files.read_rows(table)
+    read, kind = lambda: [*table], "parquet" if str(table).endswith(".parquet") else "json"
+    if isinstance(table, str) and folder:
+        _, name, path = table.split("/", 2)
+        name = f"{name.partition('@')[0]}/{path}"
+        found = sorted(p for p in Path(folder).glob(name) if not p.name.startswith("."))
+        if not found:
+            raise FileNotFoundError(f"there is no {Path(folder, name)}{OFFLINE}")
+        return [row for path in found for row in files.read_rows(path)]
+    if isinstance(table, str):
+        read = lambda: [*load_dataset(kind, data_files=f"hf://datasets/{table}", split="train")]
+    return [*files.numbered(files.foreign(source, read, OFFLINE), source)]
 
 
-def splits(name, pairs=False, tables=None):
-    "Every split of a set of examples, or of comparisons -> tuple of names."
-    tables = tables or stored(name, pairs)
-    more = [s for s in CUT if "train" in tables and s not in tables]
-    if parse(name)[1] in STRUCTURED:
-        more += ["ood_validation", "ood_test", "full_validation", "full_test"]
-    return *tables, *more
+def tables(name, pairs=False):
+    "{split: its table, as for `rows`} of examples, or of comparisons; some share one."
+    own, (first, part, folder) = Path(name), parse(name)
+    if knows(name) and first in FILES[pairs]:
+        found = dict(FILES[pairs][first])
+    elif knows(name):
+        path, _, config = first.partition(":")
+        if folder and not (path := Path(folder, path.split("/")[1])).is_dir():
+            raise FileNotFoundError(f"there is no folder {path}{OFFLINE}")
+        found = dict(files.foreign(first, lambda: load_dataset(  # what is streamed is not cached
+            str(path), config or None, streaming=bool(folder)), OFFLINE))
+    elif own.is_dir():  # of which nothing is cut
+        found = files.splits(own, "comparisons." if pairs else "")
+        return {split: path for split, path in found.items() if split != "text"}
+    elif own.name.endswith(files.FORMATS):
+        found = {"train": own}
+    else:
+        raise ValueError(
+            f"there is no dataset {name}: give {', '.join((*data.WORLD, *NAMES))}, OWNER/NAME of "
+            f"the hub, a folder, or a file ({', '.join(files.FORMATS)})")
+    if "train" in found:
+        found |= {s: found["train"] for s in CUT if s not in found}
+    if part in STRUCTURED:
+        found |= {f"{side}_{s}": found[s] for side in ("ood", "full") for s in CUT}
+    return found
 
 
 def records(name, split, pairs=False):
     """The examples, or the comparisons, of a split -> list of data.Example or data.Comparison.
 
-    ValueError names an unknown split, a missing column or a malformed row. Rows that say nothing
-    are left out and counted on stderr: ties, equal answers, dialogues whose earlier turns differ.
+    ValueError names an unknown split, one without rows, or a malformed row. Rows that say nothing
+    are left out and counted on stderr.
     """
-    tables, folder = stored(name, pairs), parse(name)[2]
-    data.check_split(name, split, splits(name, pairs, tables))
-    origin = split.removeprefix("ood_").removeprefix("full_")
-    absent = [s for s in CUT if s not in tables]
-    cut = absent and origin in ("train", *absent)
-    table, source = tables["train" if cut else origin], f"{name} {split}"
-    if isinstance(table, str):
-        table, source = open_stored(table, folder)
-    columns, read = shape(table.column_names, pairs, source)
-    keep, kept, empty = within(name, split, pairs, table), [], []
-    for i, row in enumerate(table):
-        place = f"{source}, row {i + 1}"
-        if not keep(i, row, place):
-            continue
-        prompt, *answers = read(row, place) or ("", "", "")
-        if cut and prompt and data.part(prompt, absent) != origin:
-            continue
-        if pairs and answers[0].strip() == answers[1].strip():
+    found, kind = tables(name, pairs), "comparisons" if pairs else "examples"
+    if not found:
+        raise ValueError(f"{name} holds no {'comparisons.' * pairs}<split>.jsonl (or "
+                         f"{', '.join(files.FORMATS[1:])})")
+    data.check_split(name, split, found)
+    table, kept, empty = rows(found[split], f"{name} {split}", parse(name)[2]), [], []
+    cut = [s for s in CUT if found.get(s) is found.get("train")]  # from the training rows
+    for row, place in within(name, split, pairs, table):
+        new = record(row, place, pairs)
+        if new is None:
             empty.append(place)
-            continue
-        meta = {k: v for k, v in row.items() if k not in columns}
-        kept.append((data.Comparison if pairs else data.Example)(prompt, *answers, meta))
+        elif split not in ("train", *cut) or data.part(new.prompt, cut) == split:
+            kept.append(new)
     if empty:
         print(f"{name} {split}: {len(empty)} of {len(empty) + len(kept)} comparisons prefer "
               f"nothing and are left out (the first: {empty[0]})", file=sys.stderr)
+    if not kept:
+        source = found[split] if isinstance(found[split], Path) else name
+        raise ValueError(f"{source} has no {kind} for the split {split!r}: add some")
     return kept

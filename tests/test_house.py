@@ -29,7 +29,7 @@ TABLE = {
     "data/__init__.py": ("torch data.files data.tokenizer", "data.world data.hub"),
     "data/__main__.py": ("data data.flags data.run", "data.checkpoint data.world model"),
     "data/tokenizer.py": ("", "tiktoken data.bpe data.weights"),
-    "data/files.py": ("", "datasets"),
+    "data/files.py": ("", "pyarrow"),
     "data/flags.py": ("", ""),
     "data/run.py": ("torch tqdm filelock data data.checkpoint data.files data.flags data.tokenizer",
                     "matplotlib model"),
@@ -45,9 +45,9 @@ TABLE = {
     "data/words.py": ("", ""),
     "data/summarise.py": ("data.words", ""),
     "data/instruct.py": ("data.words", ""),
-    "data/bpe.py": ("tqdm data.files", "tiktoken"),
+    "data/bpe.py": ("tqdm data.files", "tiktoken data.tokenizer"),
     "data/encoders.py": ("", "sentence_transformers transformers"),
-    "data/hub.py": ("data data.files", ""),
+    "data/hub.py": ("data data.files", "datasets"),
     "data/collect.py": ("numpy tqdm data data.files", "data.judge data.world"),
     "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub tiktoken data data.bpe"),
     # Its command, and nothing else in it, measures reward checkpoints too, and has intervals.
@@ -129,7 +129,7 @@ def test_requirements_name_what_is_imported():  # a package that only the author
     assert core <= {"torch", "numpy", "tiktoken", "datasets", "tqdm", "matplotlib"}
     for path in code_files():
         used = {name.split(".")[0] for name, _ in imports(path)} - LOCAL
-        used -= {"filelock"}  # which torch and datasets bring along
+        used -= {"filelock", "pyarrow"}  # which torch and datasets bring along
         assert used <= core | OPTIONAL, used - core - OPTIONAL
 
 
