@@ -260,7 +260,7 @@ def update(config, policy, value, optimizer, rollout, generator):
     steps = []
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout["ids"]), generator=generator)
-        for minibatch in order.tensor_split(config.minibatches):
+        for minibatch in order.tensor_split(min(config.minibatches, len(order))):
             tokens, stats = int(rollout["is_response"][minibatch].sum()), {}
             for rows in minibatch.split(config.micro or len(minibatch)):
                 part = {k: v if v is None else v[rows] for k, v in rollout.items()}
@@ -341,6 +341,7 @@ def train(config, reward_fn=None):
         texts = data.prompts(config.data)
         prompts = [tokenizer.prompt(text) for text in texts]
         run.reads("data", prompts)
+        shown = data.load(config.data, "validation")[:4]
         # prompts of like length share an iteration, in an order that depends on the seed alone
         batches = data.epochs([len(p) for p in prompts], config.batch, config.seed)
         run.state["beta"] = config.beta
@@ -363,7 +364,6 @@ def train(config, reward_fn=None):
                 run.state["beta"] = adapted(beta, row["kl"], config.target_kl, len(index))
             run.log(**row, seconds=run.seconds())
 
-        shown = data.load(config.data, "validation")[:4]
         return run.finish(
             lambda: summary(files.read_log(run.journal.path)), PANELS, shown,
             run.answers({"sft": ref_policy, "rlhf": policy}, shown, config.temperature),

@@ -9,6 +9,7 @@ Everything here is text. What a network does is passed in: `sample(prompts, temp
 -> a list over prompts of lists of n texts, and `score(prompts, texts)` -> (N,) numbers.
 """
 
+import functools
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +31,22 @@ def comparisons(config, run, sample):
         found = data.comparisons(source, "train"), data.comparisons(source, "validation")
     else:
         found = collected(config, run, sample)
+    found = [different(run.tokenizer, rows) for rows in found]
     if not all(found):
         raise ValueError(f"{config.comparisons or config.data} has {len(found[0])} comparisons to "
                          f"train on and {len(found[1])} to validate with: both need some")
     run.reads("data", [(r.prompt, r.chosen, r.rejected) for rows in found for r in rows])
     return found
+
+
+def different(tokenizer, rows):
+    "Comparisons of texts that differ in what a model sees of them: from others it learns nothing."
+    ids = functools.lru_cache(tokenizer.response)
+    kept = [row for row in rows if ids(row.chosen) != ids(row.rejected)]
+    if len(kept) < len(rows):
+        print(f"{len(rows) - len(kept)} of {len(rows)} comparisons are equal once they are cut to "
+              f"{tokenizer.response_tokens} tokens, and left out")
+    return kept
 
 
 def collected(config, run, sample):
