@@ -12,7 +12,7 @@ In the embedded world each text also shows its gold score; a dataset's, the part
 import argparse
 import sys
 
-from . import WORLD, gold, load, split_names
+from . import WORLD, gold, load, tables
 from .flags import any_console, fail
 from .run import pick_device
 
@@ -47,7 +47,7 @@ def say(args):
     if args.prompt is None:
         if name is None:
             raise ValueError(f"{args.checkpoint} is of no dataset: give a prompt")
-        split = "validation" if "validation" in split_names(name) else "train"
+        split = "validation" if "validation" in tables(name) else "train"
         prompts = [e.prompt for e in load(name, split, args.n, args.seed)]
     ids = m.generate(policy, [tokenizer.prompt(p) for p in prompts], tokenizer.response_tokens,
                      args.temperature, seed=args.seed)

@@ -1,8 +1,6 @@
 """
-Pretraining a base: what it has that fine-tuning has not. `python sft.py --stage base` uses it.
-
-The loss is that of sft.py with every token counted as response. The text is raw, rows of it are
-whole threads, and a network that starts from nothing is trained faster by Muon.
+Pretraining a base, `python sft.py --stage base`: the loss of sft.py with every token counted as
+response, rows of raw text that are whole threads, and Muon, which is faster from nothing.
 """
 
 import functools
@@ -63,11 +61,8 @@ class Together(torch.optim.Optimizer):
 
 
 def optimizer(model, lr):
-    """
-    The optimiser of a network that starts from nothing: Muon (Jordan et al. 2024) for the blocks'
-    matrices, AdamW for all else. Reaches AdamW's loss in about 0.7 times the steps. Versions of
-    torch without Muon (before 2.9) use AdamW for everything.
-    """
+    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for all else, and for everything in
+    versions of torch before 2.9. Reaches AdamW's loss in about 0.7 times the steps."""
     if not hasattr(torch.optim, "Muon"):
         return optim.adamw(model, lr)
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]

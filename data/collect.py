@@ -1,9 +1,9 @@
 """
 Comparisons to learn from and to test with, and how well a reward function knows the truth.
 
-On the embedded world comparisons are collected: references beside edits of them, and samples of the
-SFT policy beside each other, each pair shown once to a noisy annotator. On any other data they are
-read, or of samples alone, which a language model labels (judge.py).
+On the embedded world they are collected: references beside edits of them, and samples of the SFT
+policy beside each other, each pair shown once to a noisy annotator. On other data they are read, or
+of samples alone, which a language model labels (judge.py).
 
 Everything here is text. What a network does is passed in: `sample(prompts, temperature, n, seed)`
 -> a list over prompts of lists of n texts, and `score(prompts, texts)` -> (N,) numbers.
@@ -106,7 +106,8 @@ def labelled(judge, rows):
 
 
 def stream(config, rows):
-    """Yields each step's comparisons, a list over `batch` prompts of lists.
+    """
+    Yields each step's comparisons, a list over `batch` prompts of lists.
 
     Edits come before samples: kinds keep the order in which `collect` has written them. Whether an
     answer is true is the harder lesson: mixed with the noise of annotators who compare two middling
@@ -118,14 +119,12 @@ def stream(config, rows):
         prompts.setdefault(row.prompt, []).append(row)
     total, seen, taken = sum(map(len, kinds.values())), 0, 0
     for prompts in kinds.values():
-        groups = list(prompts.values())
-        seen += len(groups)
-        steps = round(config.steps * seen / total) - taken  # in proportion to its prompts
-        taken += steps
+        groups, seen = [*prompts.values()], seen + len(prompts)
+        before, taken = taken, round(config.steps * seen / total)  # in proportion to its prompts
         lengths = [len(g[0].prompt) + sum(map(len, {text for row in g for text in
                                                     (row.chosen, row.rejected)})) for g in groups]
         batches = data.epochs(lengths, config.batch, config.seed)
-        for index in itertools.islice(batches, steps):
+        for index in itertools.islice(batches, taken - before):
             yield [groups[i] for i in index]
 
 
@@ -149,9 +148,9 @@ def agreement(score, rows):
 
 
 def quality(score, sample, name, split, n, seed=0):
-    """How well a `score` knows the world's truth on n prompts of a split -> {name: share}. On other
-    data, how far it agrees with up to n stored comparisons: pairs, gold (their order) and length
-    alone.
+    """
+    How well a `score` knows the world's truth on n prompts of a split -> {name: share}. On other
+    data, how far it agrees with up to n stored comparisons: pairs, gold (their order) and length.
 
     gold: two samples of the policy, ordered as by gold score (equal ones left out); length: the
     same if the longer one is always taken; wrong_fact: a reference beside itself with one fact
@@ -175,14 +174,11 @@ def quality(score, sample, name, split, n, seed=0):
                   world.variants(rng, e.prompt, e.response) if done == "wrong"]
     if not kept or not edits:
         return {}  # too few prompts to say anything
+    permuted = lambda rows: [(other[0], *pair) for (_, *pair), other in
+                             zip(rows, rows[1:] + rows[:1])]
     return {**agreement(score, kept), "permuted": accuracy(score, permuted(kept)),
             "wrong_fact": accuracy(score, edits),
             "wrong_fact_permuted": accuracy(score, permuted(edits))}
-
-
-def permuted(rows):
-    "The same pairs of texts, each under the next one's prompt."
-    return [(other[0], *pair) for (_, *pair), other in zip(rows, rows[1:] + rows[:1])]
 
 
 def findings(config, accuracy, pairs, score_texts, sample):

@@ -52,12 +52,18 @@ def read_rows(path, unfinished=False):
     elif path.suffix == ".parquet":
         yield from numbered(foreign(path, lambda: parquet(path)), path)
     elif path.suffix == ".json" and (content := path.read_bytes())[:1] == b"[":
-        yield from numbered(parsed(content, path, list), path)
+        yield from numbered(foreign(path, lambda: [*map(dict, json.loads(content))]), path)
     else:
         for line, place in lines(path):
-            if line.endswith("\n") or not unfinished:
-                if line := line.strip():  # a blank line, as at the end of many files, is no row
-                    yield parsed(line, place, dict), place
+            if unfinished and not line.endswith("\n") or not line.strip():
+                continue  # a blank line, as at the end of many files, is no row
+            try:
+                row = json.loads(line.strip())
+            except (ValueError, RecursionError):
+                raise ValueError(f"{place}: not JSON") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{place}: not a JSON object")
+            yield row, place
 
 
 def lines(path):
@@ -80,19 +86,9 @@ def lines(path):
         raise ValueError(f"{path}, after line {number}: broken gzip ({error})") from None
 
 
-def parsed(text, place, kind):
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{place}: not JSON") from None
-    if not isinstance(found, kind):
-        raise ValueError(f"{place}: not a JSON object")
-    return found
-
-
 def csv_rows(path):
     """Every cell is text: "007" is no number, "NA" not missing. A column without a name, as pandas
-    writes its index, is left out; a row of more or fewer cells than the first has them shifted."""
+    writes its index, is left out; in a row of other length than the first, cells are shifted."""
     csv.field_size_limit(LONGEST)
     reader, names, begin = csv.reader((line for line, _ in lines(path)), strict=True), None, 1
     try:

@@ -1,5 +1,6 @@
 """
-Public datasets by name: those of the paper, and any other on the Hugging Face hub; CSV and Parquet.
+Records: of the embedded world, of files, and of public datasets by name, the paper's and any other
+on the Hugging Face hub.
 
     python -m data tldr --split cnn -n 5         # fetched once; the hub is asked for changes
     python -m data tldr=copies --split cnn -n 5  # from copies/cnn_dailymail/3.0.0/test-*.parquet
@@ -17,8 +18,8 @@ Public datasets by name: those of the paper, and any other on the Hugging Face h
 Any name may be followed by `=FOLDER`, which holds the hub's own files, each set in a folder of its
 name, as `hf download UCL-DARK/openai-tldr-filtered --repo-type dataset --local-dir
 FOLDER/openai-tldr-filtered` makes it (FILES, below, says which files, and which `--revision`). Rows
-are known by their columns (EXAMPLES and COMPARISONS). Where a set has no validation or test split,
-one training prompt in twenty is. A response is the columns' reference, or what people chose.
+of any source are known by their columns (EXAMPLES and COMPARISONS). Where a set, or a file alone,
+has no validation or test split, one training prompt in twenty is.
 
 The sets, columns, templates and splits are those of Kirk et al. 2024 (arXiv:2310.06452) and of
 their code (facebookresearch/rlfh-gen-div, dataset/summarisation_formatting.py), with these
@@ -27,18 +28,23 @@ sentiment classifier is not published, so without its index files a word list ta
 """
 
 import functools
+import hashlib
 import pickletools
 import random
 import re
 import statistics
 import struct
 import sys
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import data
-from data import files
-from data.files import string
+from . import files
+from .files import string
 
+__all__ = ("WORLD Example Comparison comparison load comparisons part gold tables test_splits "
+           "prompts texts run_folder").split()
+WORLD = ("summarise", "instruct")
 SUBREDDITS = ("relationships", "AskReddit", "relationship_advice", "tifu", "dating_advice")
 STRUCTURED = ("length", "sentiment", *SUBREDDITS)
 PERCENT = {"10": 10, "50": 50}
@@ -74,6 +80,23 @@ OFFLINE = (". Without a network, write NAME=FOLDER, where FOLDER holds the hub's
 
 
 # ---- one row: its prompt in the paper's template, and the answers --------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    "A prompt and the reference response to it; `meta` is whatever else the source knew."
+    prompt: str
+    response: str
+    meta: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    "Two responses to one prompt, of which somebody preferred `chosen`."
+    prompt: str
+    chosen: str
+    rejected: str
+    meta: dict = field(default_factory=dict)
 
 
 PLAIN = "{prompt}"
@@ -142,27 +165,28 @@ COMPARISONS = {
     ("instruction", "output_1", "output_2", "preference"): outputs}
 
 
-@functools.cache
-def shape(columns, pairs):
-    "The columns that a row with these is known by, the first that fit, and those that it lacks."
-    lacking = lambda wanted: [c for c in wanted if c not in columns]
-    best = min(COMPARISONS if pairs else EXAMPLES, key=lambda wanted: len(lacking(wanted)))
-    return best, ", ".join(f'"{c}"' for c in lacking(best))
-
-
 def record(row, place, pairs):
-    """A row as a data.Example or data.Comparison, None of one that says nothing: a tie, equal
-    answers, dialogues whose earlier turns differ. ValueError: where and what is wrong with it."""
-    columns, lacking = shape(tuple(row), pairs)
-    if lacking:
-        raise ValueError(f"{place}: no {lacking}: found {', '.join(row)}")
-    read = (COMPARISONS if pairs else EXAMPLES)[columns]
+    """A row as an Example or a Comparison, by the first columns of the above that it has; None if
+    it says nothing: a tie, equal answers, dialogues whose earlier turns differ. ValueError."""
+    shapes = COMPARISONS if pairs else EXAMPLES
+    columns = min(shapes, key=lambda columns: len(set(columns) - row.keys()))
+    if lacking := [f'"{c}"' for c in columns if c not in row]:
+        raise ValueError(f"{place}: no {', '.join(lacking)}: found {', '.join(row)}")
+    read = shapes[columns]
     found = read(row, place) if callable(read) else filled(row, place, read, columns)
     meta = {k: v for k, v in row.items() if k not in columns}
     if not pairs:
-        return data.Example(*found, meta)
+        return Example(*found, meta)
     if found and found[1].strip() != found[2].strip():  # in what a model would see
-        return data.Comparison(*found, meta)
+        return Comparison(*found, meta)
+
+
+def comparison(row, place):
+    "A row, and where it stands -> Comparison. ValueError if it prefers nothing."
+    found = record(row, place, True)
+    if not found:
+        raise ValueError(f"{place}: chosen and rejected are equal, so nothing was preferred")
+    return found
 
 
 # ---- which rows belong to a split ----------------------------------------------------------------
@@ -238,12 +262,11 @@ def within(name, split, pairs, table):
     return [pair for pair, x in zip(table, inside) if x != split.startswith("ood_")]
 
 
-# ---- tables, and lists of records ----------------------------------------------------------------
+# ---- a dataset by its name -----------------------------------------------------------------------
 
 
 def parse(name):
-    """The set, the part of it and the folder that a name stands for: "tldr-10=copies" is ("tldr",
-    "10", "copies")."""
+    'The set, the part of it and the folder of a name: "tldr-10=copies" is tldr, 10, copies.'
     name, _, folder = str(name).partition("=")
     first, _, part = name.partition("-")
     return (first, part, folder) if name in NAMES and first == "tldr" else (name, "", folder)
@@ -257,15 +280,15 @@ def knows(name):
 
 
 def load_dataset(*args, **options):
-    import datasets
+    import datasets  # whatever goes wrong in it, files.foreign makes a sentence of
 
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before 4.0 a set could bring a script
     return datasets.load_dataset(*args, **options)
 
 
 def rows(table, source, folder=""):
-    """Rows, as pairs (row, where it stands): of a file, of a location in FILES, below a folder or
-    on the hub, or of a table that `datasets` has opened."""
+    """Pairs (row, where it stands) of a table: a file, a location in FILES, below a folder or on
+    the hub, or what `datasets` has opened."""
     if isinstance(table, Path):
         return files.read_rows(table)
     read, kind = lambda: [*table], "parquet" if str(table).endswith(".parquet") else "json"
@@ -284,6 +307,8 @@ def rows(table, source, folder=""):
 def tables(name, pairs=False):
     "{split: its table, as for `rows`} of examples, or of comparisons; some share one."
     own, (first, part, folder) = Path(name), parse(name)
+    if world := world_of(name):
+        return {} if pairs else dict.fromkeys(("train", "validation", *world.SPLITS[name]))
     if knows(name) and first in FILES[pairs]:
         found = dict(FILES[pairs][first])
     elif knows(name):
@@ -299,7 +324,7 @@ def tables(name, pairs=False):
         found = {"train": own}
     else:
         raise ValueError(
-            f"there is no dataset {name}: give {', '.join((*data.WORLD, *NAMES))}, OWNER/NAME of "
+            f"there is no dataset {name}: give {', '.join((*WORLD, *NAMES))}, OWNER/NAME of "
             f"the hub, a folder, or a file ({', '.join(files.FORMATS)})")
     if "train" in found:
         found |= {s: found["train"] for s in CUT if s not in found}
@@ -308,24 +333,29 @@ def tables(name, pairs=False):
     return found
 
 
-def records(name, split, pairs=False):
-    """The examples, or the comparisons, of a split -> list of data.Example or data.Comparison.
-
-    ValueError names an unknown split, one without rows, or a malformed row. Rows that say nothing
-    are left out and counted on stderr.
+def load(name, split, n=None, seed=0, pairs=False):
     """
-    found, kind = tables(name, pairs), "comparisons" if pairs else "examples"
+    The examples of a split -> list of Example: all of them, or `n` chosen by `seed`.
+
+    `name` is "summarise" or "instruct", a public set, a folder of files named `<split>.jsonl` (or
+    .jsonl.gz, .csv, .parquet), or one such file, cut into train, validation and test by a hash of
+    the prompt (so that a prompt with several responses falls on one side). ValueError names an
+    unknown split, one without rows, or a bad row. Comparisons that prefer nothing are left out.
+    """
+    found, kind, world = tables(name, pairs), "comparisons" if pairs else "examples", world_of(name)
     if not found:
         raise ValueError(f"{name} holds no {'comparisons.' * pairs}<split>.jsonl (or "
                          f"{', '.join(files.FORMATS[1:])})")
-    data.check_split(name, split, found)
+    if split not in found:
+        raise ValueError(f"{name} has no split {split!r}: choose from {', '.join(found)}")
+    if world:
+        return [Example(*row) for row in world.examples(name, split, n, seed)]
     table, kept, empty = rows(found[split], f"{name} {split}", parse(name)[2]), [], []
     cut = [s for s in CUT if found.get(s) is found.get("train")]  # from the training rows
     for row, place in within(name, split, pairs, table):
-        new = record(row, place, pairs)
-        if new is None:
+        if (new := record(row, place, pairs)) is None:
             empty.append(place)
-        elif split not in ("train", *cut) or data.part(new.prompt, cut) == split:
+        elif split not in ("train", *cut) or part(new.prompt, cut) == split:
             kept.append(new)
     if empty:
         print(f"{name} {split}: {len(empty)} of {len(empty) + len(kept)} comparisons prefer "
@@ -333,4 +363,84 @@ def records(name, split, pairs=False):
     if not kept:
         source = found[split] if isinstance(found[split], Path) else name
         raise ValueError(f"{source} has no {kind} for the split {split!r}: add some")
-    return kept
+    if n is None or n >= len(kept):
+        return kept
+    return [kept[i] for i in sorted(random.Random(seed).sample(range(len(kept)), n))]
+
+
+def comparisons(name, split, n=None, seed=0):
+    "The comparisons of a split -> list of Comparison, from public sets or files as for `load`."
+    if name in WORLD:
+        raise ValueError(f"{name} has no stored comparisons: reward.py collects them from the SFT "
+                         f"policy and an annotator")
+    return load(name, split, n, seed, pairs=True)
+
+
+def part(prompt, of=CUT):
+    "The split that a prompt belongs to: 1 in 20 each for those in `of`, whatever the order."
+    bucket = {0: "validation", 1: "test"}.get(zlib.crc32(prompt.encode("utf-8", "replace")) % 20)
+    return bucket if bucket in of else "train"
+
+
+def world_of(name):
+    "The embedded world, if a dataset is one of its two; it is made when first asked for."
+    if name in WORLD:
+        from . import world
+
+        return world
+
+
+def gold(name):
+    "The world's gold score, a function of (prompt, response) texts; None for real data."
+    return world_of(name) and world_of(name).gold
+
+
+def test_splits(name, pairs=False):
+    """
+    The splits to test on -> tuple; the first is in distribution ("id" or "test"), the others are
+    shifted. With `pairs`, those of them that have stored comparisons. ValueError without a first.
+    """
+    others = re.compile("train|validation|unlabeled|ood_validation|full_.*")
+    found = [s for s in tables(name) if not others.fullmatch(s)]
+    first = next((s for s in ("id", "test") if s in found), None)
+    if not first:
+        raise ValueError(f"{name} has no split 'test', in distribution, to test on")
+    stored = tables(name, True) if pairs else found
+    return tuple(s for s in sorted(found, key=lambda s: s != first) if s in stored)
+
+
+def prompts(name):
+    """The prompts that a policy practises on -> list of texts: of the split "unlabeled" where the
+    dataset keeps some for this, as AlpacaFarm does, else of "train"."""
+    return [e.prompt for e in load(name, "unlabeled" if "unlabeled" in tables(name) else "train")]
+
+
+def texts(name, n=None, seed=0):
+    """
+    Raw text to pretrain on -> list of threads, each a tuple of messages; an EOS ends each message.
+    For files: train examples, and the rows of text.jsonl[.gz], as threads of one message.
+    """
+    if world := world_of(name):
+        return list(world.pretraining(n, seed))
+    raw = Path(name).is_dir() and files.splits(Path(name), "").get("text")
+    found = [(string(*pair, "text"),) for pair in files.read_rows(raw)] if raw else []
+    if not found or "train" in tables(name):
+        found = [(f"{e.prompt} {e.response}",) for e in load(name, "train")] + found
+    random.Random(seed).shuffle(found)
+    return found[:n]
+
+
+def run_folder(data, seed=0, out="out"):
+    """
+    Where the runs on a dataset go -> Path: out/<data>, and below it seed-S for S != 0. The folder
+    of owner/name:config is owner--name--config, whatever copies it is read from. Data of your own
+    that is called as a set that has a name gets a number behind it, from its path.
+    """
+    if data in WORLD or knows(data):
+        name = str(data).partition("=")[0].replace("/", "--").replace(":", "--")
+    else:
+        path = Path(data).resolve()
+        name = files.stem(path)
+        if name in (*WORLD, *NAMES):
+            name += "-" + hashlib.sha256(str(path).encode("utf-8", "replace")).hexdigest()[:8]
+    return Path(out) / name / f"seed-{seed}" if seed else Path(out) / name

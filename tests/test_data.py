@@ -456,9 +456,9 @@ def test_what_lies_beside_the_files(tmp_path):  # a shifted split of macOS's, an
                  "#test.jsonl#", ".#test.jsonl", "test.jsonl.bak", "Thumbs.db", ".DS_Store",
                  "._comparisons.test.jsonl"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7" if "_" in name else GOOD)
-    assert data.split_names(tmp_path) == ("other.v2", "test", "train")
+    assert tuple(data.tables(tmp_path)) == ("other.v2", "test", "train")
     assert data.test_splits(tmp_path) == ("test", "other.v2")
-    assert data.split_names(tmp_path, pairs=True) == ()
+    assert data.tables(tmp_path, pairs=True) == {}
     (tmp_path / "test.csv").write_bytes(CSV)
     with pytest.raises(ValueError, match="test.csv and .*test.jsonl are one split"):
         data.load(tmp_path, "train")

@@ -169,7 +169,7 @@ CUES = {"tldr": "\nTL;DR:", "alpaca": "\n\n### Response:", "hh": "\n\nAssistant:
 def test_every_prompt_ends_as_the_papers(copies, name):  # a split read by another's template
     cue = CUES[name.split("-")[0]]
     for pairs, read in ((False, data.load), (True, data.comparisons)):
-        for split in data.split_names(at(copies, name), pairs):
+        for split in data.tables(at(copies, name), pairs):
             found = read(at(copies, name), split)
             assert found or split in CUT, split
             start = "ARTICLE: " if split == "cnn" else "SUBREDDIT: r/"
@@ -182,7 +182,7 @@ def test_every_prompt_ends_as_the_papers(copies, name):  # a split read by anoth
 @pytest.mark.parametrize("name", hub.NAMES)
 def test_no_prompt_is_in_two_splits(copies, name):  # validation left in train, rows not prompts cut
     for pairs, read in ((False, data.load), (True, data.comparisons)):
-        splits = [s for s in data.split_names(at(copies, name), pairs)
+        splits = [s for s in data.tables(at(copies, name), pairs)
                   if s in ("train", "validation", "unlabeled") or s in
                   data.test_splits(at(copies, name))]
         prompts = [{row.prompt for row in read(at(copies, name), s)} for s in splits]
@@ -418,8 +418,8 @@ def test_other_sets_of_the_hub(tmp_path, copies):  # only the paper's sets
     rows = [{"prompt": f"p{i}", "completion": f"c{i}", "n": i} for i in range(300)]
     parquet(tmp_path / "set/data/train-00000-of-00001.parquet", rows)
     name = at(tmp_path, "someone/set")
-    assert data.split_names(name) == ("train", "validation", "test")
-    found = {s: data.load(name, s) for s in data.split_names(name)}
+    assert tuple(data.tables(name)) == ("train", "validation", "test")
+    found = {s: data.load(name, s) for s in data.tables(name)}
     assert sum(map(len, found.values())) == 300 and found["test"]
     assert data.Example("p7", "c7", {"n": 7}) in [e for part in found.values() for e in part]
     with pytest.raises(ValueError, match='row 1: no "chosen", "rejected": found prompt, co'):
