@@ -1,9 +1,9 @@
 """
-The rows and batches of token ids that are made of records.
-
-A dataset is a list of plain-text records, whatever it came from: the embedded world, a public set
-or files (data/hub.py). How text becomes ids is in data/tokenizer.py.
+The rows and batches of token ids that are made of records: plain text, whatever it came from
+(data/hub.py). How text becomes ids is in data/tokenizer.py.
 """
+
+import itertools
 
 import torch
 
@@ -19,9 +19,9 @@ def join(prompts, responses, pad, device=None):
         positions    (B, R)  where in `ids` each response token stands
         is_response  (B, R)  True on response tokens, False on padding
 
-    Quantities of the response are gathered once by `positions`, so that nothing downstream
-    counts prompt tokens by hand. Padding repeats a valid position: safe to gather, then masked.
-    ValueError for a prompt without tokens, after which nothing could be predicted.
+    Quantities of the response are gathered once by `positions`: nothing downstream counts prompt
+    tokens. Padding repeats a valid position, safe to gather, then masked. ValueError for a prompt
+    without tokens, after which nothing could be predicted.
     """
     if not all(map(len, prompts)):
         raise ValueError("every prompt needs at least one token")
@@ -51,22 +51,19 @@ def join_groups(prompts, groups, pad):
 
     A token sees the prompt, and what is before it in its own segment: nothing of other responses.
     """
-    rows, segments, ends = [], [], []
-    for b, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
-        row, segment = [*prompt], [0] * len(prompt)
-        for k, response in enumerate(group, 1):
-            row += response
-            segment += [k] * len(response)
-            ends.append((b, len(row) - 1))
-        rows.append(row)
-        segments.append(segment)
-    return pad_right(rows, pad), pad_right(segments, -1), torch.tensor(ends).unbind(1)
+    ids = pad_right([sum(group, [*prompt]) for prompt, group in zip(prompts, groups, strict=True)],
+                    pad)
+    segment = pad_right([[0] * len(prompt) + [k for k, response in enumerate(group, 1)
+                                              for _ in response]
+                         for prompt, group in zip(prompts, groups)], -1)
+    is_last = (segment > 0) & (segment != segment.roll(-1, dims=1))  # (B, T); a row begins with 0
+    return ids, segment, is_last.nonzero().unbind(1)
 
 
 def join_comparisons(tokenizer, groups, device):
-    """Comparisons, a list over prompts of lists, with each prompt and each response once -> ids
-    (B, T), segment (B, T) and ends (N responses), as by join_groups, and pairs (comparisons,
-    2): which of the N was chosen and which rejected."""
+    """Comparisons, a list over prompts of lists, each prompt and response once -> ids, segment and
+    ends as by join_groups, and pairs (comparisons, 2): which of N responses was chosen, which not.
+    """
     answers, pairs, n = [], [], 0
     for group in groups:
         number = {}  # of each of the prompt's responses, the first chosen one first
@@ -81,12 +78,9 @@ def join_comparisons(tokenizer, groups, device):
 
 
 def predicted_at(segment):
-    """
-    Where each token of rows made by `join_groups` is predicted, a column: (B, T) -> (B, T).
-
-    That is one column before it. But a response's first token is predicted where the prompt ends,
-    also if other responses stand between. (A row's very first token is not predicted at all.)
-    """
+    """Where each token of rows made by `join_groups` is predicted: (B, T) -> (B, T), columns. That
+    is one before it, but of a response's first token where the prompt ends, also if other responses
+    stand between. (A row's very first token is not predicted at all.)"""
     column = torch.arange(segment.shape[1], device=segment.device)  # (T,)
     prompt = (segment == 0).sum(1, keepdim=True)  # (B, 1)
     is_first = segment != segment.roll(1, dims=1)  # (B, T)
@@ -105,17 +99,14 @@ def batches(lengths, batch_size, generator=None):
     """
     Lengths of N items -> lists of at most `batch_size` indices that cover each item once.
 
-    Rows of similar length share a batch, because a batch costs B times its longest row. Sorting
-    everything would show the model the same batches every epoch, so items are shuffled first and
-    sorted only within pools of 50 batches: little padding, and still random. Without a
-    `generator`, for evaluation, everything is sorted.
+    Rows of similar length share a batch, which costs B times its longest row. Sorting everything
+    would make the same batches every epoch, so items are shuffled first and sorted only within
+    pools of 50 batches. Without a `generator`, for evaluation, everything is sorted.
     """
-    n = len(lengths)
-    if generator is None:
-        order, pool = range(n), max(n, 1)
-    else:
+    n, cut = len(lengths), []
+    order, pool = range(n), max(n, 1)
+    if generator is not None:
         order, pool = torch.randperm(n, generator=generator).tolist(), 50 * batch_size
-    cut = []
     for i in range(0, n, pool):
         ordered = sorted(order[i : i + pool], key=lambda j: lengths[j])
         cut += [ordered[j : j + batch_size] for j in range(0, len(ordered), batch_size)]
@@ -125,17 +116,14 @@ def batches(lengths, batch_size, generator=None):
 
 
 def shared_rows(prompts, responses, pad, batch_size=128, together=16):
-    """
-    Yields (places, *join_groups): all responses, as lists of ids, about `batch_size` at a time. Up
-    to `together` that stand next to each other and answer the same prompt share a row; `places`
-    says which they are.
-    """
+    """Yields (places, *join_groups): all responses, as lists of ids, about `batch_size` at a time.
+    Up to `together` that stand next to each other and answer the same prompt share a row; `places`
+    says which they are."""
     groups = []
     for i, prompt in enumerate(prompts):
-        if i and prompt == prompts[i - 1] and len(groups[-1]) < together:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
+        if not groups or prompt != prompts[i - 1] or len(groups[-1]) == together:
+            groups.append([])
+        groups[-1].append(i)
     lengths = [len(prompts[g[0]]) + sum(len(responses[i]) for i in g) for g in groups]
     for index in batches(lengths, max(batch_size // max(map(len, groups), default=1), 1)):
         part = [groups[k] for k in index]
@@ -145,10 +133,8 @@ def shared_rows(prompts, responses, pad, batch_size=128, together=16):
 
 def epochs(lengths, batch_size, seed):
     """Yields batches of indices for ever, each epoch in an order of its own that `seed` decides."""
-    epoch = 0
-    while True:
+    for epoch in itertools.count():
         order = torch.Generator().manual_seed(100_003 * seed + epoch)
         # A smaller last batch would be a noisier step; but never drop the only one.
         whole = [b for b in batches(lengths, batch_size, order) if len(b) == batch_size]
         yield from whole or [list(range(len(lengths)))]
-        epoch += 1

@@ -66,8 +66,7 @@ def optimizer(model, lr):
     if not hasattr(torch.optim, "Muon"):
         return optim.adamw(model, lr)
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     return Together(
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0))
@@ -76,10 +75,8 @@ def optimizer(model, lr):
 def pretrained(config, train):
     "`sft.py --init scratch`: trains the base, or finishes it -> the config that starts from it."
     path = data.run_folder(config.data, config.seed, config.out) / "base.pt"
-    finished = False
-    if config.resume and path.exists():
-        _, record = checkpoint.load(path, "policy", unfinished=True)
-        finished = record["meta"]["finished"]
+    finished = (config.resume and path.exists()
+                and checkpoint.load(path, "policy", unfinished=True)[1]["meta"]["finished"])
     if not finished:
         train(replace(config, stage="base", steps=config.base_steps, lr=LR, freeze=0.0))
-    return replace(config, init=str(path), resume=finished and config.resume)
+    return replace(config, init=str(path), resume=finished)

@@ -69,9 +69,9 @@ def collected(config, run, sample):
 
 
 def collect(config, sample, split, count, judge=None):
-    """Comparisons that the world's annotator, or else a judge as in judge.py, makes for `count`
-    prompts: of a reference with each of up to EDITS edits (world only), then of SAMPLES samples
-    with each other."""
+    """Comparisons that the world's annotator, or a judge as in judge.py, makes for `count` prompts:
+    a reference with each of up to EDITS edits (world only), then SAMPLES samples with each other.
+    """
     from data import world
 
     rng, embedded = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
@@ -92,12 +92,9 @@ def collect(config, sample, split, count, judge=None):
                 if judge is None and not world.prefers(rng, e.prompt, a, b):
                     a, b = b, a
                 rows.append(data.Comparison(e.prompt, a, b, {"of": of, "split": split}))
-    return rows if judge is None else labelled(judge, rows)
-
-
-def labelled(judge, rows):
-    "Comparisons as a judge decides them, in both orders; its ties teach nothing and are left out."
-    from data.judge import both_orders
+    if judge is None:
+        return rows
+    from data.judge import both_orders  # it decides in both orders; its ties teach nothing
 
     values, _, _ = both_orders(judge, [(r.prompt, r.chosen, r.rejected) for r in rows])
     print(f"{values.count(0.5)} of {len(rows)} comparisons are ties and left out")
@@ -106,13 +103,11 @@ def labelled(judge, rows):
 
 
 def stream(config, rows):
-    """
-    Yields each step's comparisons, a list over `batch` prompts of lists.
+    """Yields each step's comparisons, a list over `batch` prompts of lists.
 
     Edits come before samples: kinds keep the order in which `collect` has written them. Whether an
     answer is true is the harder lesson: mixed with the noise of annotators who compare two middling
-    samples it is not learned in so few steps, and what comes after does not undo it.
-    """
+    samples it is not learned in so few steps, and what comes after does not undo it."""
     kinds = {}
     for row in rows:
         prompts = kinds.setdefault(str(row.meta.get("of")), {})
@@ -148,8 +143,7 @@ def agreement(score, rows):
 
 
 def quality(score, sample, name, split, n, seed=0):
-    """
-    How well a `score` knows the world's truth on n prompts of a split -> {name: share}. On other
+    """How well a `score` knows the world's truth on n prompts of a split -> {name: share}. On other
     data, how far it agrees with up to n stored comparisons: pairs, gold (their order) and length.
 
     gold: two samples of the policy, ordered as by gold score (equal ones left out); length: the
@@ -165,8 +159,7 @@ def quality(score, sample, name, split, n, seed=0):
     examples = data.load(name, split, n, seed=2 + seed)
     gold, rng = data.gold(name), np.random.default_rng([seed, 5])
     kept, edits = [], []
-    pairs = sample([e.prompt for e in examples], 1.0, 2, seed)
-    for e, (a, b) in zip(examples, pairs):
+    for e, (a, b) in zip(examples, sample([e.prompt for e in examples], 1.0, 2, seed)):
         margin = gold(e.prompt, a) - gold(e.prompt, b)
         if abs(margin) > 1e-9:
             kept.append((e.prompt, *((a, b) if margin > 0 else (b, a))))
@@ -187,9 +180,7 @@ def findings(config, accuracy, pairs, score_texts, sample):
             f"were labelled")
     found = config.data in data.WORLD and quality(
         score_texts, sample, config.data, "validation", config.eval_size, config.seed)
-    if found:
-        said += ("\nagainst the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
-                 "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that "
-                 "differ in one fact ({wrong_fact_permuted:.3f} under other prompts)"
-                 ).format(**found)
-    return said
+    return said + (
+        "\nagainst the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold score "
+        "does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ in one fact "
+        "({wrong_fact_permuted:.3f} under other prompts)").format(**found) if found else said

@@ -24,11 +24,9 @@ def stem(path):
 
 
 def splits(folder, prefix):
-    """The files of a folder, `prefix` being "" or "comparisons." -> dict from split to Path.
-
-    A split's name is one word. So copies ("test (1).jsonl") and what systems and editors leave
-    beside a file ("._test.jsonl", "~$test.csv") are none. ValueError for two files of one split.
-    """
+    """The files of a folder, `prefix` being "" or "comparisons." -> dict from split to Path. A
+    split's name is one word: copies ("test (1).jsonl") and what systems and editors leave beside a
+    file ("._test.jsonl", "~$test.csv") are none. ValueError for two files of one split."""
     found = {}
     for path in sorted(folder.iterdir()):
         name = stem(path)
@@ -49,10 +47,9 @@ def read_rows(path, unfinished=False):
     path = Path(path)
     if path.suffix == ".csv":
         yield from csv_rows(path)
-    elif path.suffix == ".parquet":
-        yield from numbered(foreign(path, lambda: parquet(path)), path)
-    elif path.suffix == ".json" and (content := path.read_bytes())[:1] == b"[":
-        yield from numbered(foreign(path, lambda: [*map(dict, json.loads(content))]), path)
+    elif path.suffix == ".parquet" or path.suffix == ".json" and path.read_bytes()[:1] == b"[":
+        for number, row in enumerate(foreign(path, lambda: whole(path)), 1):
+            yield row, f"{path}, row {number}"
     else:
         for line, place in lines(path):
             if unfinished and not line.endswith("\n") or not line.strip():
@@ -104,15 +101,13 @@ def csv_rows(path):
         raise ValueError(f"{path}, line {begin}: not CSV ({error})") from None
 
 
-def parquet(path):
+def whole(path):
+    if path.suffix == ".json":
+        return [*map(dict, json.loads(path.read_bytes()))]
     from pyarrow import parquet  # which `datasets` brings along
 
     with open(path, "rb") as file:
         return parquet.ParquetFile(file).read().to_pylist()
-
-
-def numbered(rows, source):
-    return ((row, f"{source}, row {number}") for number, row in enumerate(rows, 1))
 
 
 def foreign(source, read, remedy=""):
@@ -128,7 +123,7 @@ def foreign(source, read, remedy=""):
 
 
 def string(row, place, key):
-    """The text under `key` of a row; ValueError says where and what is wrong with it."""
+    "The text under `key` of a row; ValueError says where and what is wrong with it."
     if key not in row:
         raise ValueError(f'{place}: no "{key}"')
     if not isinstance(row[key], str):
@@ -149,11 +144,8 @@ def write_rows(path, rows):
 
 
 def write_file(path, content):
-    """
-    Write text, bytes, or whatever content(file) writes, beside `path`, then rename. Lone
-    surrogates, which no file can hold, become "?". OSError names the file that there was no room
-    for.
-    """
+    """Write text, bytes, or whatever content(file) writes, beside `path`, then rename. Lone
+    surrogates, which no file can hold, become "?". OSError names the file without room for it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, str):

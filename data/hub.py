@@ -49,16 +49,14 @@ SUBREDDITS = ("relationships", "AskReddit", "relationship_advice", "tifu", "dati
 STRUCTURED = ("length", "sentiment", *SUBREDDITS)
 PERCENT = {"10": 10, "50": 50}
 NAMES = ("tldr", *(f"tldr-{x}" for x in (*PERCENT, *STRUCTURED)), "alpaca", "alpaca-sim", "hh")
-HUB = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 LENGTH = 245  # words of a post, the longest in distribution
 CUT = ("validation", "test")  # made from the training rows where a set has none
 
 POSTS, PAIRS = "UCL-DARK/openai-tldr-filtered", "UCL-DARK/openai-tldr-summarisation-preferences"
 FARM = "tatsu-lab/alpaca_farm"
 CONVERTED = "@refs%2Fconvert%2Fparquet"  # the branch where the hub keeps its own conversion
-FARM_ROWS = f"{FARM}{CONVERTED}/alpaca_instructions"
-ALPACA = {"train": f"{FARM_ROWS}/sft/*.parquet", "validation": f"{FARM_ROWS}/val/*.parquet",
-          "unlabeled": f"{FARM_ROWS}/unlabeled/*.parquet",
+ALPACA = {**{split: f"{FARM}{CONVERTED}/alpaca_instructions/{folder}/*.parquet" for split, folder in
+             (("train", "sft"), ("validation", "val"), ("unlabeled", "unlabeled"))},
           "test": "UCL-DARK/alpaca-farm-id-test/data/*.parquet",
           "alpaca_eval": "tatsu-lab/alpaca_eval/alpaca_eval.json",
           "sequential": "UCL-DARK/sequential-instructions/data/*.parquet"}
@@ -68,10 +66,8 @@ FILES = {  # of examples; of comparisons
                      "test": f"{POSTS}/test.jsonl",
                      "cnn": "abisee/cnn_dailymail/3.0.0/test-*.parquet"},
             "alpaca": ALPACA, "alpaca-sim": ALPACA, "hh": HH},
-    True: {"tldr": {**{split: f"{PAIRS}/data/{split}-*.json"
-                       for split in ("train", "validation", "test")},
-                    "cnn": f"openai/summarize_from_feedback{CONVERTED}/comparisons/"
-                           "validation/*.parquet"},
+    True: {"tldr": {**{split: f"{PAIRS}/data/{split}-*.json" for split in ("train", *CUT)}, "cnn":
+                    f"openai/summarize_from_feedback{CONVERTED}/comparisons/validation/*.parquet"},
            "alpaca": {"train": f"{FARM}/alpaca_human_preference.json"},
            "alpaca-sim": {"train": f"{FARM}/alpaca_noisy_multi_preference.json"}, "hh": HH}}
 
@@ -150,13 +146,10 @@ def outputs(row, place):
 
 # columns: a template, whose own are the prompt and the others the answers; or a reader of the row
 EXAMPLES = {
-    ("prompt", "response"): PLAIN,
-    ("prompt", "reference"): PLAIN,
-    ("prompt", "completion"): PLAIN,
+    **{("prompt", answer): PLAIN for answer in ("response", "reference", "completion", "chosen")},
     ("subreddit", "title", "post", "summary"): REDDIT,
     ("article", "highlights"): NEWS,
     ("instruction", "output"): TASK,
-    ("prompt", "chosen"): PLAIN,
     ("chosen", "rejected"): functools.partial(last_turn, key="chosen")}
 COMPARISONS = {
     ("prompt", "chosen", "rejected"): PLAIN,
@@ -165,9 +158,10 @@ COMPARISONS = {
     ("instruction", "output_1", "output_2", "preference"): outputs}
 
 
-def record(row, place, pairs):
-    """A row as an Example or a Comparison, by the first columns of the above that it has; None if
-    it says nothing: a tie, equal answers, dialogues whose earlier turns differ. ValueError."""
+def record(row, place, pairs, strict=False):
+    """A row as an Example or a Comparison, by the first columns of the above that it has; None, or
+    if `strict` a ValueError, of one that prefers nothing: a tie, equal answers, dialogues whose
+    earlier turns differ. ValueError: where and what is wrong with it."""
     shapes = COMPARISONS if pairs else EXAMPLES
     columns = min(shapes, key=lambda columns: len(set(columns) - row.keys()))
     if lacking := [f'"{c}"' for c in columns if c not in row]:
@@ -179,14 +173,11 @@ def record(row, place, pairs):
         return Example(*found, meta)
     if found and found[1].strip() != found[2].strip():  # in what a model would see
         return Comparison(*found, meta)
-
-
-def comparison(row, place):
-    "A row, and where it stands -> Comparison. ValueError if it prefers nothing."
-    found = record(row, place, True)
-    if not found:
+    if strict:
         raise ValueError(f"{place}: chosen and rejected are equal, so nothing was preferred")
-    return found
+
+
+comparison = functools.partial(record, pairs=True, strict=True)
 
 
 # ---- which rows belong to a split ----------------------------------------------------------------
@@ -215,11 +206,9 @@ def median_mood(folder):
 
 
 def published(path):
-    """The authors' sentiment index file -> {split: set of row numbers in distribution}.
-
-    It is a dict of lists or int64 arrays as numpy pickles it. To unpickle a file may run any code,
-    so its opcodes are only read here, and none is executed. ValueError for another kind of file.
-    """
+    """The authors' sentiment index file -> {split: set of row numbers in distribution}. It is a
+    dict of lists or int64 arrays as numpy pickles it. To unpickle a file may run any code, so its
+    opcodes are only read here, and none is executed. ValueError for another kind of file."""
     content, rows = Path(path).read_bytes(), {}
     try:
         start = 10 + struct.unpack("<H", content[8:10])[0]  # Format version 1.0, numpy.lib.format
@@ -274,9 +263,9 @@ def parse(name):
 
 def knows(name):
     "Whether a name is one of the above; a file or folder of one's own comes before the hub."
-    first = str(name).partition("=")[0]
-    return first in NAMES or (bool(HUB.fullmatch(first)) and not Path(name).exists()
-                              and not first.endswith(files.FORMATS))
+    first, on_hub = str(name).partition("=")[0], r"[\w.-]+/[\w.-]+(:[\w.-]+)?"
+    return first in NAMES or not (first.endswith(files.FORMATS) or Path(name).exists()
+                                  or not re.fullmatch(on_hub, first))
 
 
 def load_dataset(*args, **options):
@@ -301,11 +290,12 @@ def rows(table, source, folder=""):
         return [row for path in found for row in files.read_rows(path)]
     if isinstance(table, str):
         read = lambda: [*load_dataset(kind, data_files=f"hf://datasets/{table}", split="train")]
-    return [*files.numbered(files.foreign(source, read, OFFLINE), source)]
+    found = files.foreign(source, read, OFFLINE)
+    return [(row, f"{source}, row {number}") for number, row in enumerate(found, 1)]
 
 
 def tables(name, pairs=False):
-    "{split: its table, as for `rows`} of examples, or of comparisons; some share one."
+    "The splits of a dataset's examples, or comparisons: {name: table, as for `rows`}; some share."
     own, (first, part, folder) = Path(name), parse(name)
     if world := world_of(name):
         return {} if pairs else dict.fromkeys(("train", "validation", *world.SPLITS[name]))
@@ -323,9 +313,8 @@ def tables(name, pairs=False):
     elif own.name.endswith(files.FORMATS):
         found = {"train": own}
     else:
-        raise ValueError(
-            f"there is no dataset {name}: give {', '.join((*WORLD, *NAMES))}, OWNER/NAME of "
-            f"the hub, a folder, or a file ({', '.join(files.FORMATS)})")
+        raise ValueError(f"there is no dataset {name}: give {', '.join((*WORLD, *NAMES))}, OWNER/"
+                         f"NAME of the hub, a folder, or a file ({', '.join(files.FORMATS)})")
     if "train" in found:
         found |= {s: found["train"] for s in CUT if s not in found}
     if part in STRUCTURED:
@@ -334,17 +323,18 @@ def tables(name, pairs=False):
 
 
 def load(name, split, n=None, seed=0, pairs=False):
-    """
-    The examples of a split -> list of Example: all of them, or `n` chosen by `seed`.
+    """The examples of a split -> list of Example: all of them, or `n` chosen by `seed`. ValueError
+    names an unknown split, one without rows, or a bad row.
 
     `name` is "summarise" or "instruct", a public set, a folder of files named `<split>.jsonl` (or
     .jsonl.gz, .csv, .parquet), or one such file, cut into train, validation and test by a hash of
-    the prompt (so that a prompt with several responses falls on one side). ValueError names an
-    unknown split, one without rows, or a bad row. Comparisons that prefer nothing are left out.
+    the prompt (so that a prompt with several responses falls on one side).
     """
     found, kind, world = tables(name, pairs), "comparisons" if pairs else "examples", world_of(name)
     if not found:
-        raise ValueError(f"{name} holds no {'comparisons.' * pairs}<split>.jsonl (or "
+        raise ValueError(f"{name} has no stored comparisons: reward.py collects them from the SFT "
+                         f"policy and an annotator" if world else
+                         f"{name} holds no {'comparisons.' * pairs}<split>.jsonl (or "
                          f"{', '.join(files.FORMATS[1:])})")
     if split not in found:
         raise ValueError(f"{name} has no split {split!r}: choose from {', '.join(found)}")
@@ -368,12 +358,7 @@ def load(name, split, n=None, seed=0, pairs=False):
     return [kept[i] for i in sorted(random.Random(seed).sample(range(len(kept)), n))]
 
 
-def comparisons(name, split, n=None, seed=0):
-    "The comparisons of a split -> list of Comparison, from public sets or files as for `load`."
-    if name in WORLD:
-        raise ValueError(f"{name} has no stored comparisons: reward.py collects them from the SFT "
-                         f"policy and an annotator")
-    return load(name, split, n, seed, pairs=True)
+comparisons = functools.partial(load, pairs=True)  # those of a split -> list of Comparison
 
 
 def part(prompt, of=CUT):
@@ -396,12 +381,11 @@ def gold(name):
 
 
 def test_splits(name, pairs=False):
-    """
-    The splits to test on -> tuple; the first is in distribution ("id" or "test"), the others are
+    """The splits to test on -> tuple; the first is in distribution ("id" or "test"), the others are
     shifted. With `pairs`, those of them that have stored comparisons. ValueError without a first.
     """
-    others = re.compile("train|validation|unlabeled|ood_validation|full_.*")
-    found = [s for s in tables(name) if not others.fullmatch(s)]
+    others = "train|validation|unlabeled|ood_validation|full_.*"
+    found = [s for s in tables(name) if not re.fullmatch(others, s)]
     first = next((s for s in ("id", "test") if s in found), None)
     if not first:
         raise ValueError(f"{name} has no split 'test', in distribution, to test on")
@@ -410,16 +394,13 @@ def test_splits(name, pairs=False):
 
 
 def prompts(name):
-    """The prompts that a policy practises on -> list of texts: of the split "unlabeled" where the
-    dataset keeps some for this, as AlpacaFarm does, else of "train"."""
+    "What a policy practises on -> texts: the prompts of `unlabeled` where there are, else `train`."
     return [e.prompt for e in load(name, "unlabeled" if "unlabeled" in tables(name) else "train")]
 
 
 def texts(name, n=None, seed=0):
-    """
-    Raw text to pretrain on -> list of threads, each a tuple of messages; an EOS ends each message.
-    For files: train examples, and the rows of text.jsonl[.gz], as threads of one message.
-    """
+    """Raw text to pretrain on -> list of threads, each a tuple of messages; an EOS ends each. For
+    files: train examples, and the rows of text.jsonl[.gz], as threads of one message."""
     if world := world_of(name):
         return list(world.pretraining(n, seed))
     raw = Path(name).is_dir() and files.splits(Path(name), "").get("text")
@@ -431,14 +412,11 @@ def texts(name, n=None, seed=0):
 
 
 def run_folder(data, seed=0, out="out"):
-    """
-    Where the runs on a dataset go -> Path: out/<data>, and below it seed-S for S != 0. The folder
-    of owner/name:config is owner--name--config, whatever copies it is read from. Data of your own
-    that is called as a set that has a name gets a number behind it, from its path.
-    """
-    if data in WORLD or knows(data):
-        name = str(data).partition("=")[0].replace("/", "--").replace(":", "--")
-    else:
+    """Where the runs on a dataset go -> Path: out/<data>, and below it seed-S for S != 0. That of
+    owner/name:config is owner--name--config, whatever copies it is read from; data of your own that
+    is called as a set that has a name gets a number behind it, from its path."""
+    name = str(data).partition("=")[0].replace("/", "--").replace(":", "--")
+    if data not in WORLD and not knows(data):
         path = Path(data).resolve()
         name = files.stem(path)
         if name in (*WORLD, *NAMES):
