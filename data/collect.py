@@ -92,9 +92,12 @@ def collect(config, sample, split, count, judge=None):
                 if judge is None and not world.prefers(rng, e.prompt, a, b):
                     a, b = b, a
                 rows.append(data.Comparison(e.prompt, a, b, {"of": of, "split": split}))
-    if judge is None:
-        return rows
-    from data.judge import both_orders  # it decides in both orders; its ties teach nothing
+    return rows if judge is None else labelled(judge, rows)
+
+
+def labelled(judge, rows):
+    "Comparisons as a judge decides them, in both orders; its ties teach nothing and are left out."
+    from data.judge import both_orders
 
     values, _, _ = both_orders(judge, [(r.prompt, r.chosen, r.rejected) for r in rows])
     print(f"{values.count(0.5)} of {len(rows)} comparisons are ties and left out")
