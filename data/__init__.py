@@ -51,19 +51,16 @@ def join_groups(prompts, groups, pad):
 
     A token sees the prompt, and what is before it in its own segment: nothing of other responses.
     """
-    ids = pad_right([sum(group, [*prompt]) for prompt, group in zip(prompts, groups, strict=True)],
-                    pad)
-    segment = pad_right([[0] * len(prompt) + [k for k, response in enumerate(group, 1)
-                                              for _ in response]
-                         for prompt, group in zip(prompts, groups)], -1)
+    ids = pad_right([sum(g, [*p]) for p, g in zip(prompts, groups, strict=True)], pad)  # (B, T)
+    segment = pad_right([[0] * len(p) + [k for k, r in enumerate(g, 1) for _ in r]
+                         for p, g in zip(prompts, groups)], -1)
     is_last = (segment > 0) & (segment != segment.roll(-1, dims=1))  # (B, T); a row begins with 0
     return ids, segment, is_last.nonzero().unbind(1)
 
 
 def join_comparisons(tokenizer, groups, device):
     """Comparisons, a list over prompts of lists, each prompt and response once -> ids, segment and
-    ends as by join_groups, and pairs (comparisons, 2): which of N responses was chosen, which not.
-    """
+    ends as by join_groups, and pairs (comparisons, 2): the chosen and the rejected one's number."""
     answers, pairs, n = [], [], 0
     for group in groups:
         number = {}  # of each of the prompt's responses, the first chosen one first

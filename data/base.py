@@ -19,10 +19,10 @@ def new(config):
     "A network with random weights, of the shape that sft.py's flags give it, and its tokeniser."
     tokenizer = data.Tokenizer(config.tokenizer, config.prompt_tokens or 224,
                                config.response_tokens or 48)
-    shape = m.ModelConfig(vocab_size=tokenizer.vocab_size, context=config.context,
-                          layers=config.layers, heads=config.heads, kv_heads=config.heads,
-                          channels=config.channels, hidden=config.channels * 11 // 4,
-                          eos=(tokenizer.eos,))
+    shape = m.ModelConfig(
+        vocab_size=tokenizer.vocab_size, context=config.context, layers=config.layers,
+        heads=config.heads, kv_heads=config.heads, channels=config.channels,
+        hidden=config.channels * 11 // 4, eos=(tokenizer.eos,))
     return m.Transformer(shape), tokenizer
 
 
@@ -44,8 +44,7 @@ class Together(torch.optim.Optimizer):
 
     def __init__(self, *optimizers):
         self.optimizers = optimizers
-        super().__init__([p for o in optimizers for g in o.param_groups for p in g["params"]], {})
-        self.param_groups = [group for o in optimizers for group in o.param_groups]
+        super().__init__([group for o in optimizers for group in o.param_groups], {})
 
     def step(self):
         for optimizer in self.optimizers:

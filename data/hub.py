@@ -234,10 +234,9 @@ def within(name, split, pairs, table):
         return [table[i] for i in sorted(order[:len(table) * PERCENT[part] // 100])]
     if part not in STRUCTURED or split == "cnn" or split.startswith("full_"):
         return table
-    key, belongs = {
-        "length": ("post", lambda post: len(post.split(" ")) <= LENGTH),
-        "sentiment": ("post", lambda post: mood(post) <= median_mood(folder)),
-    }.get(part, ("subreddit", lambda subreddit: subreddit == part))
+    key, belongs = {"length": ("post", lambda post: len(post.split(" ")) <= LENGTH),
+                    "sentiment": ("post", lambda post: mood(post) <= median_mood(folder)),
+                    }.get(part, ("subreddit", lambda name: name == part))
     index = Path(folder, f"{'rm_' if pairs else ''}sentiment_indices.npy")
     if part == "sentiment" and folder and index.exists():
         listed = published(index).get(split.removeprefix("ood_"), set())
@@ -280,7 +279,6 @@ def rows(table, source, folder=""):
     the hub, or what `datasets` has opened."""
     if isinstance(table, Path):
         return files.read_rows(table)
-    read, kind = lambda: [*table], "parquet" if str(table).endswith(".parquet") else "json"
     if isinstance(table, str) and folder:
         _, name, path = table.split("/", 2)
         name = f"{name.partition('@')[0]}/{path}"
@@ -288,9 +286,9 @@ def rows(table, source, folder=""):
         if not found:
             raise FileNotFoundError(f"there is no {Path(folder, name)}{OFFLINE}")
         return [row for path in found for row in files.read_rows(path)]
-    if isinstance(table, str):
-        read = lambda: [*load_dataset(kind, data_files=f"hf://datasets/{table}", split="train")]
-    found = files.foreign(source, read, OFFLINE)
+    kind = "parquet" if str(table).endswith(".parquet") else "json"
+    found = files.foreign(source, lambda: [*(table if not isinstance(table, str) else load_dataset(
+        kind, data_files=f"hf://datasets/{table}", split="train"))], OFFLINE)
     return [(row, f"{source}, row {number}") for number, row in enumerate(found, 1)]
 
 
@@ -328,8 +326,7 @@ def load(name, split, n=None, seed=0, pairs=False):
 
     `name` is "summarise" or "instruct", a public set, a folder of files named `<split>.jsonl` (or
     .jsonl.gz, .csv, .parquet), or one such file, cut into train, validation and test by a hash of
-    the prompt (so that a prompt with several responses falls on one side).
-    """
+    the prompt (so that a prompt with several responses falls on one side)."""
     found, kind, world = tables(name, pairs), "comparisons" if pairs else "examples", world_of(name)
     if not found:
         raise ValueError(f"{name} has no stored comparisons: reward.py collects them from the SFT "
@@ -353,8 +350,7 @@ def load(name, split, n=None, seed=0, pairs=False):
     if not kept:
         source = found[split] if isinstance(found[split], Path) else name
         raise ValueError(f"{source} has no {kind} for the split {split!r}: add some")
-    if n is None or n >= len(kept):
-        return kept
+    n = len(kept) if n is None else min(n, len(kept))
     return [kept[i] for i in sorted(random.Random(seed).sample(range(len(kept)), n))]
 
 
@@ -382,8 +378,7 @@ def gold(name):
 
 def test_splits(name, pairs=False):
     """The splits to test on -> tuple; the first is in distribution ("id" or "test"), the others are
-    shifted. With `pairs`, those of them that have stored comparisons. ValueError without a first.
-    """
+    shifted. With `pairs`, those that have stored comparisons. ValueError without a first."""
     others = "train|validation|unlabeled|ood_validation|full_.*"
     found = [s for s in tables(name) if not re.fullmatch(others, s)]
     first = next((s for s in ("id", "test") if s in found), None)
