@@ -17,25 +17,21 @@ TEXT = sections("instruct.txt")
 
 # --- what is true ---------------------------------------------------------------------------------
 
-
-def known_facts():
-    """{thing: {relation: its true values}}"""
-    facts = {}
-    for heading, text in TEXT.items():
-        kinds, is_knowledge, relations = heading.partition(" = ")
-        for thing, cells in rows(text).items() if is_knowledge else ():
-            known = zip(["kind", *relations.split(", ")], [kinds, *cells.split(", ")])
-            facts[thing] = {relation: cell.split("/") for relation, cell in known if cell != "-"}
-    return facts
-
-
-FACTS = known_facts()
+FACTS = {}  # {thing: {relation: its true values}}
+for heading, lines in TEXT.items():
+    kinds, is_knowledge, relations = heading.partition(" = ")
+    for thing, cells in rows(lines).items() if is_knowledge else ():
+        known = zip(f"kind, {relations}".split(", "), f"{kinds}, {cells}".split(", "))
+        FACTS[thing] = {relation: cell.split("/") for relation, cell in known if cell != "-"}
 THINGS = list(FACTS)
 KIND = {x: FACTS[x]["kind"][0] for x in THINGS}  # the narrowest
 FOODS = {x for x in THINGS if "food" in FACTS[x]["kind"]}
 ANIMALS = [x for x in THINGS if KIND[x] == "animal"]
 SIZES = list(table(TEXT["sizes"]))
 SIZE = {x: SIZES.index(FACTS[x]["size"][0]) for x in THINGS}
+TRUE = {(x, relation, value) for x in THINGS for relation in FACTS[x] for value in FACTS[x][relation]}
+TRUE |= {(x, "bigger", y) for x in THINGS for y in THINGS if SIZE[x] > SIZE[y]}
+TRUE |= {(y, "smaller", x) for x, relation, y in TRUE if relation == "bigger"}
 PEOPLE = list(table(TEXT["people"]))
 AGENTS = PEOPLE + ANIMALS
 COMPARISONS = {"bigger": "smaller", "smaller": "bigger"}  # and what says the contrary
@@ -54,14 +50,6 @@ def plural(word):
 
 def an(word):
     return ("an " if word[0] in "aeiou" else "a ") + word
-
-
-def true(thing, relation, value):
-    if relation == "bigger":
-        return SIZE[thing] > SIZE[value]
-    if relation == "smaller":
-        return SIZE[thing] < SIZE[value]
-    return value in FACTS[thing].get(relation, ())
 
 
 WORD_FACTS = {"opposite": OPPOSITE, "past tense": VERBS, "plural": {x: plural(x) for x in THINGS},
@@ -101,25 +89,19 @@ OPENINGS, RAMBLES = phrases(TEXT["openings"]), phrases(TEXT["rambles"])
 FILLER = {CLOSING, *OPENINGS, *CLOSINGS, *RAMBLES}
 RIDDLE = "What am I?"
 FIXED = (RIDDLE, "True.", "False.")
-TIMES, PLEASE, THANKS, ADVERTS = (
-    phrases(TEXT[name]) for name in ("time", "please", "thanks", "advert"))
+TIMES = phrases(TEXT["time"])
+
 STORIES = {form: phrases(TEXT[f"story: {form}"])  # form -> its frames
            for form in ("past", "question", "request", "title", "thanks", "advert")}
-
-
-def story_patterns():
-    """{form: a regular expression for its stories}; the groups are the words that count."""
-    adjective = f"(?:({any_of(OPPOSITE)}) )?"
-    noun = f"(?:an?|the) {adjective}({any_of(THINGS + PEOPLE)})"
-    slots = {"agent": f"the {adjective}({any_of(AGENTS)})", "noun": noun, "other": noun,
-             "nouns": f"{noun}(?: and {noun})?", "verb": f"({any_of(VERBS)})",
-             "past": f"({any_of(VERBS.values())})", "please": any_of(PLEASE),
-             "thanks": any_of(THANKS), "advert": any_of(ADVERTS), "now": "(?: today| now)?",
-             "tail": f"(?: ({any_of(VALUES['place'])}))?(?: ({any_of(TIMES)}))?"}
-    return {form: re.compile("|".join(frames).format(**slots)) for form, frames in STORIES.items()}
-
-
-STORY_PATTERNS = story_patterns()
+ADJECTIVE = f"(?:({any_of(OPPOSITE)}) )?"
+NOUN = f"(?:an?|the) {ADJECTIVE}({any_of(THINGS + PEOPLE)})"
+SLOTS = {  # of the frames, as regular expressions; the groups are the words that count
+    "agent": f"the {ADJECTIVE}({any_of(AGENTS)})", "noun": NOUN, "other": NOUN,
+    "nouns": f"{NOUN}(?: and {NOUN})?", "verb": f"({any_of(VERBS)})",
+    "past": f"({any_of(VERBS.values())})", "now": "(?: today| now)?",
+    "tail": f"(?: ({any_of(VALUES['place'])}))?(?: ({any_of(TIMES)}))?"}
+STORY_PATTERNS = {form: re.compile("|".join(frames).format(**SLOTS))
+                  for form, frames in STORIES.items()}
 LEAD = re.compile(any_of({frame.removesuffix("{items}").lower() for frame in LISTS + SORTED}))
 BASE = {form: verb for verb, forms in VERB_FORMS.items() for form in forms}
 WORD = re.compile(r"the (opposite|plural|past tense) of '(\S+)' (?:is|would be) '(\S+)'")
@@ -230,17 +212,14 @@ BIGGER_OF_TWO = ("bigger", None, None)  # to compare the two things that the ans
 
 @lru_cache(None)
 def having(relation, value):
-    return frozenset(x for x in THINGS if true(x, relation, value))
-
-
-def all_of(kind, *tests, but=()):
-    """The things of a kind that pass each test, a (relation, value), save those in `but`."""
-    return having("kind", kind).intersection(*(having(*test) for test in tests)).difference(but)
+    return frozenset(x for x in THINGS if (x, relation, value) in TRUE)
 
 
 def some(number, kind, *tests, but=()):
-    """To list that many things of a kind (see `all_of`)."""
-    return "items", NUMBERS.get(number, number), all_of(kind, *tests, but=but)
+    """To list that many things of a kind (None: of any) that pass each test, a (relation, value),
+    save those in `but`. False of the kind "thing", which is not asked for by name."""
+    found = having("kind", kind or "thing").intersection(*(having(*test) for test in tests))
+    return kind != "thing" and ("items", NUMBERS.get(number, number), found.difference(but))
 
 
 def fact(subjects, *relations, because=False, n=1):
@@ -260,7 +239,7 @@ def true_facts(thing, relations):
 
 
 def shared(x, y):
-    return [(r, v) for r, v in true_facts(x, ANY) if true(y, r, v)]
+    return [(r, v) for r, v in true_facts(x, ANY) if (y, r, v) in TRUE]
 
 
 def contrast(x, y):
@@ -272,10 +251,8 @@ def contrast(x, y):
 def odd_one_out(*names):
     """To find the one of four things that is of another kind than the rest."""
     for name in names if len({*names}) == 4 else ():
-        others = [x for x in names if x != name]
-        one_kind = len({KIND[x] for x in others}) == 1
-        both_food = {name, others[0]} <= FOODS
-        if one_kind and KIND[name] != KIND[others[0]] and not both_food:
+        first, *others = [FACTS[x]["kind"] for x in names if x != name]
+        if others == [first, first] and {*first} & {*FACTS[name]["kind"]} == {"thing"}:
             return "odd", name
     return None
 
@@ -319,9 +296,9 @@ SURFACE = {
 # Each kind of instruction: its goals, given what is in the slots of its wordings. An instruction is
 # not given where a goal is None or false or does not fit, or where both goals are the same.
 ID = {
-    "name": lambda n, c, v: [c != "thing" and some(n, c, v)],
-    "other": lambda n, c, x: [c != "thing" and c in FACTS[x]["kind"] and some(n, c, but=(x,))],
-    "spot": lambda n, l, x: [some(n, "thing", ("place", l), ("smaller", x))],
+    "name": lambda n, c, v: [some(n, c, v)],
+    "other": lambda n, c, x: [c in FACTS[x]["kind"] and some(n, c, but=(x,))],
+    "spot": lambda n, l, x: [some(n, None, ("place", l), ("smaller", x))],
     "with": lambda x, y: [use("past", x, y)],
     "past": lambda g, b, x: [use("past", g, x, verb=b), SOMEWHERE],
     "polite": lambda b, x: [use("request", x, verb=b), SOMEWHERE],
@@ -349,59 +326,49 @@ ID = {
 }
 BROAD = {
     "verdict": lambda x, v: [
-        v[0] in FACTS[x] and ("fixed", "True." if true(x, *v) else "False."),
+        v[0] in FACTS[x] and ("fixed", "True." if (x, *v) in TRUE else "False."),
         fact(x, *(r for r in ANY if r != v[0]))],
     "riddle": lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n]), ("fixed", RIDDLE)],
     "blank": lambda x, y: [fact(x, "place"), ("bigger", x, y)],
     "without": lambda n, c, u: [
-        c != "thing" and all_of(c, u) and some(n, c, but=all_of("thing", u))],
+        having("kind", c) & having(*u) and some(n, c, but=having(*u))],
     "correct": lambda x, u: [
-        u[0] in FACTS[x] and u[0] != "can" and not true(x, *u) and fact(x, u[0]),
+        u[0] in FACTS[x] and u[0] != "can" and (x, *u) not in TRUE and fact(x, u[0]),
         fact(x, *(r for r in ANY if r != u[0]))],
-    "between": lambda x, y, n: [some(n, "thing", ("bigger", x), ("smaller", y))],
+    "between": lambda x, y, n: [some(n, None, ("bigger", x), ("smaller", y))],
     "gift": lambda j, x: [use("thanks", x, j), fact(x, *ANY)],
     "advert": lambda j, x: [use("advert", x, j), fact(x, *ANY)],
     "child": lambda x, y: [fact(x, *ANY), fact(y, *ANY)],
     "both": lambda c, u, v, n: [
-        c != "thing" and u[0] != v[0] and v[0] not in COMPARISONS and some(n, c, u, v)],
+        u[0] != v[0] and v[0] not in COMPARISONS and some(n, c, u, v)],
     "sign": lambda b, j, x: [use("request", x, verb=b), use("request", x, j)],
     "like": lambda x, y: [("alike", x, y), ("differ", x, y)],
     "news": lambda x, y, l: [use("past", x, y, l)],
     "agree": lambda n, x, v: [
         v[0] not in ("size", *COMPARISONS)
-        and some(n, "thing", ("size", FACTS[x]["size"][0]), v, but=(x,))],
+        and some(n, None, ("size", FACTS[x]["size"][0]), v, but=(x,))],
     "trade": lambda q, x: [fact(x, "can", "use", "taste"), use("past", q, x)],
 }
 SEQUENTIAL = {
-    "name use": lambda c, v: [c != "thing" and some(1, c, v), use("past", IT)],
+    "name use": lambda c, v: [some(1, c, v), use("past", IT)],
     "two bigger": lambda c, v: [
-        len({SIZE[x] for x in all_of(c, v)}) > 1 and some(2, c, v), BIGGER_OF_TWO],
+        len({SIZE[x] for x in having("kind", c) & having(*v)}) > 1
+        and some(2, None, ("kind", c), v), BIGGER_OF_TWO],
     "opposite of": lambda j, x: [("word", "opposite", j), use("past", x, OPPOSITE[j])],
     "past who": lambda b, g, x: [("word", "past tense", b), use("past", g, x, verb=b)],
     "sort fact": lambda x, y, z: [("order", x, y, z), fact(max(x, y, z, key=SIZE.get), *ANY)],
     "odd fact": lambda x, y, z, w: [odd_one_out(x, y, z, w), fact(IT, "place")],
     "plural share": lambda x, y: [("word", "plural", x), ("alike", x, y)],
     "who line": lambda x, y: [fact(x, "user"), use("past", *FACTS[x].get("user", ()), y)],
-    "name title": lambda c, v, x: [c != "thing" and some(1, c, v, but=(x,)), use("title", IT, x)],
+    "name title": lambda c, v, x: [some(1, c, v, but=(x,)), use("title", IT, x)],
     "list ask": lambda c, x, b: [
-        b != "eat" and c not in ("thing", "animal") and c in FACTS[x]["kind"]
-        and some(2, c, but=(x,)),
+        b != "eat" and c != "animal" and c in FACTS[x]["kind"] and some(2, c, but=(x,)),
         use("request", IT, verb=b)],
 }
 TEMPLATES = {"id": ID, "broad": BROAD, "sequential": SEQUENTIAL}
 
 
-def wording_pattern(wording):
-    """A regular expression for the instructions of this wording, with a group a slot."""
-    def group(match):
-        name = match[1]
-        article = "an? " if name.startswith("a_") else ""
-        phrase = ".+?" if name[-1] in "cluv" else "[a-z-]+"  # of several words, or of one
-        return f"(?P<{name}>{article}{phrase})"
-    return re.compile(re.sub(r"\\{(\w+)\\}", group, re.escape(wording)))
-
-
-WORDINGS = [(split, kind, wording, re.findall(r"{(\w+)}", wording), wording_pattern(wording))
+WORDINGS = [(split, kind, wording, re.findall(r"{(\w+)}", wording))
             for split, kinds in TEMPLATES.items() for kind in kinds
             for wording in TEXT[f"{split}: {kind}"].splitlines()]
 BY_KIND = {split: [[w for w in WORDINGS if w[:2] == (split, kind)] for kind in TEMPLATES[split]]
@@ -410,16 +377,25 @@ VALUE_OF = {slot: {SURFACE[slot[:-2]](value): value for value in DOMAINS[slot[-1
             for slot in {slot for w in WORDINGS for slot in w[3]}}  # slot -> text -> value
 
 
+@lru_cache(None)
+def pattern_of(wording):
+    """A regular expression for the instructions of this wording, with a group a slot."""
+    group = lambda m: f"(?P<{m[1]}>{any_of(VALUE_OF[m[1]])})"
+    return re.compile(re.sub(r"\\{(\w+)\\}", group, re.escape(wording)))
+
+
 def make_spec(split, kind, args):
-    """What all else needs to know of an instruction; None if no such instruction makes sense."""
+    """What all else needs to know of an instruction with these [(letter, value)] in its slots; None
+    if no such instruction makes sense. Of a letter with two slots, {x} and {a_x}, the last counts."""
+    args = dict(sorted(args))
     goals = TEMPLATES[split][kind](**args)
     fit = all(goal and FITS[goal[0]](*goal[1:]) for goal in goals)
     if not fit or len({*goals}) < len(goals):
         return None
     named = [args[letter] for letter in "xyzw" if letter in args]
     odd = next((goal[1] for goal in goals if goal[0] == "odd"), None)
-    key = (kind, *sorted(args.values(), key=str))  # what is asked, however it is worded
-    return {"split": split, "kind": kind, "key": key, "goals": tuple(goals),
+    return {"split": split, "kind": kind, "goals": tuple(goals),
+            "key": (kind, *sorted(args.values(), key=str)),  # what is asked, however it is worded
             "topic": odd or (named[0] if named else None),
             "others": [x for x in named if x != odd]}
 
@@ -428,14 +404,13 @@ def draw(rng, split, accept):
     """A prompt of this split and the spec that `reference` answers. `accept` says of the spec's
     key, the tuple of what is asked, whether it may be used."""
     while True:
-        _, kind, wording, slots, _ = pick(rng, pick(rng, BY_KIND[split]))
+        _, kind, wording, slots = pick(rng, pick(rng, BY_KIND[split]))
         for _ in range(60):  # redraw unfit arguments, so that kinds stay about equally common
-            # Of a letter with two slots, {x} and {a_x}, two values are drawn and the last is kept.
-            args = dict(sorted((slot[-1], pick(rng, DOMAINS[slot[-1]])) for slot in slots))
+            args = [(slot[-1], pick(rng, DOMAINS[slot[-1]])) for slot in slots]
             spec = make_spec(split, kind, args)
             if spec and accept(spec["key"]):
-                shown = {slot: SURFACE[slot[:-2]](args[slot[-1]]) for slot in slots}
-                text = wording.format(**shown)
+                args = dict(sorted(args))
+                text = wording.format(**{slot: SURFACE[slot[:-2]](args[slot[-1]]) for slot in slots})
                 return f"### Instruction:\n{text}\n\n### Response:", spec
 
 
@@ -443,11 +418,10 @@ def draw(rng, split, accept):
 def parse(prompt):
     """The spec of a prompt's text, or None where no wording fits."""
     m = re.fullmatch(r"### Instruction:\n(.*)\n\n### Response:\s*", prompt, re.S)
-    for split, kind, _, slots, pattern in WORDINGS if m else ():
-        if found := pattern.fullmatch(m[1]):
-            args = [(slot[-1], VALUE_OF[slot].get(found[slot])) for slot in slots]
-            if all(value for _, value in args) and (
-                    spec := make_spec(split, kind, dict(sorted(args)))):
+    for split, kind, wording, _ in WORDINGS if m else ():
+        if found := pattern_of(wording).fullmatch(m[1]):
+            args = [(slot[-1], VALUE_OF[slot][text]) for slot, text in found.groupdict().items()]
+            if spec := make_spec(split, kind, args):
                 return spec
     return None
 
@@ -479,10 +453,9 @@ def story(rng, form, given, verb=None, free=True):
         one, other = noun(nouns[0]), noun(nouns[1])
         return pick(rng, frames).format(noun=one, other=other)
     if form == "thanks":
-        return frames[0].format(thanks=pick(rng, THANKS), noun=noun(nouns[0], ("the",)))
+        return pick(rng, frames).format(noun=noun(nouns[0], ("the",)))
     if form == "advert":
-        return frames[0].format(advert=pick(rng, ADVERTS), noun=noun(nouns[0]),
-                                now=pick(rng, ("", " today", " now")))
+        return pick(rng, frames).format(noun=noun(nouns[0]), now=pick(rng, ("", " today", " now")))
 
     if free and not place and rng.random() < 0.35:
         place = pick(rng, VALUES["place"])
@@ -507,10 +480,8 @@ def story(rng, form, given, verb=None, free=True):
     what = " and ".join(noun(w, ("the", "a") if form == "past" else ("the",)) for w in objects[:2])
     words = {"noun": what, "nouns": what, "verb": verb, "past": VERBS[verb], "tail": tail}
     if form == "request":
-        words["please"] = pick(rng, PLEASE)
-    else:
-        words["agent"] = noun(agent or pick(rng, PEOPLE), ("the",))
-    return frames[0].format(**words)
+        return pick(rng, frames).format(**words)
+    return frames[0].format(agent=noun(agent or pick(rng, PEOPLE), ("the",)), **words)
 
 
 def say_facts(rng, thing, facts, number=None):
@@ -794,7 +765,7 @@ def judge(spec, response):
 
     claims = list(resolved(spec, readings))
     facts = [(x, c[2], c[3]) for c in claims if c[0] == "fact" for x in c[1]]
-    true_claims = [(x, r, v) for x, r, v in facts if x in FACTS and true(x, r, v)]
+    true_claims = [fact for fact in facts if fact in TRUE]
     wrong = len(facts) - len(true_claims)
     wrong += sum(WORD_FACTS[c[1]].get(c[2]) != c[3] for c in claims if c[0] == "word")
     chosen = things_in(claims, "items") or list(dict.fromkeys(things_in(claims, "fact")))
@@ -957,7 +928,7 @@ def quiz(rng, prompt, questions=4):
         right = rng.random() < 0.5
         relation = pick(rng, sorted(FACTS[x].keys() & VERB_PHRASES.keys() | {"bigger"}))
         others = [v for v in VALUES[relation] if v != x]
-        value = pick(rng, [v for v in others if true(x, relation, v) == right] or others)
-        verdict = "Right" if true(x, relation, value) else "Wrong"
+        value = pick(rng, [v for v in others if ((x, relation, v) in TRUE) == right] or others)
+        verdict = "Right" if (x, relation, value) in TRUE else "Wrong"
         game.append(f"{capital(an(x))} {verb_phrase(relation, value)}? {verdict}.")
     return " ".join(game)
