@@ -29,7 +29,8 @@ FOODS = {x for x in THINGS if "food" in FACTS[x]["kind"]}
 ANIMALS = [x for x in THINGS if KIND[x] == "animal"]
 SIZES = list(table(TEXT["sizes"]))
 SIZE = {x: SIZES.index(FACTS[x]["size"][0]) for x in THINGS}
-TRUE = {(x, relation, value) for x in THINGS for relation in FACTS[x] for value in FACTS[x][relation]}
+TRUE = {(x, relation, value) for x in THINGS
+        for relation, values in FACTS[x].items() for value in values}
 TRUE |= {(x, "bigger", y) for x in THINGS for y in THINGS if SIZE[x] > SIZE[y]}
 TRUE |= {(y, "smaller", x) for x, relation, y in TRUE if relation == "bigger"}
 PEOPLE = list(table(TEXT["people"]))
@@ -123,22 +124,18 @@ def read_list(text):
 
 def read_facts(who, verb, both, rest):
     """The claims of a clause in these parts, or None."""
-    if who == "the others":
-        subjects, number = ("others",), "p"
-    elif names := read_list(who):
-        subjects = tuple(NOUN_PHRASES[name][0] for name in names)
-        number = "p" if len(names) > 1 else NOUN_PHRASES[who][1]
-    else:
+    names = [who] if who == "the others" else read_list(who)
+    if names is None:
         return None
+    subjects, numbers = zip(*(NOUN_PHRASES.get(name, ("others", "p")) for name in names))
+    number = "p" if len(names) > 1 else numbers[0]
     predicate = f"{verb} {rest}"
     if predicate == "is the odd one out":
         return [("odd", subjects[0])]
-    if both and verb not in ("are", "can"):
-        return None
     found = [predicate] if (predicate, number) in PHRASES else predicate.split(" and ")
-    if all((phrase, number) in PHRASES for phrase in found):
-        return [("fact", subjects, *PHRASES[phrase, number]) for phrase in found]
-    return None
+    if both and verb not in ("are", "can") or not all((x, number) in PHRASES for x in found):
+        return None
+    return [("fact", subjects, *PHRASES[x, number]) for x in found]
 
 
 def read_clause(text):
@@ -257,12 +254,8 @@ def odd_one_out(*names):
     return None
 
 
-def doable(verb, thing):
-    if verb == "eat":
-        return thing in FOODS
-    return verb != "carry" or SIZE[thing] < SIZES.index("large")
-
-
+# What cannot be done, {verb: to which things}.
+UNFIT = {"eat": {*THINGS} - FOODS, "carry": {x for x in THINGS if SIZE[x] >= SIZES.index("large")}}
 FITS = {  # kind of goal -> whether its details make sense together
     "items": lambda n, candidates: len(candidates) > n,
     "order": lambda *names: len({SIZE[x] for x in names}) == len(names),
@@ -272,8 +265,8 @@ FITS = {  # kind of goal -> whether its details make sense together
     "alike": lambda x, y: x != y and shared(x, y),
     "differ": lambda x, y: contrast(x, y),
     "word": lambda relation, name: name in WORD_FACTS[relation],
-    "story": lambda form, verb, names: len({*names}) == len(names) and (
-        names[-1] not in FACTS or doable(verb, names[-1])),
+    "story": lambda form, verb, names: (
+        len({*names}) == len(names) and names[-1] not in UNFIT.get(verb, ())),
     **dict.fromkeys(("odd", "fixed", "place"), lambda *details: True),
 }
 
@@ -386,7 +379,7 @@ def pattern_of(wording):
 
 def make_spec(split, kind, args):
     """What all else needs to know of an instruction with these [(letter, value)] in its slots; None
-    if no such instruction makes sense. Of a letter with two slots, {x} and {a_x}, the last counts."""
+    if none such makes sense. Of a letter with two slots, {x} and {a_x}, the last counts."""
     args = dict(sorted(args))
     goals = TEMPLATES[split][kind](**args)
     fit = all(goal and FITS[goal[0]](*goal[1:]) for goal in goals)
@@ -410,7 +403,8 @@ def draw(rng, split, accept):
             spec = make_spec(split, kind, args)
             if spec and accept(spec["key"]):
                 args = dict(sorted(args))
-                text = wording.format(**{slot: SURFACE[slot[:-2]](args[slot[-1]]) for slot in slots})
+                shown = {slot: SURFACE[slot[:-2]](args[slot[-1]]) for slot in slots}
+                text = wording.format(**shown)
                 return f"### Instruction:\n{text}\n\n### Response:", spec
 
 
@@ -476,7 +470,7 @@ def story(rng, form, given, verb=None, free=True):
         agent = next((w for group in (PEOPLE, ANIMALS) for w in nouns if w in group), None)
         objects = [w for w in nouns if w != agent] or [pick(rng, THINGS)]
     if verb is None:
-        verb = pick(rng, [v for v in VERBS if all(doable(v, x) for x in objects)])
+        verb = pick(rng, [v for v in VERBS if not UNFIT.get(v, set()) & {*objects}])
     what = " and ".join(noun(w, ("the", "a") if form == "past" else ("the",)) for w in objects[:2])
     words = {"noun": what, "nouns": what, "verb": verb, "past": VERBS[verb], "tail": tail}
     if form == "request":
@@ -488,13 +482,10 @@ def say_facts(rng, thing, facts, number=None):
     """Sentences, all but the last of them finished, with two (relation, value) in each."""
     number = number or pick(rng, "ssp")
     one = pick(rng, (an(thing), an(thing), f"the {thing}"))
-    subject = {"s": one, "p": plural(thing), "i": "I"}[number]
-    pronoun = {"s": "it", "p": "they", "i": "I"}[number]
-    clauses = []
-    for i in range(0, len(facts), 2):
-        predicates = [verb_phrase(*pair, number) for pair in facts[i:i + 2]]
-        clauses.append(f"{pronoun if clauses else subject} {' and '.join(predicates)}")
-    return ". ".join([clauses[0], *map(capital, clauses[1:])])
+    subject, pronoun = {"s": (one, "It"), "p": (plural(thing), "They"), "i": ("I", "I")}[number]
+    said = [verb_phrase(*fact, number) for fact in facts]
+    pairs = [" and ".join(said[i:i + 2]) for i in range(0, len(said), 2)]
+    return f"{subject} " + f". {pronoun} ".join(pairs)
 
 
 def say_some(rng, spec, n, subjects, relations, because):
@@ -507,9 +498,8 @@ def say_some(rng, spec, n, subjects, relations, because):
     facts = [known[i] for i in rng.permutation(len(known))[:n]]
     if because and IT in subjects:
         return f"because it {verb_phrase(*facts[0])}"
-    if because:
-        return f"because {say_facts(rng, x, facts)}"
-    return say_facts(rng, x, facts, "i" if ("fixed", RIDDLE) in spec["goals"] else None)
+    number = "i" if ("fixed", RIDDLE) in spec["goals"] else None
+    return ("because " if because else "") + say_facts(rng, x, facts, number)
 
 
 def say_pair(rng, kind, x, y):
@@ -525,14 +515,6 @@ def say_pair(rng, kind, x, y):
     relation, of_x, of_y = pick(rng, contrast(x, y))
     return (f"{form(x)} {verb_phrase(relation, of_x, number)}, "
             f"but {form(y)} {verb_phrase(relation, of_y, number)}")
-
-
-def say_word(rng, relation, name):
-    value = WORD_FACTS[relation][name]
-    if relation != "young":
-        return f"the {relation} of '{name}' {pick(rng, ('is', 'is', 'would be'))} '{value}'"
-    called, the = pick(rng, ("called", "known as")), pick(rng, ("a", "the"))
-    return f"{the} young {name} is {called} {an(value)}"
 
 
 def say(rng, goal, spec, chosen, fewer=0):
@@ -556,13 +538,16 @@ def say(rng, goal, spec, chosen, fewer=0):
             return say_some(rng, spec, n - fewer, *what)
         case "bigger", *pair:
             x, y = sorted(chosen[:2] if goal == BIGGER_OF_TWO else pair, key=SIZE.get)
-            if rng.random() < 0.3:
-                return say_facts(rng, x, [("smaller", y)])
-            return say_facts(rng, y, [("bigger", x)])
+            said = (x, "smaller", y) if rng.random() < 0.3 else (y, "bigger", x)
+            return say_facts(rng, said[0], [said[1:]])
         case ("alike" | "differ"), x, y:
             return say_pair(rng, *goal)
+        case "word", "young", name:
+            called, the = pick(rng, ("called", "known as")), pick(rng, ("a", "the"))
+            return f"{the} young {name} is {called} {an(WORD_FACTS['young'][name])}"
         case "word", relation, name:
-            return say_word(rng, relation, name)
+            verb = pick(rng, ("is", "is", "would be"))
+            return f"the {relation} of '{name}' {verb} '{WORD_FACTS[relation][name]}'"
         case "odd", name:
             return f"the {name} is the odd one out"
         case "fixed", sentence:
@@ -657,10 +642,6 @@ NEED = {"items": 9, "order": 14, "fact": 12, "bigger": 10, "alike": 14, "differ"
 PER_ITEM = {"items": 4, "fact": 6}  # and as many again for each of the n that were asked for
 
 
-def words_needed(goal):
-    return NEED[goal[0]] + (PER_ITEM[goal[0]] * goal[1] if goal[0] in PER_ITEM else 0)
-
-
 def resolved(spec, readings):
     """The claims of an answer with it, they, I and the others replaced by what they stand for."""
     last = (spec["topic"],)  # what "it" stands for
@@ -752,7 +733,9 @@ def judge(spec, response):
     content = [line for line in lines if line not in FILLER]
     filler, repeated = len(lines) - len(content), len(content) - len({*content})
     broken = readings.count(None) + repeated + (not lines)
-    need = 30 if spec is None else 4 + sum(map(words_needed, spec["goals"]))
+    goals = spec["goals"] if spec else ()
+    need = 4 + sum(NEED[goal[0]] for goal in goals) if spec else 30
+    need += sum(PER_ITEM[goal[0]] * goal[1] for goal in goals if goal[0] in PER_ITEM)
     out = {
         "constraints": 0.0,
         "wrong": 0.0,
@@ -770,8 +753,7 @@ def judge(spec, response):
     wrong += sum(WORD_FACTS[c[1]].get(c[2]) != c[3] for c in claims if c[0] == "word")
     chosen = things_in(claims, "items") or list(dict.fromkeys(things_in(claims, "fact")))
 
-    weights = (3,) if len(spec["goals"]) == 1 else (2, 1)
-    for goal, weight in zip(spec["goals"], weights):
+    for goal, weight in zip(goals, (3,) if len(goals) == 1 else (2, 1)):
         credit, errors = check(goal, spec, claims, true_claims, chosen)
         out["constraints"] += weight * credit
         wrong += errors
@@ -782,21 +764,14 @@ def judge(spec, response):
 # --- edits of an answer, for comparisons ----------------------------------------------------------
 
 
-def all_swaps():
-    """{word: the words that it can be exchanged for}"""
-    groups = [THINGS, map(plural, THINGS), map(plural, VALUES["kind"]), PEOPLE, SIZES, OPPOSITE,
-              VERBS, VERBS.values(), COMPARISONS, ("True", "False"),
-              *(VALUES[r] for r in ANY if r not in ("kind", "size", "user")),
-              WORD_FACTS["young"].values()]
-    swaps = {}
-    for group in map(dict.fromkeys, groups):
-        for one in group:
-            swaps.setdefault(one, [other for other in group if other != one])
-    return swaps
-
-
-SWAPS = all_swaps()
-SWAP = re.compile(r"\b" + any_of(SWAPS) + r"\b", re.I)
+GROUPS = [THINGS, map(plural, THINGS), map(plural, VALUES["kind"]), PEOPLE, SIZES, OPPOSITE,
+          VERBS, VERBS.values(), COMPARISONS, ("True", "False"),
+          *(VALUES[r] for r in ANY if r not in ("kind", "size", "user")),
+          WORD_FACTS["young"].values()]
+SWAPS = {}  # {word: the words that it can be exchanged for}, of the first group that has it
+for group in map(dict.fromkeys, GROUPS):
+    SWAPS = {word: [other for other in group if other != word] for word in group} | SWAPS
+SWAP = re.compile(rf"(?:\b(?-i:([Aa])n?) )?\b({any_of(SWAPS)})\b", re.I)  # with its article
 
 
 def mistake(rng, spec, text):
@@ -804,13 +779,13 @@ def mistake(rng, spec, text):
     spots, before = list(SWAP.finditer(text)), judge(spec, text)
     for _ in range(12 if spots else 0):
         m = pick(rng, spots)
-        new = pick(rng, SWAPS.get(m[0]) or SWAPS.get(m[0].lower()) or [m[0]])
-        start = text[:m.start()]
-        if m[0][:1].isupper():
+        article, old = m.groups()
+        new = pick(rng, SWAPS.get(old) or SWAPS.get(old.lower()) or [old])
+        if old[0].isupper():
             new = capital(new)
-        if article := re.search(r"\b([Aa])n? $", start):
-            start = start[:article.start()] + article[1] + ("n " if new[0] in "aeiou" else " ")
-        edited = start + new + text[m.end():]
+        if article:
+            new = article + ("n " if new[0] in "aeiou" else " ") + new
+        edited = text[:m.start()] + new + text[m.end():]
         after = judge(spec, edited)
         worse = sum(after.values()) < sum(before.values()) - 0.3
         if worse and after["language"] == before["language"]:
@@ -884,35 +859,28 @@ def variants(rng, prompt, response):
     plain = " ".join(line for line in lines if line not in FILLER)
     first = [line for line in lines[:1] if line in FILLER]
     last = [line for line in lines[len(first):] if line in FILLER]
-
-    def dressed(text):
-        """With the answer's own stock phrases back around it."""
-        return " ".join([*first, text, *last])
+    dressed = lambda text: " ".join([*first, text, *last])  # in the answer's own stock phrases
 
     right = before["constraints"] > 2.99 and not before["wrong"] and not before["language"]
-    edits = []
+    edits = {}
     if not right:
-        edits.append((dressed(extend(rng, spec, plain) or answer(rng, spec)), "complete"))
+        edits["complete"] = dressed(extend(rng, spec, plain) or answer(rng, spec))
     shorter = shorten(spec, plain)
     if shorter or right:
-        edits.append((dressed(shorter or answer(rng, spec, short=True)), "incomplete"))
-    edits.append((plain, "plain"))
+        edits["incomplete"] = dressed(shorter or answer(rng, spec, short=True))
+    edits["plain"] = plain
     if not before["hedging"]:
-        edits.append((hedge(rng, response), "hedged"))
-    edits.append((dressed(mistake(rng, spec, plain) or plain), "wrong"))
+        edits["hedged"] = hedge(rng, response)
+    edits["wrong"] = dressed(mistake(rng, spec, plain) or plain)
     damaged = (dressed(damage(rng, plain)) for _ in range(6))
     less = lambda text: judge(spec, text)["language"] < before["language"]
-    edits.append((next(filter(less, damaged), None), "broken"))
-    edits.append((" ".join([response, *rng.permutation(RAMBLES)[:2]]), "long"))
+    edits["broken"] = next(filter(less, damaged), None)
+    edits["long"] = " ".join([response, *rng.permutation(RAMBLES)[:2]])
 
-    gold, kept = sum(before.values()), []
-    for text, name in edits:
-        if text and text != response:
-            score = sum(judge(spec, text).values())
-            better = name in ("complete", "plain")  # what an edit is to do, else it is left out
-            if score > gold + 1e-9 if better else score < gold - 1e-9:
-                kept.append((text, name))
-    return kept
+    gain = lambda text: sum(judge(spec, text).values()) - sum(before.values())
+    signs = {"complete": 1, "plain": 1}  # the others should lose; what does neither is left out
+    return [(text, name) for name, text in edits.items()
+            if text and signs.get(name, -1) * gain(text) > 1e-9]
 
 
 # --- what readers write below answers -------------------------------------------------------------
