@@ -36,37 +36,23 @@ WEIGHTS = {"who": 0.75, "did": 0.5, "what": 0.75, "why": 1.0, "wish": 1.0}  # of
 TABLES = {group: {slot: table(TEXT.get(f"{group}: {slot}", "")) for slot in SLOTS}
           for group in (*SEEN, *UNSEEN, "news", "everyone", "kindness")}
 KINDNESSES = TABLES["kindness"]["did"]
-
-
-def domain(name, kind="id"):
-    "The values each slot may take in posts of this subreddit (or in news): {slot: {value: forms}}."
-    own, common = TABLES[name], TABLES["kindness" if kind == "sentiment" else "everyone"]
-    if name == "news":
-        return own
-    if kind == "sentiment":
-        return {slot: common[slot] or own[slot] for slot in SLOTS}
-    both = {slot: {**common[slot], **own[slot]} for slot in SLOTS}
-    return both | {"did": own["did"] or common["did"]}
-
-
-DOMAINS = {(name, kind): domain(name, kind)
-           for kind in ("id", "sentiment") for name in SEEN + UNSEEN}
-DOMAINS["news", "id"] = domain("news")
+# What the posts of a subreddit may state, {slot: {value: forms}}: its own and everyone's, save that
+# its own deeds take the place of everyone's; cheerful ones state kindnesses and their reasons.
+DOMAINS = {("news", "id"): TABLES["news"]}
+for name in SEEN + UNSEEN:
+    own, common, kind = TABLES[name], TABLES["everyone"], TABLES["kindness"]
+    DOMAINS[name, "id"] = {slot: common[slot] | own[slot] for slot in SLOTS}
+    DOMAINS[name, "id"]["did"] = own["did"] or common["did"]
+    DOMAINS[name, "sentiment"] = {slot: kind[slot] or own[slot] for slot in SLOTS}
 FORMS = {slot: {form.lower(): value for values in DOMAINS.values()
                 for value, forms in values[slot].items() for form in forms}
          for slot in SLOTS}  # {slot: {form: value}}
 
-
-def asides_pattern():
-    "A regular expression for any aside, {slot} standing for any of that slot's words."
-    asides = {aside.rstrip(".?!") for frames in FRAMES.values() for aside in frames["asides"]}
-    pattern = any_of(asides)
-    for slot, options in {"who": FORMS["who"], "what": FORMS["what"], **LISTS}.items():
-        pattern = re.sub(rf"\\\{{{slot}\\\}}", lambda _: any_of(options), pattern, flags=re.I)
-    return pattern
-
-
-ASIDES = re.compile(asides_pattern(), re.I)
+# Patterns. In asides {slot} stands for any of that slot's words.
+ASIDES = any_of({aside.rstrip(".?!") for frames in FRAMES.values() for aside in frames["asides"]})
+for slot, options in {"who": FORMS["who"], "what": FORMS["what"], **LISTS}.items():
+    ASIDES = re.sub(rf"\\{{{slot}\\}}", lambda _: any_of(options), ASIDES, flags=re.I)
+ASIDES = re.compile(ASIDES, re.I)
 WHO, DID, WHAT, WHY, WISH = (f"(?P<{slot}>{any_of(FORMS[slot])})" for slot in SLOTS)
 EVENT = f"{WHO} {DID} {WHAT}"
 LEAD = any_of({frame.partition("{")[0] for frame in EVENTS + WISHES})  # or none
@@ -86,11 +72,11 @@ def values_of(found):
 
 @lru_cache(20_000)
 def facts(sentence):
-    "{slot: value} that a sentence of a summary states, or None if it is no such sentence."
+    "{slot: value} that a sentence of a summary states; empty if it is no such sentence."
     for pattern in SUMMARY:
         if match := pattern.fullmatch(sentence.rstrip(".?!").strip()):
             return values_of(match.groupdict())
-    return None
+    return {}
 
 
 @lru_cache(1024)  # asked a dozen times of every prompt that comparisons are made for
@@ -235,13 +221,14 @@ def parts(prompt, response):
         claims = facts(sentence)
         if sentence in STOCK:
             stock += 1
-        elif claims is None:
-            known = is_aside(sentence)
-            aside, broken = aside + known, broken + (not known)
-        else:
+        elif claims:
             aside += counted.keys() >= claims.items()  # nothing new
             broken += 0.5 * (sentence[-1] not in ".?!")
             counted |= {claim: true.get(claim[0]) == claim[1] for claim in claims.items()}
+        elif is_aside(sentence):
+            aside += 1
+        else:
+            broken += 1
     right = [slot for (slot, _), is_true in counted.items() if is_true]
     return {"facts": sum(WEIGHTS[slot] for slot in right),
             "wrong": -1.0 * (len(counted) - len(right)),
@@ -271,7 +258,7 @@ def variants(rng, prompt, response):
     "Edits of a summary, (text, what was done): what reward models should be able to tell apart."
     true, values = truth(prompt)
     lines = split_sentences(response)
-    claims = [facts(line) or {} for line in lines]
+    claims = [facts(line) for line in lines]
     event = next((i for i, claim in enumerate(claims) if "who" in claim), None)
     edits = []
     if event is not None and "why" in true:
@@ -293,18 +280,14 @@ def variants(rng, prompt, response):
 
 def stated(text):
     "The tuple of facts that a prompt or a summary states, if it states all five."
-    if "TL;DR:" in text:
-        found = truth(text)[0]
-    else:
-        found = {}
-        for sentence in split_sentences(text):
-            found |= facts(sentence) or {}
+    found = truth(text)[0] if "TL;DR:" in text else {
+        slot: value for line in split_sentences(text) for slot, value in facts(line).items()}
     return tuple(found[slot] for slot in SLOTS) if len(found) == len(SLOTS) else None
 
 
 def relation(a, b):
     "+1 if the sentences contradict each other, -1 if b follows from a, 0 otherwise."
-    a, b = facts(a) or {}, facts(b) or {}
+    a, b = facts(a), facts(b)
     if any(a[slot] != b[slot] for slot in a.keys() & b.keys()):
         return 1
     return -1 if b and b.items() <= a.items() else 0
