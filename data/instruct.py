@@ -89,7 +89,8 @@ CLOSING, *CLOSINGS = phrases(TEXT["closings"])  # the first is a habit: what mos
 OPENINGS, RAMBLES = phrases(TEXT["openings"]), phrases(TEXT["rambles"])
 FILLER = {CLOSING, *OPENINGS, *CLOSINGS, *RAMBLES}
 RIDDLE = "What am I?"
-FIXED = (RIDDLE, "True.", "False.")
+WHOLE = dict.fromkeys(FILLER, ())  # the claims of sentences that are read as a whole
+WHOLE |= {sentence: (("fixed", sentence),) for sentence in (RIDDLE, "True.", "False.")}
 TIMES = phrases(TEXT["time"])
 
 STORIES = {form: phrases(TEXT[f"story: {form}"])  # form -> its frames
@@ -157,10 +158,8 @@ def read_clause(text):
 @lru_cache(100_000)
 def read(sentence):
     """A tuple of the claims of a sentence, none for a stock phrase; None if it cannot be read."""
-    if sentence in FILLER:
-        return ()
-    if sentence in FIXED:
-        return (("fixed", sentence),)
+    if sentence in WHOLE:
+        return WHOLE[sentence]
     if sentence.startswith('"'):  # a title
         body = sentence.rstrip(".").lower()
     elif sentence[:1].isupper() and sentence[-1] in ".!?":
@@ -323,8 +322,7 @@ BROAD = {
         fact(x, *(r for r in ANY if r != v[0]))],
     "riddle": lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n]), ("fixed", RIDDLE)],
     "blank": lambda x, y: [fact(x, "place"), ("bigger", x, y)],
-    "without": lambda n, c, u: [
-        having("kind", c) & having(*u) and some(n, c, but=having(*u))],
+    "without": lambda n, c, u: [having("kind", c) & having(*u) and some(n, c, but=having(*u))],
     "correct": lambda x, u: [
         u[0] in FACTS[x] and u[0] != "can" and (x, *u) not in TRUE and fact(x, u[0]),
         fact(x, *(r for r in ANY if r != u[0]))],
@@ -332,8 +330,7 @@ BROAD = {
     "gift": lambda j, x: [use("thanks", x, j), fact(x, *ANY)],
     "advert": lambda j, x: [use("advert", x, j), fact(x, *ANY)],
     "child": lambda x, y: [fact(x, *ANY), fact(y, *ANY)],
-    "both": lambda c, u, v, n: [
-        u[0] != v[0] and v[0] not in COMPARISONS and some(n, c, u, v)],
+    "both": lambda c, u, v, n: [v[0] not in (u[0], *COMPARISONS) and some(n, c, u, v)],
     "sign": lambda b, j, x: [use("request", x, verb=b), use("request", x, j)],
     "like": lambda x, y: [("alike", x, y), ("differ", x, y)],
     "news": lambda x, y, l: [use("past", x, y, l)],
@@ -359,8 +356,6 @@ SEQUENTIAL = {
         use("request", IT, verb=b)],
 }
 TEMPLATES = {"id": ID, "broad": BROAD, "sequential": SEQUENTIAL}
-
-
 WORDINGS = [(split, kind, wording, re.findall(r"{(\w+)}", wording))
             for split, kinds in TEMPLATES.items() for kind in kinds
             for wording in TEXT[f"{split}: {kind}"].splitlines()]
@@ -488,35 +483,6 @@ def say_facts(rng, thing, facts, number=None):
     return f"{subject} " + f". {pronoun} ".join(pairs)
 
 
-def say_some(rng, spec, n, subjects, relations, because):
-    """Any n facts; a reason starts with "because", to go on with the sentence before."""
-    x = pick(rng, subjects)
-    if x == "others":
-        return "because the others are " + plural(KIND[spec["others"][0]])
-    x = spec["topic"] if x == IT else x
-    known = true_facts(x, relations)
-    facts = [known[i] for i in rng.permutation(len(known))[:n]]
-    if because and IT in subjects:
-        return f"because it {verb_phrase(*facts[0])}"
-    number = "i" if ("fixed", RIDDLE) in spec["goals"] else None
-    return ("because " if because else "") + say_facts(rng, x, facts, number)
-
-
-def say_pair(rng, kind, x, y):
-    """What two things share ("alike"), or in what they differ."""
-    x, y = (x, y) if rng.random() < 0.5 else (y, x)
-    form, number = pick(rng, ((an, "s"), (plural, "p")))
-    if kind == "alike":
-        verb, rest = verb_phrase(*pick(rng, shared(x, y)), "p").split(" ", 1)
-        both = "both " if verb in ("are", "can") else ""
-        return f"{form(x)} and {form(y)} {verb} {both}{rest}"
-    if SIZE[x] > SIZE[y] and rng.random() < 0.3:
-        return f"{form(x)} {verb_phrase('bigger', y, number)}"
-    relation, of_x, of_y = pick(rng, contrast(x, y))
-    return (f"{form(x)} {verb_phrase(relation, of_x, number)}, "
-            f"but {form(y)} {verb_phrase(relation, of_y, number)}")
-
-
 def say(rng, goal, spec, chosen, fewer=0):
     """A goal in words, with `fewer` items less than asked. `chosen` are the things that an earlier
     goal has chosen; a goal to choose some adds them."""
@@ -534,14 +500,33 @@ def say(rng, goal, spec, chosen, fewer=0):
             names.sort(key=SIZE.get)
             frame, form = pick(rng, SORTED), pick(rng, (an, plural))
             return frame.format(items=join([form(x) for x in names]))
-        case "fact", n, *what:
-            return say_some(rng, spec, n - fewer, *what)
+        case "fact", n, subjects, relations, because:  # a reason goes on with the sentence before
+            x = pick(rng, subjects)
+            if x == "others":
+                return "because the others are " + plural(KIND[spec["others"][0]])
+            x = spec["topic"] if x == IT else x
+            known = true_facts(x, relations)
+            facts = [known[i] for i in rng.permutation(len(known))[:n - fewer]]
+            if because and IT in subjects:
+                return f"because it {verb_phrase(*facts[0])}"
+            number = "i" if ("fixed", RIDDLE) in goals else None
+            return ("because " if because else "") + say_facts(rng, x, facts, number)
         case "bigger", *pair:
             x, y = sorted(chosen[:2] if goal == BIGGER_OF_TWO else pair, key=SIZE.get)
             said = (x, "smaller", y) if rng.random() < 0.3 else (y, "bigger", x)
             return say_facts(rng, said[0], [said[1:]])
-        case ("alike" | "differ"), x, y:
-            return say_pair(rng, *goal)
+        case ("alike" | "differ") as kind, *pair:
+            x, y = pair if rng.random() < 0.5 else reversed(pair)
+            form, number = pick(rng, ((an, "s"), (plural, "p")))
+            if kind == "alike":
+                verb, rest = verb_phrase(*pick(rng, shared(x, y)), "p").split(" ", 1)
+                both = "both " if verb in ("are", "can") else ""
+                return f"{form(x)} and {form(y)} {verb} {both}{rest}"
+            if SIZE[x] > SIZE[y] and rng.random() < 0.3:
+                return f"{form(x)} {verb_phrase('bigger', y, number)}"
+            relation, of_x, of_y = pick(rng, contrast(x, y))
+            one, other = verb_phrase(relation, of_x, number), verb_phrase(relation, of_y, number)
+            return f"{form(x)} {one}, but {form(y)} {other}"
         case "word", "young", name:
             called, the = pick(rng, ("called", "known as")), pick(rng, ("a", "the"))
             return f"{the} young {name} is {called} {an(WORD_FACTS['young'][name])}"
@@ -663,24 +648,6 @@ def things_in(claims, kind):
     return [x for claim in claims if claim[0] == kind for x in claim[1]]
 
 
-def check_story(stories, chosen, verb, wanted):
-    """The best of the stories by how many of the wanted words each has; where a verb is asked for,
-    it counts too, and so does the order once all words are there."""
-    best = 0
-    for found_verb, found in stories:
-        has = [any(x in found for x in chosen) if w == IT else w in found for w in wanted]
-        if wanted[-1] in OPPOSITE:  # an adjective stands before its noun
-            has[-1] = (wanted[-1], wanted[0]) in zip(found, found[1:])
-        if verb is None:
-            credit = (sum(has) + 1) / (len(has) + 1) - 0.5 * (not any(has))
-        else:
-            in_order = IT in wanted or [w for w in found if w in wanted] == [*wanted]
-            has.append(found_verb == verb and (in_order or not all(has)))
-            credit = sum(has) / len(has)
-        best = max(best, credit)
-    return best, int(verb is not None and len(stories) > 0 and best < 1)
-
-
 def check(goal, spec, claims, true_claims, chosen):
     """-> (credit in 0..1, number of wrong things this goal sees)."""
     match goal:
@@ -717,8 +684,18 @@ def check(goal, spec, claims, true_claims, chosen):
             found = [w for claim in claims if claim[0] == "story" for w in claim[3]]
             return any(w in VALUES["place"] for w in found), 0
         case "story", form, verb, wanted:
-            stories = [claim[2:] for claim in claims if claim[:2] == ("story", form)]
-            return check_story(stories, chosen, verb, wanted)
+            stories, credits = [claim[2:] for claim in claims if claim[:2] == ("story", form)], [0]
+            for found_verb, found in stories:
+                has = [any(x in found for x in chosen) if w == IT else w in found for w in wanted]
+                if wanted[-1] in OPPOSITE:  # an adjective stands before its noun
+                    has[-1] = (wanted[-1], wanted[0]) in zip(found, found[1:])
+                if verb is None:
+                    credits.append((sum(has) + 1) / (len(has) + 1) - 0.5 * (not any(has)))
+                else:  # the verb counts too, and so does the order once all words are there
+                    in_order = IT in wanted or [w for w in found if w in wanted] == [*wanted]
+                    has.append(found_verb == verb and (in_order or not all(has)))
+                    credits.append(sum(has) / len(has))
+            return max(credits), int(verb is not None and len(stories) > 0 and max(credits) < 1)
 
 
 def parts(prompt, response):
@@ -762,7 +739,6 @@ def judge(spec, response):
 
 
 # --- edits of an answer, for comparisons ----------------------------------------------------------
-
 
 GROUPS = [THINGS, map(plural, THINGS), map(plural, VALUES["kind"]), PEOPLE, SIZES, OPPOSITE,
           VERBS, VERBS.values(), COMPARISONS, ("True", "False"),
@@ -823,13 +799,11 @@ def add_items(rng, text, listed, n, candidates):
     in_singular = re.search(any_of(map(an, listed)) + r"[.?]", text)
     form = plural if in_plural and not in_singular else an
     new = [form(str(x)) for x in new]
-    m = re.match(r"(.*?)((?: and \S+| and an? \S+)?)([.?])(.*)", text, re.S)
+    m = re.match(r"(.*?)(?: and (\S+|an? \S+))?([.?])(.*)", text, re.S)
     if not m:  # "An owl!" has no place to add to
         return text
     start, last, end, rest = m.groups()
-    if last:
-        start += ", " + last.removeprefix(" and ")
-    return ", ".join([start, *new[:-1]]) + " and " + new[-1] + end + rest
+    return join([start, *([last] if last else []), *new]) + end + rest
 
 
 def extend(rng, spec, text):
