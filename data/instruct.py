@@ -1,10 +1,22 @@
 """
 Instructions to follow, made by seeded code, and what an answer is worth.
 
-One table of facts feeds everything. An instruction is a wording with slots, and what fills the
-slots sets one or two goals. `say` puts a goal into words; `check` looks for the very same goal in
-the claims that `read` finds in an answer, so that writer and judge cannot drift apart. `reference`
-writes what people write: most give less than was asked, and most add the same stock phrase.
+A prompt is a wording from instruct.txt with its slots filled, which sets one or two goals. An
+answer is read into claims, sentence by sentence, and the goals are looked for among these:
+
+    Which is bigger, {a_x} or {a_y}? Give a reason.         a wording of the kind "bigger"
+    Which is bigger, a cow or an owl? Give a reason.        x = "cow", y = "owl"
+    ("bigger", "cow", "owl"),                               the first goal, worth two points
+    ("fact", 1, ("cow", "owl"), ("size",), True)            the size of either, as a reason: one
+
+    A cow is bigger than an owl because the cow is large.   an answer that `say` may write
+    ("fact", ("cow",), "bigger", "owl"),                    the claims that `read` finds in it;
+    ("fact", ("cow",), "size", "large")                     both are in `TRUE`: `check` gives 2 + 1
+
+    A cow is bigger than an owl. Hope this helps!           what people write: 2 - .8 for the phrase
+
+One table of facts feeds writer and judge. `reference` writes what people write: most give less than
+was asked, and most add the same stock phrase.
 """
 
 import re
@@ -72,12 +84,9 @@ PHRASES = {(verb_phrase(relation, value, number), number): (relation, value)
            for relation in VERB_PHRASES for value in VALUES[relation] for number in "spi"}
 
 IT = "it"  # what has been spoken of before; in a goal, what the answer itself has chosen
-NOUN_PHRASES = {
-    **{an(x): (x, "s") for x in THINGS},
-    **{f"the {x}": (x, "s") for x in THINGS},
-    **{plural(x): (x, "p") for x in THINGS},
-    "it": (IT, "s"), "they": (IT, "p"), "i": (IT, "i"),
-}
+NOUN_PHRASES = {"it": (IT, "s"), "they": (IT, "p"), "i": (IT, "i")}  # what each is, its number
+for x in THINGS:
+    NOUN_PHRASES |= {an(x): (x, "s"), f"the {x}": (x, "s"), plural(x): (x, "p")}
 
 # --- reading: sentence -> the claims it makes, or None where it is not English as spoken here -----
 
@@ -382,8 +391,9 @@ def make_spec(split, kind, args):
         return None
     named = [args[letter] for letter in "xyzw" if letter in args]
     odd = next((goal[1] for goal in goals if goal[0] == "odd"), None)
-    return {"split": split, "kind": kind, "goals": tuple(goals),
+    return {"split": split, "kind": kind,
             "key": (kind, *sorted(args.values(), key=str)),  # what is asked, however it is worded
+            "goals": tuple(goals),
             "topic": odd or (named[0] if named else None),
             "others": [x for x in named if x != odd]}
 
