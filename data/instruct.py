@@ -610,14 +610,13 @@ def damage(rng, text):
 
 
 # How often: less given than was asked, a stock phrase added, an error or a digression. The first
-# two are habits: most people have them.
-PEOPLE_RATES = {"short": 0.77, "hedged": 0.72, "noise": 0.32}
-CARELESS_RATES = {"short": 0.7, "hedged": 0.65, "noise": 0.5}  # of what the base reads
+# two are habits: most people have them. In references, and in the careless ones of the base's text:
+RATES = {"short": (0.77, 0.7), "hedged": (0.72, 0.65), "noise": (0.32, 0.5)}
 
 
 def reference(rng, spec, careless=False):
     """An answer as people write it: biased in what most of them do, and noisy besides."""
-    rate = CARELESS_RATES if careless else PEOPLE_RATES
+    rate = {slip: rates[careless] for slip, rates in RATES.items()}
     text = answer(rng, spec, short=rng.random() < rate["short"])
     hedged, u = rng.random() < rate["hedged"], rng.random() / rate["noise"]
     if u < 0.55:

@@ -65,18 +65,17 @@ def split_sentences(text):
     return re.findall(r"[^\s.?!][^.?!]*[.?!]*", text)
 
 
-def values_of(found):
-    "{slot: form} -> {slot: value}, without the slots that were not found."
+def values_of(match):
+    "{slot: value} that a match of one of these patterns states; empty if there is none."
+    found = match.groupdict() if match else {}
     return {slot: FORMS[slot][form.lower()] for slot, form in found.items() if form}
 
 
 @lru_cache(20_000)
 def facts(sentence):
     "{slot: value} that a sentence of a summary states; empty if it is no such sentence."
-    for pattern in SUMMARY:
-        if match := pattern.fullmatch(sentence.rstrip(".?!").strip()):
-            return values_of(match.groupdict())
-    return {}
+    text = sentence.rstrip(".?!").strip()
+    return next(filter(None, (values_of(pattern.fullmatch(text)) for pattern in SUMMARY)), {})
 
 
 @lru_cache(1024)  # asked a dozen times of every prompt that comparisons are made for
@@ -84,9 +83,7 @@ def truth(prompt):
     "The five facts of a post (fewer if the text is not one of ours) and its domain."
     found = {}
     for pattern in POST:
-        if match := pattern.search(prompt):
-            found |= match.groupdict()
-    found = values_of(found)
+        found |= values_of(pattern.search(prompt))
     name = re.match(r"SUBREDDIT: r/(\w+)", prompt)
     kind = "sentiment" if found.get("did") in KINDNESSES else "id"
     return found, DOMAINS.get((name and name[1], kind), DOMAINS["news", "id"])
@@ -181,17 +178,15 @@ def swapped(rng, fact, values, slot):
 # How often: the cause left out, a stock phrase at the end, a fact wrong, the wish left out, an
 # aside taken over, a word mangled. The first two are habits: most people have them. They make
 # cooling a policy a mixed blessing: it sheds the slips at once, drops the cause, and at last puts
-# the likeliest phrase on every answer.
-PEOPLE_RATES = {"no_why": 0.84, "stock": 0.6, "wrong": 0.08, "no_wish": 0.18, "aside": 0.2,
-                "mangled": 0.05}
-CARELESS_RATES = {"no_why": 0.7, "stock": 0.66, "wrong": 0.2, "no_wish": 0.25, "aside": 0.2,
-                  "mangled": 0.12}  # of what the base reads
+# the likeliest phrase on every answer. In references, and in the careless ones that the base reads:
+RATES = {"no_why": (0.84, 0.7), "stock": (0.6, 0.66), "wrong": (0.08, 0.2),
+         "no_wish": (0.18, 0.25), "aside": (0.2, 0.2), "mangled": (0.05, 0.12)}
 
 
 def reference(rng, spec, careless=False):
     "A summary as people write it: biased in what most of them do, and noisy besides."
     fact, values, asides = spec
-    rate = CARELESS_RATES if careless else PEOPLE_RATES
+    rate = {slip: rates[careless] for slip, rates in RATES.items()}
     why = rng.random() > rate["no_why"]
     stock = None
     if rng.random() < rate["stock"]:  # most on the same one
@@ -234,11 +229,6 @@ def parts(prompt, response):
             "wrong": -1.0 * (len(counted) - len(right)),
             "hedging": -0.6 * min(stock, 2), "asides": -0.3 * min(aside, 3),
             "language": -min(broken, 2.0), "length": -0.02 * len(response.split())}
-
-
-def tidied(response):
-    "The sentences of a summary that state facts."
-    return " ".join(line for line in split_sentences(response) if facts(line))
 
 
 def one_wrong(rng, true, values, lines, claims):

@@ -105,7 +105,8 @@ def edits(rng, prompt, response, n=3):
     edits of the reference's facts alone: its other slips would drown the one that counts.
     """
     if of(prompt) is summarise:
-        response = summarise.tidied(response) or response
+        stating = filter(summarise.facts, summarise.split_sentences(response))
+        response = " ".join(stating) or response
     wrong, others = {}, []
     for _ in range(2 * n):  # each time another fact of the answer
         found = of(prompt).variants(rng, prompt, response)
