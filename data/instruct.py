@@ -434,10 +434,9 @@ def pick(rng, options):
 def story(rng, form, given, verb=None, free=True):
     """A sentence of this form with the given words: people and beasts act, the adjective goes to
     the first thing. A place may be added if it is left free."""
-    adjective = next((w for w in given if w in OPPOSITE), None)
-    place = next((w for w in given if w in VALUES["place"]), None)
+    adjective, place, owner = (next((w for w in given if w in group), None)
+                               for group in (OPPOSITE, VALUES["place"], FACTS))
     nouns = [w for w in given if w in FACTS or w in PEOPLE]
-    owner = next((w for w in nouns if w in FACTS), None)
     if verb is None:  # else the instruction names who did it
         rng.shuffle(nouns)
 
