@@ -207,7 +207,7 @@ def relation(a, b):
 
 # --- instructions: wordings with slots, and the goals that their arguments set --------------------
 
-# A goal is a tuple of its kind and the details; `FITS` has the kinds.
+# A goal is a tuple of its kind and the details; `check` has the kinds.
 
 ANY = "kind, colour, material, size, place, can, use, user, says, taste".split(", ")
 ANY_BUT_KIND = ANY[1:]
@@ -264,7 +264,7 @@ def odd_one_out(*names):
 
 # What cannot be done, {verb: to which things}.
 UNFIT = {"eat": {*THINGS} - FOODS, "carry": {x for x in THINGS if SIZE[x] >= SIZES.index("large")}}
-FITS = {  # kind of goal -> whether its details make sense together
+FITS = {  # kind of goal -> whether its details make sense together; of the other kinds all do
     "items": lambda n, candidates: len(candidates) > n,
     "order": lambda *names: len({SIZE[x] for x in names}) == len(names),
     "fact": lambda n, subjects, relations, because: IT in subjects or n <= len(
@@ -275,7 +275,6 @@ FITS = {  # kind of goal -> whether its details make sense together
     "word": lambda relation, name: name in WORD_FACTS[relation],
     "story": lambda form, verb, names: (
         len({*names}) == len(names) and names[-1] not in UNFIT.get(verb, ())),
-    **dict.fromkeys(("odd", "fixed", "place"), lambda *details: True),
 }
 
 # What a slot may hold, by its letter, and how the text shows it, by its form: {x} is of no form,
@@ -386,7 +385,7 @@ def make_spec(split, kind, args):
     if none such makes sense. Of a letter with two slots, {x} and {a_x}, the last counts."""
     args = dict(sorted(args))
     goals = TEMPLATES[split][kind](**args)
-    fit = all(goal and FITS[goal[0]](*goal[1:]) for goal in goals)
+    fit = all(goal and (goal[0] not in FITS or FITS[goal[0]](*goal[1:])) for goal in goals)
     if not fit or len({*goals}) < len(goals):
         return None
     named = [args[letter] for letter in "xyzw" if letter in args]
