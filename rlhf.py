@@ -179,7 +179,8 @@ def measure(rows, sft_rows, diversities=PLAIN):
     decides, outputs = scores_of(rows)[0], [row["outputs"] for row in rows]
     score, sft_score = column(rows, decides), column(sft_rows, decides)  # (inputs, samples)
     values = {"vs_sft": metrics.win_rate(score, sft_score[:, :score.shape[1]]).mean(1)}
-    values["words"] = np.array([np.mean([len(t.split()) for t in texts]) for texts in outputs])
+    values["words"] = metrics.per_input(
+        outputs, lambda texts: np.mean([len(metrics.words(t)) for t in texts]))
     for name in scores_of(rows):
         values[name] = column(rows, name).mean(1)
         values[f"win_rate_{name}"] = wins(rows, name).mean(1)

@@ -320,7 +320,7 @@ def main(argv=None):
         if args.n and args.n < len(rows):
             rows = random.Random(args.seed).sample(rows, args.n)
         references = {r.prompt: r.meta.get("reference", r.prompt) for r in rows}
-        words = lambda prompts, texts: [len(text.split()) for text in texts]
+        words = lambda prompts, texts: [len(metrics.words(text)) for text in texts]
         overlap = lambda prompts, texts: [metrics.rouge(t, str(references[p]))["rougeL"]
                                           for p, t in zip(prompts, texts)]
         judges = {"length": by_score(words), "rouge": by_score(overlap)}

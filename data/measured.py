@@ -2,7 +2,6 @@
 `python metrics.py OUTPUTS.jsonl`: anybody's outputs, read, measured and printed.
 """
 
-import argparse
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 import metrics
 from data import encoders
 from data.files import read_rows, write_file
-from data.flags import any_console, fail
+from data.flags import one_sentence, parser_of
 
 
 def read_outputs(path):
@@ -21,10 +20,8 @@ def read_outputs(path):
         texts = row.get("outputs")
         if not isinstance(texts, list) or not texts:
             raise ValueError(f'{place}: no "outputs", a list with at least one text')
-        if not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"{place}: an output is not text")
-        if not isinstance(row.get("reference", ""), str):
-            raise ValueError(f"{place}: the reference is not text")
+        if not all(isinstance(t, str) for t in [*texts, row.get("reference", "")]):
+            raise ValueError(f"{place}: an output, or the reference, is not text")
         if outputs and len(texts) != len(outputs[0]):
             raise ValueError(f"{place}: {len(texts)} outputs where the lines before have "
                              f"{len(outputs[0])}; give every input as many")
@@ -45,18 +42,18 @@ def measure(outputs, references=None, embed=None, relation=None):
     if relation:
         diversities["nli"] = lambda texts: metrics.nli_diversity(texts, relation)
     each = lambda f: metrics.interval([np.mean([f(t) for t in texts]) for texts in outputs])
-    found = {"words": each(lambda t: len(t.split())), "empty": each(lambda t: not t.strip())}
+    found = {"words": each(lambda t: len(metrics.words(t))), "empty": each(lambda t: not t.strip())}
     if len(outputs[0]) > 1:
         for name, diversity in diversities.items():
             values = metrics.per_input(outputs, diversity)
             found[f"per_input_{name}"] = (*metrics.interval(values), float(values.std()))
     if len(outputs) > 3:
         for name, diversity in diversities.items():
-            # of a relation that is a forward pass for each pair of inputs: once, without interval
-            interval = metrics.across_interval
-            if name == "nli":
-                interval = lambda outputs, relation: (metrics.across_inputs(outputs, relation),)
-            found[f"across_input_{name}"] = interval(outputs, diversity)
+            if name == "nli":  # a forward pass for each pair of inputs: once, without interval
+                interval = (metrics.across_inputs(outputs, diversity),)
+            else:
+                interval = metrics.across_interval(outputs, diversity)
+            found[f"across_input_{name}"] = interval
     for name in ("ead", "distinct"):
         found[f"pooled_{name}"] = (metrics.pooled(outputs, diversities[name]),)
     if references:
@@ -68,10 +65,7 @@ def measure(outputs, references=None, embed=None, relation=None):
 
 def main(argv=None):
     "Measure a file, print the figures and keep them; whatever is wrong is one sentence."
-    any_console()
-    parser = argparse.ArgumentParser(description=metrics.__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(message + " (try --help)")
+    parser = parser_of(metrics.__doc__)
     parser.add_argument("file", help="JSON lines, plain or .gz")
     parser.add_argument("--encoder", help="sentence-transformers model for embedding diversity, "
                         "such as the paper's bert-large-nli-stsb-mean-tokens")
@@ -79,13 +73,11 @@ def main(argv=None):
     parser.add_argument("--out", help="where to write the figures (default: FILE.metrics.json)")
     args = parser.parse_args(argv)
     path = args.out or f"{args.file}.metrics.json"
-    try:
+    with one_sentence():
         outputs, references = read_outputs(args.file)
         embed = args.encoder and encoders.sentences(args.encoder)
         found = measure(outputs, references, embed, args.nli and encoders.nli(args.nli))
         write_file(path, json.dumps(found, indent=1))
-    except (ValueError, OSError, ImportError) as error:
-        fail(error)
     print(f"{len(outputs)} inputs, {len(outputs[0])} outputs each\n\n"
           f"{'':28}{'mean':>9}{'95 % interval':>20}{'std':>9}")
     for name, row in found.items():

@@ -75,7 +75,7 @@ def evaluate(name, seed, n, out, judge=None):
             rows[f"{which} T={temperature:g}"] = {
                 "win_rate": mean, "low": low, "high": high, "gold": float(np.mean(scores)),
                 "kl": float(own.mean() - by_sft[k]),
-                "words": float(np.mean([len(t.split()) for t in texts])),
+                "words": float(np.mean([len(metrics.words(t)) for t in texts])),
                 "ended": float(np.mean([r[-1] == tokenizer.eos for r in mine])),
                 "proxy": float(proxy[k])}
             if judge:

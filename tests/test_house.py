@@ -48,7 +48,7 @@ TABLE = {
     "data/bpe.py": ("tqdm data.files", "tiktoken"),
     "data/encoders.py": ("", "sentence_transformers transformers"),
     "data/hub.py": ("data data.files", ""),
-    "data/collect.py": ("numpy tqdm data data.files", "data.judge data.world"),
+    "data/collect.py": ("numpy tqdm data data.files metrics", "data.judge data.world"),
     "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub tiktoken data data.bpe"),
     # Its command, and nothing else in it, measures reward checkpoints too, and has intervals.
     "data/judge.py": ("tqdm data data.files", "openai data.flags metrics reward"),
