@@ -176,7 +176,7 @@ def kept(path, of, make):
     "The rows of a file that was made `of` the same things; else they are made anew, and kept."
     mark = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     rows = files.read_log(path) if path.exists() else []
-    if not rows or any(row["of"] != mark for row in rows):
+    if not rows or any(row.get("of") != mark for row in rows):
         rows = [row | {"of": mark} for row in make()]
         files.write_rows(path, rows)
     return rows

@@ -131,10 +131,10 @@ def evaluate_text(name, seed, n, out, base, judge=None):
     return found
 
 
-def measured(folder, n, judge=None):
-    "What kept figures are of: the records beside a run's checkpoints, the prompts, the judge."
+def measured(folder, n, *more):
+    "What kept figures are of: the records beside a run's checkpoints, prompts, judge and base."
     records = [(folder / f"{stage}.json").read_text() for stage in ("sft", "reward", "ppo")]
-    return hashlib.sha256(json.dumps([*records, n] + [judge] * bool(judge)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*records, n, *filter(None, more)]).encode()).hexdigest()
 
 
 def show(name, seed, split, found):
@@ -208,7 +208,7 @@ if __name__ == "__main__":
     results = {}
     for seed in args.seeds:
         folder = data.run_folder(args.data, seed, args.out)
-        path, of = folder / "evaluate.json", measured(folder, args.n, args.judge)
+        path, of = folder / "evaluate.json", measured(folder, args.n, args.judge, args.base)
         kept = json.loads(path.read_text()) if path.exists() else {}
         if kept.pop("of", None) != of:
             kept = (evaluate(args.data, seed, args.n, args.out, judge)
