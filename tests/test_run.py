@@ -43,7 +43,7 @@ class Config:
     resume: bool = False  # go on from the checkpoint
     kl: Literal["k1", "k2"] = "k1"  # which estimator
 
-    steps: int | None = None  # stop early
+    steps: int = 4  # stop early
     init: str = ""  # where from (default: anew)
     level: Literal[1, 2] = 1
 
@@ -89,7 +89,7 @@ def test_help_is_the_comments_and_the_module(capsys):
     assert "--lr X step size # of Adam (default 0.001)" in shown
     assert "--kl k1|k2 which estimator (default k1)" in shown
     assert "--resume, --no-resume go on from the checkpoint (default False) --kl" in shown
-    assert "--steps N stop early --init TEXT where from (default: anew) --level" in shown
+    assert "--steps N stop early (default 4) --init TEXT where from (default: anew)" in shown
 
 
 @pytest.mark.parametrize("name", [
@@ -128,14 +128,11 @@ def test_mistakes_in_training_are_one_sentence(capsys, monkeypatch):
 def test_within_knows_open_bounds():
     config = Config()
     within(config, -math.inf, math.inf, "lr", "batch_size", "steps")
-    with pytest.raises(ValueError, match="at most 3$"):
+    with pytest.raises(ValueError, match="between -inf and 3$"):
         within(config, -math.inf, 3, "lr", "batch_size")
-    config.lr = math.nan
-    with pytest.raises(ValueError, match="that is a number"):
-        within(config, -math.inf, math.inf, "lr")
-    for value in (math.inf, -math.inf, 10**30):  # which no bound of infinity lets in
+    for value in (math.nan, math.inf, 10**30):  # which no bound of infinity lets in
         config.lr = value
-        with pytest.raises(ValueError, match="give a value "):
+        with pytest.raises(ValueError, match="give a value between -inf and 10"):
             within(config, -math.inf, math.inf, "lr")
 
 
@@ -257,7 +254,7 @@ def test_curve_draws_what_there_is(tmp_path):
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 10_000
     width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
-    assert width > height > 600
+    assert width > 2 * height > 600  # two beside each other, and none for what nobody logged
     assert [p.name for p in tmp_path.iterdir()] == ["ppo.png"]
     curve(path, rows[:1], panels)
     assert path.read_bytes() != content
