@@ -182,7 +182,7 @@ def kept(path, of, make):
     return rows
 
 
-def quality(config, runs, split):
+def reward_quality(config, runs, split):
     """What the reward model of each run knows of the truth -> {measure: [number of each seed]}, see
     collect.quality."""
     def of_run(run):

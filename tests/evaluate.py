@@ -155,7 +155,7 @@ def spread(values):
     return f"{mean:.3f} +- {high - mean:.3f} ({seeds})" if n > 1 else f"{mean:.3f}"
 
 
-def summary(name, results):
+def over_seeds(name, results):
     """The claims, split by split, over the seeds of `results` {seed: {split: found}}.
 
     SFT's temperature is the best by its mean over the seeds, RLHF's the best of those
@@ -218,4 +218,4 @@ if __name__ == "__main__":
             print(f"\nwrote {path}")
         results[seed] = kept
     if args.data in data.WORLD:
-        summary(args.data, results)
+        over_seeds(args.data, results)

@@ -174,7 +174,7 @@ def test_the_frontier():  # splits or families exchanged, the best by gold, the 
                   for s in SPLITS} for p in {**POLICIES, **FRONTIER}}
     row = {"outputs": ["a", "b"], "gold": [1.0, 3.0], "proxy": [0.5, 0.2], "reference_gold": 2.0}
     other = row | {"proxy": [0.2, 0.5]}  # here the proxy is right
-    best_of = {n: (bon.kl_bound(n), {s: rlhf.expected_best([[row] * 3 + [other]] * 2, n)
+    best_of = {n: (bon.kl_bound(n), {s: rlhf.expected_scores([[row] * 3 + [other]] * 2, n)
                                      for s in SPLITS}) for n in (1, 2)}
     found = claims.frontier(values, best_of, SPLITS)
     assert [p["label"] for p in found["sft"]] == ["T 1", "T 0.8", "T 0.7", "T 0.5", "T 0.3", "T 0"]
