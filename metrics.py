@@ -7,7 +7,6 @@ They take texts and arrays; judges, encoders and relations are passed in. The st
                                          # input: {"prompt", "outputs": [...], "reference"}
 """
 
-import collections
 import itertools
 import math
 import re
@@ -16,14 +15,13 @@ import unicodedata
 
 import numpy as np
 
-# A character of a script that sets no blanks between words (Thai, Lao, Burmese, Khmer, Japanese,
-# Chinese) with the marks and the punctuation that follow it.
+# A letter of Thai, Lao, Burmese, Khmer, Japanese or Chinese with the marks and points behind it.
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-"
                       "\u9fff\uf900-\ufaff\U00020000-\U0003ffff][^\\w\\s]*")
 
 
 def words(text, blank=None):
-    "The words of a text, as blanks divide it; of a script without blanks, each character is one."
+    "The words of a text, as blanks divide it; in a script that sets none, each letter is a word."
     if not text.isascii():  # composed: "é" is one letter, however it was typed
         text = UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFC", text))
     return text.split(blank)
@@ -83,12 +81,11 @@ def embedding_diversity(texts, embed):
 def ngram_cosine(texts, n=3):
     """1 - mean cosine similarity of n-gram counts over all pairs of texts, in [0, 1]. A text of
     fewer than n words counts as one n-gram, like its equals alone. ValueError for n < 2 texts."""
-    counts = [collections.Counter(ngrams([text], n) or [tuple(ngrams([text], 1))])
-              for text in texts]
-    column = {gram: k for k, gram in enumerate(dict.fromkeys(itertools.chain(*counts)))}
+    found = [ngrams([text], n) or [tuple(ngrams([text], 1))] for text in texts]
+    column = {gram: k for k, gram in enumerate(dict.fromkeys(itertools.chain(*found)))}
     vectors = np.zeros((len(texts), len(column)))
-    for row, count in zip(vectors, counts):
-        row[[column[gram] for gram in count]] = list(count.values())
+    for row, grams in zip(vectors, found):
+        np.add.at(row, [column[gram] for gram in grams], 1)
     return embedding_diversity(texts, lambda texts: vectors)
 
 
@@ -97,9 +94,8 @@ def nli_diversity(texts, relation, sentences=5, seed=0):
     texts, to 2 (Stasaski & Hearst 2022). ValueError for fewer than 2 texts.
 
     `relation(premise, hypothesis)` is 1 for contradiction, 0 neutral, -1 entailment (or that times
-    a model's confidence). Up to `sentences` sentences are drawn from either text of a pair and
-    related in both directions; a text without words relates to nothing: 0.
-    """
+    a model's confidence). Up to `sentences` sentences of either text of a pair are related in both
+    directions; a text without words relates to nothing: 0."""
     if len(texts) < 2:
         raise ValueError(f"diversity between texts needs at least 2 of them, not {len(texts)}")
     split = re.compile(r"(?<=[.!?])\s+|(?<=[。！？।؟])\s*|\n+").split
@@ -126,32 +122,6 @@ def across_inputs(outputs, diversity, column=0):
 def pooled(outputs, diversity):
     'Diversity of all outputs of all inputs together: what "overall" means in the paper\'s code.'
     return diversity([text for samples in outputs for text in samples])
-
-
-def rouge(text, reference):
-    """ROUGE-1, -2 and -L (Lin 2004): F1 of the words, pairs of words and the longest subsequence
-    that a text shares with a reference -> dict, in [0, 1]; lower case, no stemming. Letters, their
-    marks and digits make words, of any script."""
-    def plain(text):
-        kinds = [(c, unicodedata.category(c)) for c in unicodedata.normalize("NFKC", text).lower()]
-        return words("".join(c if kind[0] in "LMN" else " " for c, kind in kinds if kind != "Cf"))
-
-    a, b = plain(text), plain(reference)
-    f1 = lambda overlap, left, right: 2 * overlap / (left + right) if overlap else 0.0
-    found = {}
-    for n in (1, 2):
-        left, right = (collections.Counter(zip(*(words[i:] for i in range(n)))) for words in (a, b))
-        found[f"rouge{n}"] = f1((left & right).total(), left.total(), right.total())
-    # The longest common subsequence: bit j of `row` is 0 where that of b[:j + 1] and a up to `word`
-    # is longer than that of b[:j] (Hyyro 2004, "Bit-parallel LCS-length computation revisited").
-    whole, places = (1 << len(b)) - 1, collections.defaultdict(int)
-    for j, word in enumerate(b):
-        places[word] |= 1 << j
-    row = whole
-    for word in a:
-        met = row & places[word]
-        row = (row + met | row - met) & whole
-    return found | {"rougeL": f1(len(b) - row.bit_count(), len(a), len(b))}
 
 
 def win_rate(a, b, judge=None):

@@ -36,9 +36,7 @@ def look(args):
 
 def say(args):
     "Print what a policy answers to a prompt, or to n validation prompts of the data it is of."
-    import model as m
-
-    from . import Tokenizer, checkpoint
+    from . import Tokenizer, checkpoint, rewards
 
     policy, record = checkpoint.load_frozen(args.checkpoint, "policy", pick_device("auto"))
     tokenizer, prompts = Tokenizer.of(record["tokenizer"]), [args.prompt]
@@ -48,11 +46,8 @@ def say(args):
             raise ValueError(f"{args.checkpoint} is of no dataset: give a prompt")
         split = "validation" if "validation" in split_names(name) else "train"
         prompts = [e.prompt for e in load(name, split, args.n, args.seed)]
-    ids = m.generate(policy, [tokenizer.prompt(p) for p in prompts], tokenizer.response_tokens,
-                     args.temperature, seed=args.seed)
-    score = gold(name)
-    for prompt, response in zip(prompts, ids):
-        text = tokenizer.decode(response).strip()
+    sample, score = rewards.text_sampler(policy, tokenizer), gold(name)
+    for prompt, (text,) in zip(prompts, sample(prompts, args.temperature, 1, args.seed)):
         print(f"{RULE}\n{prompt}\n{text}" + (f"  [{score(prompt, text):.2f}]" if score else ""))
     print(RULE)
 

@@ -284,6 +284,7 @@ def main(argv=None):
     # The command alone knows of the files above this one: it hands their measures to the judges.
     import metrics
 
+    from . import measured
     from .flags import any_console, fail
 
     any_console()
@@ -321,7 +322,7 @@ def main(argv=None):
             rows = random.Random(args.seed).sample(rows, args.n)
         references = {r.prompt: r.meta.get("reference", r.prompt) for r in rows}
         words = lambda prompts, texts: [len(metrics.words(text)) for text in texts]
-        overlap = lambda prompts, texts: [metrics.rouge(t, str(references[p]))["rougeL"]
+        overlap = lambda prompts, texts: [measured.rouge(t, str(references[p]))["rougeL"]
                                           for p, t in zip(prompts, texts)]
         judges = {"length": by_score(words), "rouge": by_score(overlap)}
         if args.reward:

@@ -1,8 +1,11 @@
 """
-`python metrics.py OUTPUTS.jsonl`: anybody's outputs, read, measured and printed.
+`python metrics.py OUTPUTS.jsonl`: anybody's outputs, read, measured and printed. And ROUGE, of
+which the study has no need.
 """
 
+import collections
 import json
+from unicodedata import category, normalize
 
 import numpy as np
 
@@ -32,6 +35,30 @@ def read_outputs(path):
     return outputs, None if None in references else references
 
 
+def rouge(text, reference):
+    """ROUGE-1, -2 and -L (Lin 2004): F1 of the words, pairs of words and the longest subsequence
+    that a text shares with a reference -> dict, in [0, 1]; lower case, no stemming. Letters, their
+    marks and digits make words, of any script."""
+    def plain(text):
+        letters = [c for c in normalize("NFKC", text).lower() if category(c) != "Cf"]
+        return metrics.words("".join(c if category(c)[0] in "LMN" else " " for c in letters))
+
+    a, b, count = plain(text), plain(reference), collections.Counter
+    places = collections.defaultdict(int)  # of each word in b, a bit
+    for j, word in enumerate(b):
+        places[word] |= 1 << j
+    # Bit j of `row` is 0 where the longest common subsequence of b[:j + 1] and a, so far, is longer
+    # than that of b[:j] (Hyyro 2004, "Bit-parallel LCS-length computation revisited").
+    row = whole = (1 << len(b)) - 1
+    for word in a:
+        met = row & places[word]
+        row = (row + met | row - met) & whole
+    both, f1 = len(a) + len(b), lambda shared, both: 2 * shared / both if shared else 0.0
+    return {"rouge1": f1((count(a) & count(b)).total(), both),
+            "rouge2": f1((count(zip(a, a[1:])) & count(zip(b, b[1:]))).total(), both - 2),
+            "rougeL": f1(len(b) - row.bit_count(), both)}
+
+
 def measure(outputs, references=None, embed=None, relation=None):
     """Every text measure of outputs[input][sample] -> {measure: {"mean", "low", "high", "n"}},
     per input also "std", the spread over inputs. What needs several samples per input, several
@@ -57,7 +84,7 @@ def measure(outputs, references=None, embed=None, relation=None):
     for name in ("ead", "distinct"):
         found[f"pooled_{name}"] = (metrics.pooled(outputs, diversities[name]),)
     if references:
-        scores = [[metrics.rouge(t, r) for t in texts] for texts, r in zip(outputs, references)]
+        scores = [[rouge(t, r) for t in texts] for texts, r in zip(outputs, references)]
         for name in ("rouge1", "rouge2", "rougeL"):
             found[name] = metrics.interval([np.mean([s[name] for s in row]) for row in scores])
     return {k: dict(zip(("mean", "low", "high", "n", "std"), row)) for k, row in found.items()}

@@ -87,9 +87,9 @@ def test_words_are_of_any_script():  # ASCII, a letter and its accent apart, a t
              ["हिन्दी में", "हिन्दी, में!"], ["القطة على السجادة؟", "القطة على السجادة"],
              ["می\u200cروم به خانه", "\u200eمیروم به خانه"]]
     for a, b in equal:
-        assert metrics.rouge(a, b) == {"rouge1": 1, "rouge2": 1, "rougeL": 1}, (a, b)
-    assert metrics.rouge("हिन्दी में", "हिन्दी")["rouge1"] == pytest.approx(2 / 3)
-    assert metrics.rouge(CAT, DOG) == pytest.approx({"rouge1": 5 / 6, "rouge2": 4 / 5,
+        assert measured.rouge(a, b) == {"rouge1": 1, "rouge2": 1, "rougeL": 1}, (a, b)
+    assert measured.rouge("हिन्दी में", "हिन्दी")["rouge1"] == pytest.approx(2 / 3)
+    assert measured.rouge(CAT, DOG) == pytest.approx({"rouge1": 5 / 6, "rouge2": 4 / 5,
                                                      "rougeL": 5 / 6})
     assert metrics.words("An été\tя  don't! ") == ["An", "été", "я", "don't!"]
     assert metrics.words(f"GPT-4说：{CAT} かな、漢字") == [
@@ -133,12 +133,12 @@ def test_pooled_is_neither_of_the_two():  # inputs kept apart, or one output eac
 
 
 def test_rouge_by_hand():  # precision for F1, a substring for a subsequence
-    found = metrics.rouge("The cat sat on the mat.", "the CAT on a mat")
+    found = measured.rouge("The cat sat on the mat.", "the CAT on a mat")
     # words: the, cat, on, mat of 6 and 5; pairs: "the cat" of 5 and 4; LCS: the cat on mat
     assert found == pytest.approx({"rouge1": 8 / 11, "rouge2": 2 / 9, "rougeL": 8 / 11})
-    assert metrics.rouge("a b", "b a")["rougeL"] == pytest.approx(0.5)
-    assert set(metrics.rouge("", "a").values()) == {0.0}
-    assert metrics.rouge("a a a", "a")["rouge1"] == pytest.approx(0.5)  # counted once
+    assert measured.rouge("a b", "b a")["rougeL"] == pytest.approx(0.5)
+    assert set(measured.rouge("", "a").values()) == {0.0}
+    assert measured.rouge("a a a", "a")["rouge1"] == pytest.approx(0.5)  # counted once
 
 
 def test_the_longest_common_subsequence():  # a row too short, a carry lost; minutes for long texts
@@ -152,10 +152,10 @@ def test_the_longest_common_subsequence():  # a row too short, a carry lost; min
     for size in (1, 2, 3, 5) * 40:
         a, b = ("".join(rng.choice(list("abcde"[:size]), rng.integers(12))) for _ in range(2))
         expected = 2 * longest(a, b) / max(len(a) + len(b), 1)
-        assert metrics.rouge(" ".join(a), " ".join(b))["rougeL"] == pytest.approx(expected)
+        assert measured.rouge(" ".join(a), " ".join(b))["rougeL"] == pytest.approx(expected)
     a, b = (" ".join(map(str, rng.integers(300, size=3000))) for _ in range(2))
     began = time.perf_counter()
-    assert metrics.rouge(a, a)["rougeL"] == 1 and 0.05 < metrics.rouge(a, b)["rougeL"] < 0.2
+    assert measured.rouge(a, a)["rougeL"] == 1 and 0.05 < measured.rouge(a, b)["rougeL"] < 0.2
     assert time.perf_counter() - began < 0.5  # a hundredth of that in a loop over pairs
 
 
