@@ -13,7 +13,6 @@ these and of all settings, so that an interrupted run goes on and none reads wha
 table of data/RESULTS.md has more methods: those that lost are in the commit that it names.
 """
 
-import argparse
 import copy
 import json
 
@@ -26,6 +25,7 @@ import metrics
 import model as m
 import rlhf
 from data import figures, lineage, pools
+from data.flags import parser_of
 
 SAMPLES = 8  # outputs of each prompt, as every measure sees them
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)
@@ -305,8 +305,7 @@ def figure(path, task, found):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", default="summarise", choices=data.WORLD)
     parser.add_argument("--seeds", type=int, default=3, help="how many runs there are")
     parser.add_argument("--inputs", type=int, default=60, help="prompts a split")
