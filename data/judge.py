@@ -14,7 +14,6 @@ key OPENAI_API_KEY, both from the environment. What it said is kept in a file, s
 is paid for twice, whatever happened to the run that asked it.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import hashlib
@@ -285,13 +284,9 @@ def main(argv=None):
     import metrics
 
     from . import measured
-    from .flags import any_console, fail
+    from .flags import one_sentence, parser_of
 
-    any_console()
-    parser = argparse.ArgumentParser(prog="python -m data.judge", description=__doc__,
-                                     allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(message + " (try --help)")
+    parser = parser_of(__doc__, "python -m data.judge")
     parser.add_argument("files", nargs="+", metavar="FILE", help="labelled comparisons, JSON lines "
                         "of prompt, chosen, rejected; or the word page and one or two files of "
                         "prompt, outputs")
@@ -303,7 +298,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="where to write (default: FILE.agreement.json, FILE.html)")
     args = parser.parse_args(argv)
-    try:
+    with one_sentence():
         if args.n is not None and args.n < 1:
             raise ValueError(f"-n {args.n} is impossible: give a value of at least 1")
         labelling = args.files[0] == "page"
@@ -338,8 +333,6 @@ def main(argv=None):
             report[name] |= {"low": low, "high": high, "n": n}
         path = Path(args.out or f"{files[0]}.agreement.json")
         write_file(path, json.dumps(report, indent=1))
-    except (ValueError, OSError, ImportError) as error:
-        fail(error)
     columns = [c for c in ("accuracy", "low", "high", "chosen_first", "chosen_second", "clear",
                            "close", "ties", "unparseable") if c in report["length"]]
     width = max(map(len, report))
