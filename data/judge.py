@@ -283,7 +283,7 @@ def main(argv=None):
     # The command alone knows of the files above this one: it hands their measures to the judges.
     import metrics
 
-    from . import measured
+    from . import collect, measured
     from .flags import one_sentence, parser_of
 
     parser = parser_of(__doc__, "python -m data.judge")
@@ -316,10 +316,9 @@ def main(argv=None):
         if args.n and args.n < len(rows):
             rows = random.Random(args.seed).sample(rows, args.n)
         references = {r.prompt: r.meta.get("reference", r.prompt) for r in rows}
-        words = lambda prompts, texts: [len(metrics.words(text)) for text in texts]
         overlap = lambda prompts, texts: [measured.rouge(t, str(references[p]))["rougeL"]
                                           for p, t in zip(prompts, texts)]
-        judges = {"length": by_score(words), "rouge": by_score(overlap)}
+        judges = {"length": by_score(collect.length), "rouge": by_score(overlap)}
         if args.reward:
             import reward
 
