@@ -16,7 +16,9 @@ import sys
 import threading
 import time
 import tracemalloc
+import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,27 +28,26 @@ import metrics
 import model as m
 import reward
 import rlhf
-from data import checkpoint, collect, files, judge, rewards
+from data import checkpoint, collect, encoders, files, judge, measured, rewards
 from tests import evaluate
-
-openai = pytest.importorskip("openai")
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-a-secret-of-nobody-0123456789"
 
 
-def chat(answer, **more):
+def chat(answer, why="stop", thought=None, **more):
     "A reply in OpenAI's protocol."
     return json.dumps({
         "id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [{
-            "index": 0, "finish_reason": "stop",
-            "message": {"role": "assistant", "content": answer}}],
+            "index": 0, "finish_reason": why,
+            "message": {"role": "assistant", "content": answer, "reasoning_content": thought}}],
         "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}, **more})
 
 
 class Server(http.server.ThreadingHTTPServer):
     """`script` is a function of (what is shown to the judge, how often it was before) -> the text
-    of an answer, (status, headers, body), or a function that does as it likes with the handler."""
+    of an answer, (status, headers, body), or a function of the handler, which holds the request as
+    `asked`: it returns one of these, or does as it likes and returns None."""
 
     daemon_threads, script, lock = True, None, threading.Lock()
 
@@ -61,7 +62,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):
-        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.asked = request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         shown = json.loads(request["messages"][1]["content"])
         with self.server.lock:
             before = self.server.asked.count(shown)
@@ -70,7 +71,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.requests.append((self.path, request, headers))
         action = self.server.script(shown, before)
         if callable(action):
-            return action(self)
+            action = action(self)
+        if action is None:
+            return
         status, headers, body = (200, {}, chat(action)) if isinstance(action, str) else action
         self.send_response(status)
         for name, value in {"content-type": "application/json",
@@ -110,19 +113,38 @@ def wise(shown, before):
     ("both", None), ("A and B", None), ("A or B", None), ("A\nB", None), ("A B", None),
     ("Neither.", None), ("", None), ("I cannot pick a winner.", None), ("As an AI, I", None),
     ("<html><body><b>502</b></body></html>", None), ("\x00\ufffd 7 }{ %s", None), ("АВ", None),
-    ("C", None), ("AB", None)])
-def test_parse(answer, said):  # an article read as a verdict; the first letter of "both"
+    ("C", None), ("AB", None),
+    ("I choose A", 1), ("Verdict: B", 0), (r"\boxed{A}", 1), ("A, not B", None),
+    (r"The answer is $\boxed{\text{B}}$.", 0), ("[[A]]", 1), ("Therefore, I'd go with B.", 0),
+    ("**Winner:**\nB", 0), ("Summary A is better than Summary B.", 1), ("I prefer B over A", 0),
+    ("A better summary is B", 0), ("A better response", None), ("I pick a winner", None),
+    ("A is better than B, but B is true", None), ("Rather than A, B", None),
+    ("Is B better?", None), ("Summary A:\n- brief\nThe better one is B.", 0),
+    ("**A:**\nbrief, and", None), ("A: brief", None),
+    ("<think>\nA\nWait.\n</think>\n\nB", 0), ("A wins.\n</think>B", 0), ("<think>\nA", None),
+    ("<think>A</think>", None), ("[THINK]A\n[/THINK]\nB", 0), ("<thinking>B</thinking>A", 1),
+    ("<|channel|>analysis<|message|>\nA\n<|end|><|channel|>final<|message|>B", 0),
+    ("<|channel|>analysis<|message|>\nA\n", None)])
+def test_parse(answer, said):  # an article read as a verdict; the first letter of "both"; a thought
     assert judge.parse(answer) == said
 
 
 @pytest.mark.parametrize("reply", [
-    chat("both"), chat("Sorry, no."), chat(""), chat(None), chat("A and B"), chat("garbage \x00")])
-def test_an_answer_that_says_nothing_is_counted(server, tmp_path, capsys, reply):  # dropped, or 0
-    server.script = lambda shown, before: (200, {}, reply)
-    found = judge.llm("m", tmp_path / "c")(ROWS[:2])
-    assert found == [None, None]
-    assert "2 answers, 2 of them new, 20 tokens in and 4 out; 2 unparseable" in (
-        capsys.readouterr().out)
+    chat("both"), chat("Sorry, no."), chat(""), chat(None), chat("A and B"), chat("garbage \x00"),
+    chat("A", "length"), chat("Let me see.\nSummary A\n", "length"), chat("A", "content_filter"),
+    chat(None, thought="A"), chat("", "length", "A"), chat("<think>\nA", None)])
+def test_an_answer_that_says_nothing_is_counted(server, tmp_path, capsys, reply):
+    # dropped, or 0; a verdict out of half a thought; a tie that is kept for ever
+    server.script = lambda shown, before: (
+        "A" if "0" in shown["instruction"] else (200, {}, reply))
+    assert judge.llm("m", tmp_path / "c")(ROWS[:3]) == [1, None, None]
+    words = json.loads(reply)["choices"][0]["message"]["content"] or ""
+    assert ("3 answers, 3 of them new, 30 tokens in and 6 out; 2 unparseable, which count as ties, "
+            f"such as {words!r} (finish_reason ") in capsys.readouterr().out
+    with pytest.raises(ValueError, match="m: not one of 2 answers.* says A or B: '.*finish_reason"):
+        judge.llm("m", tmp_path / "c")(ROWS[1:3])
+    server.script = wise
+    assert judge.llm("m", tmp_path / "c")(ROWS[:3]) == [1, 1, 1] and len(server.asked) == 7
     assert judge.both_orders(lambda rows: [1, None, None, 0], ROWS[:2])[0] == [0.5, 0.5]
 
 
@@ -142,13 +164,39 @@ def test_texts_cannot_leave_their_place(server, tmp_path, text):  # str.format, 
         "instruction": clean("." + text)[1:], "A": clean(text + " 1"), "B": clean(text + " 2")}
     assert [x["role"] for x in (first, second)] == ["system", "user"]
     assert first["content"] == judge.INSTRUCTION + judge.RULE
-    assert path == "/v1/chat/completions" and request["temperature"] == 0
+    assert path == "/v1/chat/completions"
+    assert (request["temperature"], request["max_tokens"]) == (0, judge.ROOM)
 
 
 def test_summaries_have_a_question_of_their_own():  # a cue that is judged, instructions as posts
     about, shown = judge.messages("POST: x\nTL;DR:", " one ", "two")
     assert about["content"].startswith(judge.SUMMARY)
     assert json.loads(shown["content"]) == {"text": "POST: x", "A": "one", "B": "two"}
+
+
+NAMES = {"max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+         "'max_completion_tokens' instead.", "temperature": "`temperature` is deprecated.",
+         "max_completion_tokens": "This model's maximum context length is 4096 tokens."}
+
+
+@pytest.mark.parametrize("refused, status", [
+    ([], 400), (["max_tokens"], 400), (["temperature"], 422), (["max_tokens", "temperature"], 400),
+    (["max_tokens", "max_completion_tokens"], 400), (list(NAMES), 400)])
+def test_what_a_judge_refuses_is_left_out(server, tmp_path, capsys, refused, status):
+    # a model that cannot be used; two requests for every answer
+    server.script = lambda shown, before: lambda handler: next(
+        ((status, {}, json.dumps({"error": {"message": NAMES[name]}})) for name in refused
+         if name in handler.asked), wise(shown, 0))
+    rows = [*MANY, *((p, b, a) for p, a, b in MANY)]
+    assert judge.llm("m", tmp_path / "c", retries=0)(rows) == [1] * 20 + [0] * 20
+    assert len(server.asked) == 40 + len(refused)
+    taken = {"max_completion_tokens" if "max_tokens" in refused else "max_tokens": judge.ROOM,
+             "temperature": 0}
+    for _, request, _ in server.requests[len(refused):]:
+        assert {k: v for k, v in request.items() if k not in ("model", "messages")} == {
+            k: v for k, v in taken.items() if k not in refused}
+    said = capsys.readouterr().out
+    assert [f"refuses {name}, and is" in said for name in refused] == [True] * len(refused)
 
 
 # ---- errors and delays ---------------------------------------------------------------------------
@@ -265,15 +313,37 @@ def test_tokens_that_a_server_does_not_count(server, tmp_path, usage):  # no ans
     assert judge.llm("m", tmp_path / "c")(ROWS[:1]) == [1]
 
 
-@pytest.mark.parametrize("url", ["http://user:password@127.0.0.1:9/v1", "127.0.0.1:9/v1", "no"])
-def test_nobody_there(server, tmp_path, monkeypatch, url):  # a refused connection as a traceback
+@pytest.mark.parametrize("url", [
+    "http://user:password@127.0.0.1:9/v1", "127.0.0.1:9/v1", "no", "file:///etc/passwd", "http://"])
+def test_no_address(server, tmp_path, monkeypatch, url):  # a traceback, or the password in it
     monkeypatch.setenv("OPENAI_BASE_URL", url)
-    with pytest.raises(OSError, match="no answer after 1 tries") as error:
-        judge.llm("m", tmp_path / "c", retries=0)(ROWS[:1])
-    assert "password" not in str(error.value)
+    with pytest.raises(ValueError, match="OPENAI_BASE_URL is no address like") as error:
+        judge.llm("m", tmp_path / "c")
+    assert ":password" not in str(error.value)
 
 
-def test_no_key_no_package(monkeypatch, tmp_path):  # an error after the sampling instead of before
+def test_nobody_there(server, tmp_path, monkeypatch):  # a refused connection as a traceback
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with pytest.raises(OSError, match="m at 127.0.0.1: no answer after 2 tries, .*refused"):
+        judge.llm("m", tmp_path / "c", retries=1)(ROWS[:1])
+
+
+@pytest.mark.parametrize("url, whole", [
+    (None, "https://api.openai.com/v1/"), ("", "https://api.openai.com/v1/"),
+    (" ", "https://api.openai.com/v1/"), ("http://[::1]:8/v1/ ", "http://[::1]:8/v1/")])
+def test_an_empty_address_is_none(server, tmp_path, monkeypatch, url, whole):  # "" + "/chat"
+    asked = []
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    if url is not None:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: asked.append(
+        request.full_url) or {}["no reply"])
+    with pytest.raises(KeyError):
+        judge.llm("m", tmp_path / "c")(ROWS[:1])
+    assert asked == [whole + "chat/completions"]
+
+
+def test_no_key(monkeypatch, tmp_path):  # an error after the sampling instead of before
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ValueError, match="set OPENAI_API_KEY"):
         judge.llm("m", tmp_path / "c")
@@ -283,9 +353,6 @@ def test_no_key_no_package(monkeypatch, tmp_path):  # an error after the samplin
             judge.llm("m", tmp_path / "c")
     with pytest.raises(ValueError, match="set OPENAI_API_KEY"):
         rlhf.study(rlhf.Config(judge="m", out=str(tmp_path)))
-    monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ImportError, match="pip install openai"):
-        judge.llm("m", tmp_path / "c")
 
 
 # ---- the cache -----------------------------------------------------------------------------------
@@ -429,7 +496,7 @@ def test_win_rate_by_a_language_model(server, tmp_path):  # sides mixed up, prom
     assert rlhf.judged_by(judge.llm("m", tmp_path / "c"), rows).tolist() == [1, 1, 1, 1, 0, 0.5]
     examples = [data.Example(p, b) for p, b in zip(prompts, second)]
     assert evaluate.judged(judge.llm("m", tmp_path / "c"), examples, first) == 4.5 / 6
-    assert len(server.asked) == 12
+    assert len(server.asked) == 12 + 2 + 2  # "tie" is no answer, and asked for again
 
 
 def test_agreement_is_as_counted_by_hand():  # a tie as a win, a place as the other
@@ -450,6 +517,26 @@ def test_agreement_is_as_counted_by_hand():  # a tie as a win, a place as the ot
 def test_scores_as_judges():  # a tie that the second wins
     ask = judge.by_score(lambda prompts, texts: [len(t) for t in texts])
     assert ask([("p", "aa", "b"), ("p", "b", "aa"), ("p", "a", "b")]) == [1, 0, 0.5]
+    with pytest.raises(ValueError, match="a score is not a number"):  # loses twice: a tie
+        judge.by_score(lambda prompts, texts: [float("nan")] * len(texts))(ROWS)
+
+
+@pytest.mark.parametrize("labels, found", [
+    (["LABEL_0", "LABEL_1", "LABEL_2"], None), (["entailment", "not_entailment"], None),
+    (["CONTRADICTION", "NEUTRAL", "ENTAILMENT"], (0.5, -0.5, 0))])
+def test_an_nli_classifier_names_its_labels(tmp_path, monkeypatch, mistake, labels, found):
+    # 0 for everything, or nothing ever a contradiction
+    classifier = lambda pair: {"label": labels[int(pair["text"])], "score": 0.5}
+    classifier.model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(labels))))
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(
+        pipeline=lambda task, model, truncation: classifier))
+    if found:
+        assert tuple(encoders.nli("x")(str(k), "b") for k in (0, 2, 1)) == found
+        return
+    files.write_rows(tmp_path / "o.jsonl", [{"outputs": ["a", "b"]}])
+    assert f"--nli x: its labels are {', '.join(labels)}, not" in mistake(
+        measured.main, [str(tmp_path / "o.jsonl"), "--nli", "x"])
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_command(server, tmp_path, monkeypatch, capsys):  # a column under another's name
@@ -611,7 +698,6 @@ def chromium():
         found.close()
 
 
-@pytest.mark.slow
 def opened(chromium, page, scheme, width):
     "A file in a browser -> its tab, and lists of what went wrong in it and of what it asked for."
     context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
