@@ -23,7 +23,6 @@ import json
 import os
 import random
 import re
-import statistics
 import threading
 import time
 import urllib.error
@@ -87,10 +86,8 @@ def parse(answer):
 def client(model, timeout, retries):
     """
     A function of messages -> (what `parse` makes of the answer, its words, tokens in, tokens out)
-    that asks a language model, at temperature 0 unless it refuses that.
-
-    Rate limits, server errors, lost connections and time-outs are tried again with growing pauses,
-    or when the server says. OSError for an endpoint that still does not answer, or refuses.
+    that asks a language model. What passes (rate limits, server errors, lost connections) is tried
+    again with growing pauses, or when the server says; OSError for what does not.
     """
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key or not key.isascii() or not key.isprintable():
@@ -107,10 +104,9 @@ def client(model, timeout, retries):
 
     def post(question):
         "One try -> (HTTP status, reply, its header retry-after)."
-        request = urllib.request.Request(
-            url.rstrip("/") + "/chat/completions",
-            json.dumps({"model": model, "messages": question, **settings}).encode(),
-            {"Content-Type": "application/json", "User-Agent": "plain-rlhf"})
+        body = json.dumps({"model": model, "messages": question, **settings}).encode()
+        request = urllib.request.Request(url.rstrip("/") + "/chat/completions", body, {
+            "Content-Type": "application/json", "User-Agent": "plain-rlhf"})
         request.add_unredirected_header("Authorization", f"Bearer {key}")  # for nobody else
         until, said = time.monotonic() + timeout, bytearray()
         try:
@@ -124,14 +120,14 @@ def client(model, timeout, retries):
                     raise OSError("a reply without an end")
             if reply.length:
                 raise OSError("half a reply")
-            return reply.status, said.decode("utf-8", "replace"), reply.headers["retry-after"]
+            return reply.status, said.decode(errors="replace"), reply.headers.get("retry-after", "")
 
     def ask(question):
         for tries in range(1, retries + 2):
             try:
                 status, said, wait = post(question)
             except (OSError, http.client.HTTPException) as error:
-                status, said, wait = 0, f"no answer after {tries} tries, {error}", None
+                status, said, wait = 0, f"no answer after {tries} tries, {error}", ""
             for setting in list(settings) if status in (400, 422) else ():
                 if setting in said or "context length" in said and setting != "temperature":
                     print(f"{name} refuses {setting}, and is asked without it from now on")
@@ -142,7 +138,7 @@ def client(model, timeout, retries):
             if 0 < status < 500 and status not in (408, 409, 429):
                 break
             if tries <= retries:
-                is_number = re.fullmatch(r"\d+\.?\d*", wait or "")
+                is_number = re.fullmatch(r"\d+\.?\d*", wait)
                 time.sleep(min(float(wait), 60) if is_number else 2 ** (tries - 2))
         if status != 200:
             said = f"HTTP status {status}, {said}" if status else said
@@ -165,19 +161,18 @@ def client(model, timeout, retries):
 
 def llm(model, cache, timeout=300, retries=5):
     """
-    A language model as a judge. `cache` is the file of its answers so far.
+    A language model as a judge, at temperature 0 unless it refuses that. `cache` is the file of its
+    answers so far: whatever can be made out is in it as soon as it has come, all else asked again.
 
-    ValueError here if the key is missing, or if the file is one of something else; while judging
-    OSError if the endpoint gives up, ValueError if not one answer can be made out. Those that can
-    are in the file as soon as they have come; all others, and a row that a kill cut short, are
-    asked for again.
+    ValueError if the key is missing, or if the file is one of something else; while judging OSError
+    if the endpoint gives up, ValueError if not one answer can be made out.
     """
     ask, path, lock = client(model, timeout, retries), Path(cache), threading.Lock()
     start, kept = b'{"of": "', {}  # hash of the question: 1 or 0
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         if not start.startswith(line[:len(start)]):
             raise ValueError(f"{path} is not a file of a judge's answers: name another one")
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # as of an older format
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut by a kill, or older
             row = json.loads(line)
             kept[row["of"]] = {0: 0, 1: 1}[row["said"]]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,8 +190,7 @@ def llm(model, cache, timeout=300, retries=5):
                 if said is None:
                     unread.append(words)
                 else:
-                    # The newline in front: a row that a kill cut short stays a line of its own.
-                    file.write(f"\n{json.dumps(row)}".encode())
+                    file.write(f"\n{json.dumps(row)}".encode())  # no part of a line that was cut
                     kept[key] = said
                 spent[:] = [a + b for a, b in zip(spent, tokens)]
                 bar.set_postfix_str("tokens {:,} in, {:,} out".format(*spent), refresh=False)
@@ -243,37 +237,20 @@ def both_orders(judge, rows):
     return values, shown, swapped
 
 
-def compare(judge, prompts, a, b):
-    "Judges all a[i] against b[i] at once -> the `judge` that metrics.win_rate(a, b, judge) calls."
-    values, _, _ = both_orders(judge, list(zip(prompts, a, b)))
-    return lambda i, x, y: values[i]
-
-
 def agreement(rows, judge):
     """
     How a judge orders comparisons that people have labelled -> {"values": 1 for each row ordered as
     they did, "accuracy", "chosen_first" and "chosen_second", the same where people's choice is
-    shown in that place, "ties", and "unparseable", of 2 answers a row}.
-
-    Where every row has a "margin" or a "confidence", also "clear" and "close": the accuracy where
-    that is above its median, and where it is not. ValueError if there are no rows.
+    shown in that place, "ties", and "unparseable", of 2 answers a row}. ValueError without rows.
     """
     if not rows:
         raise ValueError("there are no comparisons to agree with")
     mean = lambda values: sum(values) / len(values)
     right, first, second = both_orders(judge, [(r.prompt, r.chosen, r.rejected) for r in rows])
-    report = {"values": right, "accuracy": mean(right),
-              "chosen_first": mean([0.5 if v is None else v for v in first]),
-              "chosen_second": mean([0.5 if v is None else 1 - v for v in second]),
-              "ties": right.count(0.5), "unparseable": (first + second).count(None)}
-    for name in ("margin", "confidence"):
-        sure = [abs(r.meta[name]) for r in rows if isinstance(r.meta.get(name), (int, float))]
-        if len(sure) == len(rows):
-            median = statistics.median_low(sure)
-            for key, is_clear in (("clear", True), ("close", False)):
-                part = [v for v, s in zip(right, sure) if (s > median) == is_clear]
-                report |= {key: mean(part)} if part else {}
-    return report
+    return {"values": right, "accuracy": mean(right),
+            "chosen_first": mean([0.5 if v is None else v for v in first]),
+            "chosen_second": mean([0.5 if v is None else 1 - v for v in second]),
+            "ties": right.count(0.5), "unparseable": (first + second).count(None)}
 
 
 # ---- Labels from people --------------------------------------------------------------------------
@@ -378,15 +355,14 @@ def main(argv=None):
             judges[args.model] = llm(args.model, args.cache)
         report = {}
         for name, judge in judges.items():
-            report[name] = agreement(rows, judge)
-            _, low, high, n = metrics.interval(report[name].pop("values"))
-            report[name] |= {"low": low, "high": high, "n": n}
+            found = agreement(rows, judge)
+            _, low, high, n = metrics.interval(found.pop("values"))
+            report[name] = found | {"low": low, "high": high, "n": n}
         path = Path(args.out or f"{files[0]}.agreement.json")
         write_file(path, json.dumps(report, indent=1))
     except (ValueError, OSError, ImportError) as error:
         fail(error)
-    columns = [c for c in ("accuracy", "low", "high", "chosen_first", "chosen_second", "clear",
-                           "close", "ties", "unparseable") if c in report["length"]]
+    columns = ("accuracy", "low", "high", "chosen_first", "chosen_second", "ties", "unparseable")
     width = max(map(len, report))
     print(f"{len(rows)} comparisons\n{'':{width}}  " + "  ".join(columns))
     for name, row in report.items():

@@ -28,7 +28,7 @@ import model as m
 import reward
 import sft
 from data import checkpoint, collect, rewards
-from data.judge import compare, llm
+from data.judge import both_orders, llm
 from data.run import pick_device
 
 POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf")
@@ -37,9 +37,8 @@ POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf"
 
 def judged(judge, examples, texts):
     "Win rate of texts against the examples' references by a judge."
-    prompts, references = [e.prompt for e in examples], [e.response for e in examples]
-    verdict = compare(judge, prompts, texts, references)
-    return float(metrics.win_rate(texts, references, verdict).mean())
+    rows = [(e.prompt, text, e.response) for e, text in zip(examples, texts)]
+    return float(np.mean(both_orders(judge, rows)[0]))
 
 
 def evaluate(name, seed, n, out, judge=None):

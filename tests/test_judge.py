@@ -24,7 +24,6 @@ import pytest
 import torch
 
 import data
-import metrics
 import model as m
 import reward
 import rlhf
@@ -60,6 +59,10 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
+
+    def do_GET(self):
+        self.server.requests.append((self.path, None, {k.lower() for k in self.headers}))
+        self.send_error(404)
 
     def do_POST(self):
         self.asked = request = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -307,6 +310,14 @@ def test_what_is_hopeless_stops_at_once(server, tmp_path, status, headers, body,
     assert len(server.asked) == 1
 
 
+def test_no_redirection_takes_the_key_away(server, tmp_path):
+    server.script = lambda shown, before: (302, {"location": "/elsewhere"}, "")
+    with pytest.raises(OSError, match="m at 127.0.0.1: HTTP status 404"):
+        judge.llm("m", tmp_path / "c")(ROWS[:1])
+    assert [path for path, *_ in server.requests] == ["/v1/chat/completions", "/elsewhere"]
+    assert ["authorization" in headers for *_, headers in server.requests] == [True, False]
+
+
 @pytest.mark.parametrize("usage", [None, {"prompt_tokens": "many"}, {}])
 def test_tokens_that_a_server_does_not_count(server, tmp_path, usage):  # no answer without a bill
     server.script = lambda shown, before: (200, {}, chat("A", usage=usage))
@@ -476,9 +487,7 @@ def test_the_key_is_nowhere(server, tmp_path, monkeypatch, capsys):  # an echo t
 def test_a_judge_that_always_says_a(server, tmp_path):  # a bias that passes for an opinion
     server.script = lambda shown, before: "A"
     ask = judge.llm("m", tmp_path / "c")
-    prompts, good, bad = zip(*ROWS)
-    wins = metrics.win_rate(good, bad, judge.compare(ask, prompts, good, bad))
-    assert wins.tolist() == [0.5] * 6
+    assert judge.both_orders(ask, ROWS) == ([0.5] * 6, [1] * 6, [1] * 6)
     found = judge.agreement([data.Comparison(*row) for row in ROWS], ask)
     assert (found["accuracy"], found["chosen_first"], found["chosen_second"]) == (0.5, 1, 0)
     assert (found["ties"], found["unparseable"]) == (6, 0)
@@ -489,8 +498,9 @@ def test_win_rate_by_a_language_model(server, tmp_path):  # sides mixed up, prom
         "tie" if "5" in shown["instruction"] else wise(shown, before))
     prompts, good, bad = zip(*ROWS)
     first, second = [*good[:4], *bad[4:]], [*bad[:4], *good[4:]]
-    verdict = judge.compare(judge.llm("m", tmp_path / "c"), prompts, first, second)
-    assert metrics.win_rate(first, second, verdict).tolist() == [1, 1, 1, 1, 0, 0.5]
+    values, _, _ = judge.both_orders(judge.llm("m", tmp_path / "c"), list(
+        zip(prompts, first, second)))
+    assert values == [1, 1, 1, 1, 0, 0.5]
     rows = [{"prompt": p, "outputs": [a, "never shown"], "reference": b}
             for p, a, b in zip(prompts, first, second)]
     assert rlhf.judged_by(judge.llm("m", tmp_path / "c"), rows).tolist() == [1, 1, 1, 1, 0, 0.5]
@@ -502,14 +512,13 @@ def test_win_rate_by_a_language_model(server, tmp_path):  # sides mixed up, prom
 def test_agreement_is_as_counted_by_hand():  # a tie as a win, a place as the other
     said = {  # (with the chosen one first, with it second)
         0: (1, 0), 1: (1, 0), 2: (0, 1), 3: (1, 1), 4: (None, 0), 5: (0.5, 0.5)}
-    rows = [data.Comparison(f"{i}", "c", "r", {"margin": i}) for i in said]
+    rows = [data.Comparison(f"{i}", "c", "r") for i in said]
     found = judge.agreement(rows, lambda shown: [said[int(p)][a == "r"] for p, a, b in shown])
     assert found["values"] == [1, 1, 0, 0.5, 0.5, 0.5]
     assert found["accuracy"] == pytest.approx(3.5 / 6)
     assert found["chosen_first"] == pytest.approx((1 + 1 + 0 + 1 + 0.5 + 0.5) / 6)
     assert found["chosen_second"] == pytest.approx((1 + 1 + 0 + 0 + 1 + 0.5) / 6)
     assert (found["ties"], found["unparseable"]) == (3, 1)
-    assert found["clear"] == pytest.approx(1.5 / 3) and found["close"] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="no comparisons"):
         judge.agreement([], None)
 
@@ -549,8 +558,7 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):  # a column under a
                                          channels=16, heads=2, kv_heads=2))
     checkpoint.save(tmp_path / "reward.pt", "reward", scorer, tokenizer.record,
            {"stage": "reward", "step": 1, "finished": True})
-    path = labelled_file(tmp_path / "c.jsonl", confidence=lambda i: i,
-                         reference=lambda i: f"good {i}")
+    path = labelled_file(tmp_path / "c.jsonl", reference=lambda i: f"good {i}")
     judge.main([str(path), "--model", "m", "--reward", "reward.pt"])
     report = json.loads((tmp_path / "c.jsonl.agreement.json").read_text())
     assert list(report) == ["length", "rouge", "reward", "m"]
@@ -560,7 +568,7 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):  # a column under a
         rewards.text_scorer(reward.scorer(scorer, tokenizer.pad), tokenizer), ROWS))
     mine = report["m"]
     assert (mine["accuracy"], mine["ties"], mine["unparseable"], mine["n"]) == (5.5 / 6, 1, 2, 6)
-    assert mine["low"] < mine["accuracy"] <= mine["high"] and mine["close"] == 1
+    assert mine["low"] < mine["accuracy"] <= mine["high"]
     out = capsys.readouterr().out
     header, row = (next(line for line in out.splitlines() if line.startswith(start)).split()
                    for start in ("       ", "m  "))
