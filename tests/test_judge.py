@@ -389,18 +389,6 @@ def tiny(kind):
                                          channels=16, heads=2, kv_heads=2))
 
 
-def heard():
-    "Ctrl-C reaches a process even if this one, in a script's background, was told to ignore it."
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def command(*words, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", "data.judge", *map(str, words)], text=True,
-                            cwd=cwd, env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, preexec_fn=heard)
-
-
 @pytest.mark.parametrize("how", [
     signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_killed_run_keeps_what_was_paid_for(server, tmp_path, how):
@@ -416,7 +404,10 @@ def test_a_killed_run_keeps_what_was_paid_for(server, tmp_path, how):
         return wise(shown, 0)
     server.script = script
     path = labelled_file(tmp_path / "c.jsonl", 20)
-    run = command(path, "--model", "m", "--cache", tmp_path / "kept", cwd=tmp_path)
+    words = [sys.executable, "-m", "data.judge", path, "--model", "m", "--cache", tmp_path / "kept"]
+    run = subprocess.Popen(  # which hears Ctrl-C even if we, in a script's background, do not
+        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for _ in range(5):
         assert answered.acquire(timeout=20)
     while (tmp_path / "kept").read_bytes().count(b"\n") < 5:
