@@ -54,7 +54,7 @@ ASIDE = re.compile(  # an article; the loser of a comparison
     r"\ba[ *_]+(?=(better|best|final|winn|output|summary|response|text|option|choice|decision))"
     r"|\b(than|over)\W+(\w+\W+){0,2}?[ab]\b")
 THOUGHT = re.compile(  # to its end, and from its beginning where it has none
-    r".*(\W/(think|thought|reason)\w*\W|final<\|message\|>)"
+    r"\A.*(\W/(think|thought|reason)\w*\W|final<\|message\|>)"
     r"|([<\[](think|thought|reason)|<\|channel\|>).*", re.S)
 ROOM = 4096  # tokens of an answer: a letter, in some models after a thought
 LIMIT = 1_000_000  # bytes that are read of a reply

@@ -132,6 +132,9 @@ def wise(shown, before):
     ("<|channel|>analysis<|message|>\nA\n", None)])
 def test_parse(answer, said):  # an article read as a verdict; the first letter of "both"; a thought
     assert judge.parse(answer) == said
+    began = time.process_time()
+    assert judge.parse("let me think " * 1000 + "\n" + answer) == said
+    assert time.process_time() - began < 1  # a second for every thousand words
 
 
 @pytest.mark.parametrize("reply", [
