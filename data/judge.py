@@ -83,11 +83,9 @@ def parse(answer):
 
 
 def client(model, timeout, retries):
-    """
-    A function of messages -> (what `parse` makes of the answer, its words, tokens in, tokens out)
+    """A function of messages -> (what `parse` makes of the answer, its words, tokens in, and out)
     that asks a language model. What passes (rate limits, server errors, lost connections) is tried
-    again with growing pauses, or when the server says; OSError for what does not.
-    """
+    again with growing pauses, or when the server says; OSError for what does not."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key or not key.isascii() or not key.isprintable():
         raise ValueError("a language model as judge needs a key, in plain letters: set "
@@ -159,13 +157,10 @@ def client(model, timeout, retries):
 
 
 def llm(model, cache, timeout=300, retries=5):
-    """
-    A language model as a judge, at temperature 0 unless it refuses that. `cache` is the file of its
-    answers so far: whatever can be made out is in it as soon as it has come, all else asked again.
-
-    ValueError if the key is missing, or if the file is one of something else; while judging OSError
-    if the endpoint gives up, ValueError if not one answer can be made out.
-    """
+    """A language model as a judge, at temperature 0 unless it refuses that. What can be made out of
+    its answers is in the file `cache` as soon as it has come; all else is asked again.
+    ValueError if the key is missing, or the file one of something else; while judging OSError if
+    the endpoint gives up, ValueError if not one answer can be made out."""
     ask, path, lock = client(model, timeout, retries), Path(cache), threading.Lock()
     start, kept = b'{"of": "', {}  # hash of the question: 1 or 0
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
