@@ -46,7 +46,7 @@ def join_groups(prompts, groups, pad):
         column     0    1    2    3    4    5    6    7    8    9
         ids        1    2    3    4    5  EOS    6  EOS  PAD  PAD
         segment    0    0    0    1    1    1    2    2   -1   -1
-        position   0    1    2    3    4    5    3    4              counted by the model's layout
+        place      0    1    2    3    4    5    3    4              counted by the model
         ends                                *         *              where a score is read
 
     A token sees the prompt, and what is before it in its own segment: nothing of other responses.
