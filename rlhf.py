@@ -111,9 +111,10 @@ def outputs_of(run, config, policy, split):
     if policy == "diverse":
         pool = DIVERSE * samples
 
+    examples = data.load(config.data, split, config.inputs)
+
     def make():
         network, tokenizer, gold = run.networks[source], run.tokenizer, data.gold(config.data)
-        examples = data.load(config.data, split, config.inputs)
         prompts = [tokenizer.prompt(e.prompt) for e in examples]
         references = [tokenizer.response(e.response) for e in examples]
         answers = answers_of(run, policy, network, prompts, pool, samples, temperature)
@@ -140,7 +141,8 @@ def outputs_of(run, config, policy, split):
 
     digests = [run.digests.get(name) for name in (source, "sft", "reward", "other")]
     return lineage.kept(run.folder / "samples" / f"{split}.{policy}.jsonl",
-                        [*digests, temperature, samples, pool, config.inputs, policy], make)
+                        [*digests, temperature, samples, pool, policy, run.seed,
+                         [[e.prompt, e.response] for e in examples]], make)
 
 
 def sampled(config, runs, where):
@@ -220,13 +222,13 @@ def judged_by(judge, rows):
 
 def measure_all(rows, sft_rows, diversities=PLAIN, judge=None):
     """Of {policy: {split: rows of each seed}}: values and reports, as data/claims.py has them.
-    `sft_rows` {split: rows of each seed}; where there are none, a policy stands beside itself.
-    Across inputs a policy is measured where `diversities` has an encoder."""
+    `sft_rows`: {split: rows of each seed}. Across inputs a policy is measured where `diversities`
+    has an encoder."""
     values, reports = {}, {}
     for policy, by_split in rows.items():
         values[policy], reports[policy] = {}, {}
         for split, seeds in by_split.items():
-            pairs = zip(seeds, sft_rows.get(split, seeds))
+            pairs = zip(seeds, sft_rows[split])
             measured = stacked([measure(own, sft, diversities) for own, sft in pairs])
             if judge and (policy in POLICIES or "gold" not in measured):
                 measured["win_rate_judge"] = np.stack([judged_by(judge, own) for own in seeds])
@@ -242,19 +244,22 @@ def measure_all(rows, sft_rows, diversities=PLAIN, judge=None):
 def measure_sizes(config, runs, values, splits, seconds):
     """SFT and RLHF of every width with the first seed, their base included, which is trained here
     -> {width: {policy: {split: summaries}}}."""
-    widths = {}
+    widths, own = {}, str(runs[0].networks["sft"].config.channels)
     for name, size in lineage.SIZES.items():
+        if name == own:  # the main run has it
+            continue
         with lineage.timed(seconds, f"width {name}"):
-            small = replace(config, out=f"{config.out}/size-{name}", init="scratch", seeds=1,
-                            full=False, sweeps=False)
-            lineage.train_all(small, **size)
+            small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False,
+                            sweeps=False)
+            lineage.train(small, lineage.all_runs(small, config, init="scratch", **size))
             rows = sampled(small, [lineage.load_run(small, 0)], {"sft": splits, "rlhf": splits})
-            widths[name], _ = measure_all(rows, {})
-    widths[str(runs[0].networks["sft"].config.channels)] = values
-    first_seed = lambda x: {k: x[k][:1] for k in ("win_rate", "per_input_ead")}
-    return {name: {policy: {split: claims.summaries(first_seed(by_policy[policy][split]))
-                            for split in splits} for policy in ("sft", "rlhf")}
-            for name, by_policy in widths.items()}
+            widths[name], _ = measure_all(rows, rows["sft"])
+    widths[own] = values
+    parts = {s: [s] for s in splits} | {"shifts": splits[1:]}
+    return {name: {policy: {part: claims.summaries({
+        k: np.concatenate([by_policy[policy][s][k][:1] for s in of], axis=1)
+        for k in ("win_rate", "per_input_ead")}) for part, of in parts.items()}
+        for policy in ("sft", "rlhf")} for name, by_policy in widths.items()}
 
 
 # ---- the study -----------------------------------------------------------------------------------
@@ -278,17 +283,17 @@ def study(config):
         judge = llm(config.judge, Path(config.out) / "judge.jsonl")
     folder = data.run_folder(config.data, 0, config.out)
     _held = lock(folder)  # until this function ends
-    seconds = lineage.train_all(config)
+    seconds = lineage.train(config, lineage.all_runs(config))
     runs = lineage.load_runs(config)
     with lineage.timed(seconds, "sampling and scoring"):
         policies = [*POLICIES, *FRONTIER] + ([config.recipe] if config.recipe else [])
         rows = sampled(config, runs, dict.fromkeys(policies, splits))
         rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
-        swept = sampled(config, runs, lineage.sweep_splits(runs, splits)) if config.sweeps else {}
+        swept = sampled(config, runs, lineage.sweep_splits(config, splits)) if config.sweeps else {}
     with lineage.timed(seconds, "measuring"):
         diversities = PLAIN | lineage.diversities_of(config, runs[0], rows["sft"][splits[0]][0])
         values, reports = measure_all(rows, rows["sft"], diversities, judge)
-        swept_values, sweep = measure_all(swept, {})
+        swept_values, sweep = measure_all(swept, rows["sft"] | swept.get("sft", {}))
         for policy, by_split in swept_values.items():
             values[policy] = values.get(policy, {}) | by_split
     with lineage.timed(seconds, "judging the reward model"):
@@ -301,11 +306,13 @@ def study(config):
     decides, by_judge = next(iter(scores.values())), judge and not gold
     if judge:
         scores["judge"] = f"{config.judge}, 1 if better than the reference"
+    main = lineage.made_with(folder, "ppo")
     result = {
         "settings": asdict(config), "policies": reports,
-        **{name: lineage.main_flags(config, 0)[name] for name in ("beta", "lr")},
+        **{name: main[name] for name in ("beta", "lr")}, "estimator": main["kl"],
         "judge": config.judge if by_judge else decides, "score": decides, "scores": scores,
-        "reward_model": rewards, "claims": claims.decide(values, reports, rewards, splits),
+        "reward_model": rewards,
+        "claims": claims.decide(values, reports, rewards, splits, main["kl"]),
         "controls": claims.controls(values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched_kl(values, split) for split in splits],

@@ -1,13 +1,17 @@
 """
 The runs that a study stands on: trained where they are missing, loaded, and refused where they do
 not go together. What is made of them is kept beside them, with a mark of what it was made of.
+
+The main run is that of the first seed, perhaps made by hand. Every other run has its flags, and
+differs in one thing: the seed, what SWEEP names, the labels of the reward model, or the width.
 """
 
 import contextlib
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +23,7 @@ import ppo
 import reward
 import sft
 from data import checkpoint, collect, encoders, files, rewards
-from data.run import pick_device
+from data.run import FREE, flag, pick_device
 
 # Weight of the KL penalty, chosen on each task's validation split. On instructions a lower
 # temperature alone brings SFT far at little KL, so that a policy further away gains nothing on it.
@@ -30,6 +34,7 @@ SWEEP = {  # name: what is different from the main run of ppo.py
     "lr-1e-4": dict(lr=1e-4), "lr-4e-4": dict(lr=4e-4),
     "gold": dict(reward="gold", value="shared"), "beta-10": dict(beta=10.0), "shuffled": {}}
 SIZES = {"64": dict(channels=64, heads=2), "192": dict(channels=192, heads=6)}  # beside 128
+PLACE = ("data", "seed", "out", "device", "resume", "variant")  # flags that say which run it is
 
 
 @contextlib.contextmanager
@@ -39,83 +44,131 @@ def timed(seconds, what):
     seconds[what] = time.time() - began
 
 
+def home(config, seed):
+    return data.run_folder(config.data, seed, config.out)
+
+
 # ---- training ------------------------------------------------------------------------------------
 
 
-def train_stage(config, seed, module, variant="", **flags):
-    "Train a stage of this seed, or what is left of it, unless it is there -> {name: seconds}."
-    stage, began = module.__name__, time.time()
-    path = data.run_folder(config.data, seed, config.out) / variant / f"{stage}.pt"
-    if path.exists():
-        kind = "reward" if module is reward else "policy"
-        _, record = checkpoint.load(path, kind, unfinished=True)
-        if record["meta"].get("finished", True):
-            return {}
-        flags["resume"] = True
-    if variant:
-        flags["variant"] = variant
-    module.train(module.Config(data=config.data, seed=seed, out=config.out, device=config.device,
-                               **flags))
-    return {f"{variant or stage}, seed {seed}": time.time() - began}
+def made_with(folder, name):
+    """The flags, less PLACE, that <name>.pt in a seed's folder was trained with; {} if it is not
+    there. A parent in that folder goes by what names it for every seed."""
+    if not (folder / f"{name}.pt").exists():
+        return {}
+    read = lambda name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["config"]
+    flags = {key: value for key, value in read(name).items() if key not in PLACE}
+    for key, own in (("init", "sft.pt"), ("reward", "reward.pt")):
+        if flags.get(key) and Path(flags[key]).resolve() == (folder / own).resolve():
+            flags[key] = ""
+    if Path(flags["init"]).name == "base.pt" and (folder / "base.json").exists():
+        if read("base")["init"] == "scratch":  # and not pretrained by hand, or for all seeds
+            flags["init"] = "scratch"
+    return flags
 
 
-def main_flags(config, seed):
-    """The flags of the main run of ppo.py, which its variants have too: those that it was trained
-    with, perhaps by hand, or will be."""
-    path = data.run_folder(config.data, seed, config.out) / "ppo.json"
-    if not path.exists():
-        return {"beta": BETA[config.data]} if config.data in BETA else {}
-    flags = json.loads(path.read_text(encoding="utf-8"))["config"]
-    own = ("data", "seed", "out", "device", "resume", "variant")
-    return {name: value for name, value in flags.items() if name not in own}
+def main_flags(config, stage):
+    "The flags of the main run of a stage: of the first seed that has it, or what it will have."
+    given = {"init": config.init} if stage is sft and config.init != "base" else {}
+    for seed in range(config.seeds):
+        if flags := made_with(home(config, seed), stage.__name__):
+            return flags | given
+    if stage is ppo and config.data in BETA:
+        given["beta"] = BETA[config.data]
+    if stage is not sft:  # as the stage before it, so that the frozen layers are the same
+        before = main_flags(config, sft if stage is reward else reward)
+        given["freeze"] = before.get("freeze", 0.0)
+    return given
 
 
-def shuffled_labels(name, folder, seed):
-    "A folder of the run's comparisons, each of which prefers the other text half of the time."
-    rng, collected = np.random.default_rng(seed), folder / "comparisons.jsonl"
+def sweep(config):
+    "{name: flags of ppo.py} of the runs in SWEEP that are not the main run once more."
+    main = asdict(ppo.Config(**main_flags(config, ppo)))
+    return {name: changes for name, changes in SWEEP.items()
+            if (main != main | changes or name == "shuffled")
+            and (name != "gold" or config.data in data.WORLD)}  # nothing else has a gold score
+
+
+def variant(config, seed, name):
+    """Yields (seed, stage, name, flags): PPO once more with one thing changed, for the `shuffled`
+    control after a reward model of shuffled labels."""
+    flags = main_flags(config, ppo) | SWEEP[name]
+    if name == "shuffled":
+        folder = home(config, seed) / name
+        yield seed, reward, name, main_flags(config, reward) | {
+            "comparisons": str(folder), "annotator": "world"}
+        flags["reward"] = str(folder / "reward.pt")
+    yield seed, ppo, name, flags
+
+
+def all_runs(config, like=None, **size):
+    """Yields (seed, stage, name, flags): every stage of every seed, and the sweep. `size`: flags of
+    a base that is pretrained first, all others being those of the study `like`."""
+    flags = {stage: main_flags(like or config, stage) for stage in (sft, reward, ppo)}
+    flags[sft] |= size
+    for seed in range(config.seeds):
+        yield from ((seed, stage, "", given) for stage, given in flags.items())
+        for name in sweep(config) if config.sweeps else ():
+            yield from variant(config, seed, name)
+
+
+def train(config, runs):
+    """Train what is not there of `runs`, (seed, stage, name, flags) each, or what is left of it ->
+    {name: seconds}. ValueError, before that, if one that is there was trained with other flags."""
+    wanted, seconds = [], {}
+    for seed, stage, name, flags in runs:
+        folder, file = home(config, seed), Path(name) / stage.__name__
+        named = {"variant": name} if name else {}
+        given = stage.Config(data=config.data, seed=seed, out=config.out, device=config.device,
+                             **flags | named)
+        wanted.append((stage, folder, file, given))
+        had = made_with(folder, file)
+        for key in had.keys() - {*FREE}:
+            # Of paths, the last part counts: a folder may have been moved.
+            found, needed = (Path(str(value)).name for value in (had[key], getattr(given, key)))
+            if had[key] != getattr(given, key) and found != needed:
+                raise ValueError(
+                    f"{folder / file}.pt was trained with {flag(key)} {had[key]}, and this study "
+                    f"needs {getattr(given, key)}: a run has the flags of seed 0 but for what it "
+                    f"is to show; move it away, and it is trained again")
+    for stage, folder, file, given in wanted:
+        began, path = time.time(), folder / f"{file}.pt"
+        if path.exists():
+            kind = "reward" if stage is reward else "policy"
+            _, record = checkpoint.load(path, kind, unfinished=True)
+            if record["meta"].get("finished", True):
+                continue
+            given = replace(given, resume=True)
+        elif file.parent.name == "shuffled" and stage is reward:
+            shuffled_labels(config, folder, given.seed)
+        stage.train(given)
+        what = f"{file.parent.name or file.name}, seed {given.seed}"
+        seconds[what] = seconds.get(what, 0) + time.time() - began
+    return seconds
+
+
+def shuffled_labels(config, folder, seed):
+    """Writes the comparisons that the run's reward model learned from, each of which now prefers
+    the other text half of the time."""
+    rng, main = np.random.default_rng(seed), main_flags(config, reward)
+    source = main.get("comparisons") or config.data
+    collected = source in data.WORLD or main.get("annotator", "world") != "world"
     for split in ("train", "validation"):
-        if collected.exists():
-            rows = [row for row in files.read_log(collected) if row["split"] == split]
+        if collected:
+            rows = [row for row in files.read_log(folder / "comparisons.jsonl")
+                    if row["split"] == split]
         else:
-            rows = [asdict(pair) for pair in data.comparisons(name, split)]
+            rows = [asdict(pair) | pair.meta for pair in data.comparisons(source, split)]
         for row in rows:
             if rng.random() < 0.5:
                 row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
         files.write_rows(folder / "shuffled" / f"comparisons.{split}.jsonl", rows)
-    return folder / "shuffled"
 
 
-def train_variant(config, seed, name):
-    """PPO once more with one thing changed; for the `shuffled` control, the reward model too ->
-    {name: seconds}."""
-    flags = main_flags(config, seed) | SWEEP[name]
-    if name == "shuffled":
-        folder = data.run_folder(config.data, seed, config.out)
-        if not (folder / name / "reward.pt").exists():
-            shuffled_labels(config.data, folder, seed)
-        train_stage(config, seed, reward, name, comparisons=str(folder / name))
-        flags["reward"] = str(folder / name / "reward.pt")
-    return train_stage(config, seed, ppo, name, **flags)
-
-
-def train_all(config, **size):
-    """Every stage of every seed, and the sweep, unless they are there -> {name: seconds}. `size`:
-    the flags of a base that is pretrained first."""
-    seconds = {}
-    for seed in range(config.seeds):
-        seconds |= train_stage(config, seed, sft, init=config.init, **size)
-        seconds |= train_stage(config, seed, reward)
-        seconds |= train_stage(config, seed, ppo, **main_flags(config, seed))
-        for name in SWEEP if config.sweeps else ():
-            if name != "gold" or config.data in data.WORLD:  # only the world has a gold score
-                seconds |= train_variant(config, seed, name)
-    return seconds
-
-
-def sweep_splits(runs, splits):
+def sweep_splits(config, splits):
     "{policy: splits} of the sweep; on validation, too, is what a choice is made among."
-    where = {name: splits for name in SWEEP if name in runs[0].networks}
-    where |= {name: ("validation", *splits) for name in where if name.startswith("lr-")}
+    where = {name: ("validation", *splits) if name.startswith("lr-") else splits
+             for name in sweep(config)}
     return where | {"rlhf": ["validation"], "sft": ["validation"]}
 
 
@@ -125,21 +178,21 @@ def sweep_splits(runs, splits):
 def load_run(config, seed):
     """The checkpoints of one seed, loaded once, with their digests. ValueError if they do not go
     together: another tokeniser, or trained from another sft.pt or reward.pt."""
-    folder, device = data.run_folder(config.data, seed, config.out), pick_device(config.device)
+    folder, device = home(config, seed), pick_device(config.device)
     policy, record = checkpoint.load_frozen(folder / "sft.pt", "policy", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     networks, digests = {"sft": policy}, {"sft": record["digest"]}
-    init = record["meta"]["config"]["init"]
+    init = made_with(folder, "sft")["init"]
     paths = {"base": {"base": sft.BASE, "scratch": folder / "base.pt"}.get(init, init),
              "reward": folder / "reward.pt", "ppo": folder / "ppo.pt"}
-    if config.sweeps:
-        paths |= {name: path for name in SWEEP if (path := folder / name / "ppo.pt").exists()}
+    for name in sweep(config) if config.sweeps else ():
+        paths[name] = folder / name / "ppo.pt"
     for name, path in paths.items():
         kind = "reward" if name == "reward" else "policy"
         networks[name], record = checkpoint.load_frozen(path, kind, device, tokenizer.fingerprint)
         digests[name] = record["digest"]
         parents = {} if name == "base" else {"init": "sft"}
-        if name == "ppo" and not record["meta"]["config"]["reward"]:
+        if name != "base" and record["meta"]["config"].get("reward") == "":
             parents["reward"] = "reward"
         for parent, stage in parents.items():
             if record["meta"]["parents"].get(parent) != digests[stage]:
@@ -159,7 +212,7 @@ def load_runs(config):
         for run, following in zip(runs, runs[1:] + runs[:1]):
             run.judges["other"] = following.judges["proxy"]
             run.digests["other"] = following.digests["reward"]
-    elif (path := data.run_folder(config.data, 1, config.out) / "reward.pt").exists():
+    elif (path := home(config, 1) / "reward.pt").exists():
         [run] = runs
         model, record = checkpoint.load_frozen(path, "reward", run.device,
                                                run.tokenizer.fingerprint)
@@ -185,14 +238,17 @@ def kept(path, of, make):
 def quality(config, runs, split):
     """What the reward model of each run knows of the truth -> {measure: [number of each seed]}, see
     collect.quality."""
+    n = max(config.inputs * 5 // 2, 60)
+    stored = ([] if config.data in data.WORLD else
+              [[c.prompt, c.chosen, c.rejected] for c in data.comparisons(config.data, split, n)])
+
     def of_run(run):
-        found = collect.quality(rewards.text_scorer(run.judges["proxy"], run.tokenizer),
+        return [collect.quality(rewards.text_scorer(run.judges["proxy"], run.tokenizer),
                                 rewards.text_sampler(run.networks["sft"], run.tokenizer),
-                                config.data, split, max(config.inputs * 5 // 2, 60), run.seed)
-        return [found]
+                                config.data, split, n, run.seed)]
 
     each = [kept(run.folder / "samples" / f"{split}.quality.json",
-                 [run.digests["sft"], run.digests["reward"], config.inputs], lambda: of_run(run))[0]
+                 [run.digests["sft"], run.digests["reward"], n, stored], lambda: of_run(run))[0]
             for run in runs]
     return {name: [row[name] for row in each] for name in each[0] if name != "of"}
 

@@ -127,7 +127,7 @@ def contents(folder, result, texts):
             ("How was the learning rate of PPO chosen?", [Table(
                 ["learning rate", "win rate on validation", "KL"],
                 [[name, *(cell(result["sweep"][run]["validation"][k]) for k in ("win_rate", "kl"))]
-                 for name, run in rates.items()])]),
+                 for name, run in rates.items() if run in result["sweep"]])]),
             ("Controls", [Table(["control", "expected", "found", "holds"], [
                 [c["control"], c["expected"], c["found"], "yes" if c["holds"] else "NO"]
                 for c in result["controls"]])])]
