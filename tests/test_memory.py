@@ -280,8 +280,7 @@ def test_a_run_in_bf16(value, toy, tmp_path, monkeypatch, quick):
     moved = weights["ppo"]["norm.weight"] - weights["sft"]["norm.weight"]
     assert 0 < moved.abs().max() < 1e-3  # smaller than bf16 resolves at 1
     _, policy, network, ref_policy, reward_fn, *_ = seen[0]
-    scorer = reward_fn.model
-    assert scorer.trunk.embed.weight.data_ptr() == policy.embed.weight.data_ptr()
+    assert reward_fn.model.trunk.embed.weight.data_ptr() == policy.embed.weight.data_ptr()
     assert policy.recompute and getattr(network, "trunk", policy).recompute
     assert {p.dtype for p in ref_policy.parameters()} == {BF16}
 

@@ -280,6 +280,8 @@ def test_adaptive_beta():  # a step per row instead of per rollout, no clip, the
     factors = [1 + 0.2 * 0.05, 1 + 0.1 * 0.05, 1, 1 - 0.05 * 0.05, 1 - 0.2 * 0.05]
     expected = list(itertools.accumulate([0.1, *factors], lambda a, b: a * b))[1:]
     assert seen == pytest.approx(expected)
+    for kl, factor in ((12.0, 1.2), (0.0, 0.8)):  # however many responses: below zero there is none
+        assert ppo.adapted(0.1, kl, 6.0, 20_000) == pytest.approx(0.1 * factor)
 
 
 # ---- networks: act, experience, update -----------------------------------------------------------
