@@ -14,7 +14,7 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
 Every policy is sampled, scored and measured by the same code. Outputs are kept as JSON lines and
 used again, so an interrupted study goes on where it stopped, and a new measure costs no sampling.
 
-Not here: how the runs are trained and loaded (data/lineage.py), the claims and their statistics
+Not here: which runs are trained, and how (data/lineage.py), claims and their statistics
 (data/claims.py), figures (data/figures.py) and pages (data/report.py).
 """
 
@@ -79,12 +79,11 @@ PLAIN = {"ead": metrics.ead, "distinct": metrics.distinct}  # diversities that n
 def answers_of(run, policy, network, prompts, pool, samples, temperature):
     "What a policy answers to prompts, all as ids: `samples` of each, chosen from a larger pool."
     answers = pools.sample_pool(network, prompts, pool, run.tokenizer.response_tokens, temperature,
-                              run.seed, MIN_P if policy == "diverse" else 0.0)
+                                run.seed, MIN_P if policy == "diverse" else 0.0)
     if pool == samples:
         return answers
     scores = run.judges["proxy"]([p for p in prompts for _ in range(pool)], [*chain(*answers)])
-    bests = bon.disjoint_bests if pool >= N * samples else bon.simulated_bests
-    chosen = []
+    bests, chosen = bon.disjoint_bests if pool >= N * samples else bon.simulated_bests, []
     for ids, row in zip(answers, scores.view(-1, pool).numpy()):
         if policy == "diverse":  # in the order of sampling: the first is no better than the last
             overlap = pools.overlaps([run.tokenizer.decode(r) for r in ids])
@@ -96,7 +95,7 @@ def answers_of(run, policy, network, prompts, pool, samples, temperature):
 
 
 def outputs_of(run, config, policy, split):
-    """Rows of a policy's outputs on a split, from disk if they are of the same checkpoints:
+    """Rows of a policy's outputs on a split, from disk if all that they are made of is the same:
 
     {"prompt", "reference", "outputs", and for each output its "length" in tokens, "kl", the
     log-ratio to SFT at temperature 1 (None of a set), and the scores "gold" (in the world), "proxy"
@@ -105,12 +104,9 @@ def outputs_of(run, config, policy, split):
     """
     how = {**POLICIES, **FRONTIER, "diverse": ("sft", 1.0)}
     source, temperature = how.get(policy, (policy, 1.0))  # else a run of the sweep
-    samples = pool = 1 if policy in FRONTIER or temperature == 0 else config.samples
-    if policy == BEST:
-        pool = N * samples if config.full else 4 * N
-    if policy == "diverse":
-        pool = DIVERSE * samples
-
+    samples = 1 if policy in FRONTIER or temperature == 0 else config.samples
+    pool = {BEST: N * samples if config.full else 4 * N, "diverse": DIVERSE * samples}.get(
+        policy, samples)
     examples = data.load(config.data, split, config.inputs)
 
     def make():
@@ -122,15 +118,14 @@ def outputs_of(run, config, policy, split):
         pairs = [p for p in prompts for _ in range(samples)], [*chain(*answers)]
         kl = (pools.loglikelihood(network, *pairs, temperature, tokenizer.pad)
               - pools.loglikelihood(run.networks["sft"], *pairs, 1.0, tokenizer.pad))
-        if policy == BEST:
-            kl += bon.kl_bound(N)
+        kl += bon.kl_bound(N) if policy == BEST else 0.0
         columns = {"prompt": [e.prompt for e in examples],
                    "reference": [e.response for e in examples], "outputs": texts,
-                   "kl": kl.reshape(len(prompts), -1).tolist(),
+                   # the members of a set are not samples of any policy
+                   "kl": ([None] * len(prompts) if policy == "diverse" else
+                          kl.reshape(len(prompts), -1).tolist()),
                    "length": [[len(ids) for ids in row] for row in answers],
                    "reference_length": [len(ids) for ids in references]}
-        if policy == "diverse":  # a set, whose members are not samples of any policy
-            columns["kl"] = [None] * len(prompts)
         if gold:
             columns["gold"] = [[gold(e.prompt, t) for t in row] for e, row in zip(examples, texts)]
             columns["reference_gold"] = [gold(e.prompt, e.response) for e in examples]
@@ -153,8 +148,7 @@ def sampled(config, runs, where):
 
 def reference_rows(rows):
     "People's references as if they were a policy's outputs, one per prompt."
-    names = ["length", *scores_of(rows)]
-    return [row | {name: [row[f"reference_{name}"]] for name in names}
+    return [row | {name: [row[f"reference_{name}"]] for name in ("length", *scores_of(rows))}
             | {"kl": None, "outputs": [row["reference"]]} for row in rows]
 
 
@@ -186,12 +180,11 @@ def measure(rows, sft_rows, diversities=PLAIN):
         values[name] = column(rows, name).mean(1)
         values[f"win_rate_{name}"] = wins(rows, name).mean(1)
     values["win_rate"] = values[f"win_rate_{decides}"]
-    for name in ("kl", "length"):
-        if rows[0][name] is not None:
-            values[name] = column(rows, name).mean(1)
+    values |= {name: column(rows, name).mean(1) for name in ("kl", "length")
+               if rows[0][name] is not None}
     if score.shape[1] > 1:
-        for name, diversity in diversities.items():
-            values[f"per_input_{name}"] = metrics.per_input(outputs, diversity)
+        values |= {f"per_input_{name}": metrics.per_input(outputs, diversity)
+                   for name, diversity in diversities.items()}
     return values
 
 
@@ -205,9 +198,9 @@ def expected_best(seeds, n):
     {name: (seeds, inputs)}."""
     each = []
     for rows in seeds:
-        values = {name: column(rows, name) for name in scores_of(rows)}
-        values["win"] = wins(rows, scores_of(rows)[0])
-        each.append({name: bon.expected_best(values["proxy"], x, n) for name, x in values.items()})
+        scores, known = column(rows, "proxy"), scores_of(rows)
+        values = {name: column(rows, name) for name in known} | {"win": wins(rows, known[0])}
+        each.append({name: bon.expected_best(scores, x, n) for name, x in values.items()})
     return stacked(each)
 
 
@@ -251,7 +244,7 @@ def measure_sizes(config, runs, values, splits, seconds):
         with lineage.timed(seconds, f"width {name}"):
             small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False,
                             sweeps=False)
-            lineage.train(small, lineage.all_runs(small, config, init="scratch", **size))
+            lineage.train(lineage.all_runs(small, config, init="scratch", **size))
             rows = sampled(small, [lineage.load_run(small, 0)], {"sft": splits, "rlhf": splits})
             widths[name], _ = measure_all(rows, rows["sft"])
     widths[own] = values
@@ -283,7 +276,7 @@ def study(config):
         judge = llm(config.judge, Path(config.out) / "judge.jsonl")
     folder = data.run_folder(config.data, 0, config.out)
     _held = lock(folder)  # until this function ends
-    seconds = lineage.train(config, lineage.all_runs(config))
+    seconds = lineage.train(lineage.all_runs(config))
     runs = lineage.load_runs(config)
     with lineage.timed(seconds, "sampling and scoring"):
         policies = [*POLICIES, *FRONTIER] + ([config.recipe] if config.recipe else [])

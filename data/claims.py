@@ -208,24 +208,19 @@ def frontier(values, best_of, splits):
     SFT and RLHF at every temperature, and best of n at temperature 1: `best_of` {n: (KL, {split:
     {"win" and each score: (seeds, inputs)}})} is what that expects, {} if nothing.
     """
-    near, *far = splits
-
-    def point(label, kl, wins):  # {split: nats}, {split: (seeds, inputs)}
-        return {"label": label, "kl": float(kl[near]), "win_rate": summarised(wins[near]),
-                "shifted_kl": float(np.mean([kl[s] for s in far])),
-                "shifted_win_rate": summarised(np.concatenate([wins[s] for s in far], axis=1))}
-
-    points = {"sft": [], "rlhf": []}
-    by_temperature = sorted({**POLICIES, **FRONTIER}.items(), key=lambda item: -item[1][1])
-    for policy, (_, temperature) in by_temperature:
-        family = policy.partition("-")[0]
-        if family in points:
-            kl, wins = ({s: values[policy][s][k] for s in splits} for k in ("kl", "win_rate"))
-            points[family].append(
-                point(f"T {temperature:g}", {s: x.mean() for s, x in kl.items()}, wins))
-    for n, (kl, by_split) in best_of.items():
-        wins = {s: expected["win"] for s, expected in by_split.items()}
-        points.setdefault("bon", []).append(point(f"n {n}", dict.fromkeys(splits, kl), wins))
+    (near, *far), points = splits, {"sft": [], "rlhf": []}
+    named = [(policy.partition("-")[0], f"T {temperature:g}",
+              {s: (values[policy][s]["kl"].mean(), values[policy][s]["win_rate"]) for s in splits})
+             for policy, (_, temperature) in sorted(
+                 {**POLICIES, **FRONTIER}.items(), key=lambda item: -item[1][1])
+             if policy.startswith(("sft", "rlhf"))]
+    named += [("bon", f"n {n}", {s: (kl, by_split[s]["win"]) for s in splits})
+              for n, (kl, by_split) in best_of.items()]
+    for family, label, found in named:  # {split: (nats, (seeds, inputs))}
+        points.setdefault(family, []).append({
+            "label": label, "kl": float(found[near][0]), "win_rate": summarised(found[near][1]),
+            "shifted_kl": float(np.mean([found[s][0] for s in far])),
+            "shifted_win_rate": summarised(np.concatenate([found[s][1] for s in far], axis=1))})
     return points
 
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,15 +54,15 @@ def home(config, seed):
 def made_with(folder, name):
     """The flags, less PLACE, that <name>.pt in a seed's folder was trained with; {} if it is not
     there. A parent in that folder goes by what names it for every seed."""
+    read = lambda name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["config"]
     if not (folder / f"{name}.pt").exists():
         return {}
-    read = lambda name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["config"]
     flags = {key: value for key, value in read(name).items() if key not in PLACE}
     for key, own in (("init", "sft.pt"), ("reward", "reward.pt")):
         if flags.get(key) and Path(flags[key]).resolve() == (folder / own).resolve():
             flags[key] = ""
     if Path(flags["init"]).name == "base.pt" and (folder / "base.json").exists():
-        if read("base")["init"] == "scratch":  # and not pretrained by hand, or for all seeds
+        if read("base")["init"] == "scratch":  # and not made by hand, as one for all seeds
             flags["init"] = "scratch"
     return flags
 
@@ -89,76 +89,75 @@ def sweep(config):
             and (name != "gold" or config.data in data.WORLD)}  # nothing else has a gold score
 
 
+def run_of(config, seed, stage, flags):
+    return stage, stage.Config(data=config.data, seed=seed, out=config.out, device=config.device,
+                               **flags)
+
+
 def variant(config, seed, name):
-    """Yields (seed, stage, name, flags): PPO once more with one thing changed, for the `shuffled`
-    control after a reward model of shuffled labels."""
-    flags = main_flags(config, ppo) | SWEEP[name]
+    """Yields (stage, its Config): PPO once more with one thing changed, for the `shuffled` control
+    after a reward model of shuffled labels."""
+    flags = main_flags(config, ppo) | SWEEP[name] | {"variant": name}
     if name == "shuffled":
         folder = home(config, seed) / name
-        yield seed, reward, name, main_flags(config, reward) | {
-            "comparisons": str(folder), "annotator": "world"}
+        labels = {"comparisons": str(folder), "annotator": "world", "variant": name}
+        yield run_of(config, seed, reward, main_flags(config, reward) | labels)
         flags["reward"] = str(folder / "reward.pt")
-    yield seed, ppo, name, flags
+    yield run_of(config, seed, ppo, flags)
 
 
 def all_runs(config, like=None, **size):
-    """Yields (seed, stage, name, flags): every stage of every seed, and the sweep. `size`: flags of
+    """Yields (stage, its Config), of every stage of every seed, and of the sweep. `size`: flags of
     a base that is pretrained first, all others being those of the study `like`."""
     flags = {stage: main_flags(like or config, stage) for stage in (sft, reward, ppo)}
     flags[sft] |= size
     for seed in range(config.seeds):
-        yield from ((seed, stage, "", given) for stage, given in flags.items())
+        yield from (run_of(config, seed, *stage) for stage in flags.items())
         for name in sweep(config) if config.sweeps else ():
             yield from variant(config, seed, name)
 
 
-def train(config, runs):
-    """Train what is not there of `runs`, (seed, stage, name, flags) each, or what is left of it ->
-    {name: seconds}. ValueError, before that, if one that is there was trained with other flags."""
+def train(runs):
+    """Train what is not there of `runs`, (stage, its Config) each, or what is left of it -> {name:
+    seconds}. ValueError, before that, if one that is there was trained with other flags."""
     wanted, seconds = [], {}
-    for seed, stage, name, flags in runs:
-        folder, file = home(config, seed), Path(name) / stage.__name__
-        named = {"variant": name} if name else {}
-        given = stage.Config(data=config.data, seed=seed, out=config.out, device=config.device,
-                             **flags | named)
-        wanted.append((stage, folder, file, given))
-        had = made_with(folder, file)
-        for key in had.keys() - {*FREE}:
+    for stage, config in runs:
+        folder, name = home(config, config.seed), getattr(config, "variant", "") or stage.__name__
+        file = name if name == stage.__name__ else f"{name}/{stage.__name__}"
+        wanted.append((stage, config, folder, folder / f"{file}.pt", f"{name}, seed {config.seed}"))
+        for key, had in made_with(folder, file).items():
+            needed = getattr(config, key)
             # Of paths, the last part counts: a folder may have been moved.
-            found, needed = (Path(str(value)).name for value in (had[key], getattr(given, key)))
-            if had[key] != getattr(given, key) and found != needed:
+            if key not in FREE and had != needed and Path(str(had)).name != Path(str(needed)).name:
                 raise ValueError(
-                    f"{folder / file}.pt was trained with {flag(key)} {had[key]}, and this study "
-                    f"needs {getattr(given, key)}: a run has the flags of seed 0 but for what it "
-                    f"is to show; move it away, and it is trained again")
-    for stage, folder, file, given in wanted:
-        began, path = time.time(), folder / f"{file}.pt"
+                    f"{folder / file}.pt was trained with {flag(key)} {had}, and this study needs "
+                    f"{needed}: a run has the flags of seed 0 but for what it is to show; move it "
+                    f"away, and it is trained again")
+    for stage, config, folder, path, name in wanted:
+        began = time.time()
         if path.exists():
-            kind = "reward" if stage is reward else "policy"
-            _, record = checkpoint.load(path, kind, unfinished=True)
+            _, record = checkpoint.load(path, "reward" if stage is reward else "policy",
+                                        unfinished=True)
             if record["meta"].get("finished", True):
                 continue
-            given = replace(given, resume=True)
-        elif file.parent.name == "shuffled" and stage is reward:
-            shuffled_labels(config, folder, given.seed)
-        stage.train(given)
-        what = f"{file.parent.name or file.name}, seed {given.seed}"
-        seconds[what] = seconds.get(what, 0) + time.time() - began
+            config = replace(config, resume=True)
+        elif stage is reward and config.variant:
+            shuffled_labels(config.data, folder, config.seed)
+        stage.train(config)
+        seconds[name] = seconds.get(name, 0) + time.time() - began
     return seconds
 
 
-def shuffled_labels(config, folder, seed):
-    """Writes the comparisons that the run's reward model learned from, each of which now prefers
-    the other text half of the time."""
-    rng, main = np.random.default_rng(seed), main_flags(config, reward)
-    source = main.get("comparisons") or config.data
-    collected = source in data.WORLD or main.get("annotator", "world") != "world"
+def shuffled_labels(name, folder, seed):
+    """Writes the comparisons that the reward model in this folder learned from, each of which now
+    prefers the other text half of the time."""
+    rng, main = np.random.default_rng(seed), made_with(folder, "reward")
+    source = main["comparisons"] or name
+    collected = source in data.WORLD or main["annotator"] != "world"
     for split in ("train", "validation"):
-        if collected:
-            rows = [row for row in files.read_log(folder / "comparisons.jsonl")
-                    if row["split"] == split]
-        else:
-            rows = [asdict(pair) | pair.meta for pair in data.comparisons(source, split)]
+        rows = (files.read_log(folder / "comparisons.jsonl") if collected else
+                [asdict(c) | c.meta | {"split": split} for c in data.comparisons(source, split)])
+        rows = [row for row in rows if row["split"] == split]
         for row in rows:
             if rng.random() < 0.5:
                 row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
@@ -185,17 +184,16 @@ def load_run(config, seed):
     init = made_with(folder, "sft")["init"]
     paths = {"base": {"base": sft.BASE, "scratch": folder / "base.pt"}.get(init, init),
              "reward": folder / "reward.pt", "ppo": folder / "ppo.pt"}
-    for name in sweep(config) if config.sweeps else ():
-        paths[name] = folder / name / "ppo.pt"
+    paths |= {name: folder / name / "ppo.pt" for name in (sweep(config) if config.sweeps else ())}
     for name, path in paths.items():
         kind = "reward" if name == "reward" else "policy"
         networks[name], record = checkpoint.load_frozen(path, kind, device, tokenizer.fingerprint)
-        digests[name] = record["digest"]
-        parents = {} if name == "base" else {"init": "sft"}
-        if name != "base" and record["meta"]["config"].get("reward") == "":
-            parents["reward"] = "reward"
-        for parent, stage in parents.items():
-            if record["meta"]["parents"].get(parent) != digests[stage]:
+        digests[name], made = record["digest"], record["meta"]
+        stands_on = {} if name == "base" else {"init": "sft"}
+        if name != "base" and made["config"].get("reward") == "":
+            stands_on["reward"] = "reward"
+        for parent, stage in stands_on.items():
+            if made["parents"].get(parent) != digests[stage]:
                 raise ValueError(f"{path} was not trained from {folder / stage}.pt, but from "
                                  f"another: move it away, and it is trained again")
     return SimpleNamespace(
@@ -207,18 +205,16 @@ def load_runs(config):
     """The runs of all seeds. With several, each has a second judge of its answers: the reward model
     of the next seed, which its policy was not trained against (the paper's proxy check). One run
     alone has it too, where `reward.py --seed 1 --init` that run's sft.pt has made one."""
-    runs = [load_run(config, seed) for seed in range(config.seeds)]
+    runs, others = [load_run(config, seed) for seed in range(config.seeds)], []
     if len(runs) > 1:
-        for run, following in zip(runs, runs[1:] + runs[:1]):
-            run.judges["other"] = following.judges["proxy"]
-            run.digests["other"] = following.digests["reward"]
+        others = [(run.judges["proxy"], run.digests["reward"]) for run in runs[1:] + runs[:1]]
     elif (path := home(config, 1) / "reward.pt").exists():
-        [run] = runs
-        model, record = checkpoint.load_frozen(path, "reward", run.device,
-                                               run.tokenizer.fingerprint)
-        if record["meta"]["parents"]["init"] == run.digests["sft"]:
-            run.judges["other"] = reward.scorer(model, run.tokenizer.pad)
-            run.digests["other"] = record["digest"]
+        model, record = checkpoint.load_frozen(path, "reward", runs[0].device,
+                                               runs[0].tokenizer.fingerprint)
+        if record["meta"]["parents"]["init"] == runs[0].digests["sft"]:
+            others = [(reward.scorer(model, runs[0].tokenizer.pad), record["digest"])]
+    for run, (judge, digest) in zip(runs, others):
+        run.judges["other"], run.digests["other"] = judge, digest
     return runs
 
 
@@ -238,25 +234,23 @@ def kept(path, of, make):
 def quality(config, runs, split):
     """What the reward model of each run knows of the truth -> {measure: [number of each seed]}, see
     collect.quality."""
-    n = max(config.inputs * 5 // 2, 60)
-    stored = ([] if config.data in data.WORLD else
-              [[c.prompt, c.chosen, c.rejected] for c in data.comparisons(config.data, split, n)])
-
-    def of_run(run):
-        return [collect.quality(rewards.text_scorer(run.judges["proxy"], run.tokenizer),
-                                rewards.text_sampler(run.networks["sft"], run.tokenizer),
-                                config.data, split, n, run.seed)]
-
-    each = [kept(run.folder / "samples" / f"{split}.quality.json",
-                 [run.digests["sft"], run.digests["reward"], n, stored], lambda: of_run(run))[0]
-            for run in runs]
+    n, each, stored = max(config.inputs * 5 // 2, 60), [], []
+    if config.data not in data.WORLD:
+        stored = [astuple(c)[:3] for c in data.comparisons(config.data, split, n)]
+    for run in runs:
+        [row] = kept(run.folder / "samples" / f"{split}.quality.json",
+                     [run.digests["sft"], run.digests["reward"], n, stored], lambda: [
+                         collect.quality(rewards.text_scorer(run.judges["proxy"], run.tokenizer),
+                                         rewards.text_sampler(run.networks["sft"], run.tokenizer),
+                                         config.data, split, n, run.seed)])
+        each.append(row)
     return {name: [row[name] for row in each] for name in each[0] if name != "of"}
 
 
 def encoder(run, texts):
     """`embed` for embedding diversity: mean hidden state of the base model over a text's tokens,
-    less the mean over `texts` (uncentred, all states point the same way). Cached by text."""
-    network, tokenizer, cache = run.networks["base"], run.tokenizer, {}
+    less the mean over `texts` (uncentred, all states point the same way)."""
+    network, tokenizer = run.networks["base"], run.tokenizer
 
     @torch.no_grad()
     def states(new):
@@ -270,13 +264,7 @@ def encoder(run, texts):
         return out
 
     centre = states(texts).mean(0)
-
-    def embed(wanted):
-        new = list(dict.fromkeys(text for text in wanted if text not in cache))
-        if new:
-            cache.update(zip(new, states(new) - centre))
-        return [cache[text] for text in wanted]
-    return embed
+    return encoders.cached(lambda new: states(new) - centre)
 
 
 def diversities_of(config, run, rows):

@@ -586,7 +586,7 @@ def test_every_run_has_the_flags_of_the_main_run(tmp_path, trained):
     config = rlhf.Config(data="instruct", out=str(tmp_path), seeds=2, sweeps=True)
     main = main_run()
     by_hand(tmp_path / "instruct", **main)
-    lineage.train(config, lineage.all_runs(config))
+    lineage.train(lineage.all_runs(config))
     place = dict(data="instruct", out=str(tmp_path))
     shuffled = [tmp_path / "instruct" / folder / "shuffled" for folder in ("", "seed-1")]
     expected = [dataclasses.replace(c, **place, seed=1) for c in main.values()]
@@ -604,7 +604,7 @@ def test_every_run_has_the_flags_of_the_main_run(tmp_path, trained):
 
     trained.clear()
     wide = rlhf.Config(data="instruct", out=str(tmp_path / "wide"))
-    lineage.train(wide, lineage.all_runs(wide, config, init="scratch", channels=64))
+    lineage.train(lineage.all_runs(wide, config, init="scratch", channels=64))
     place["out"], size = wide.out, dict(init="scratch", channels=64)
     assert trained == [dataclasses.replace(c, **place, **size if name == "sft" else {})
                        for name, c in main.items()]
@@ -618,7 +618,7 @@ def test_what_is_not_there_gets_what_the_stage_before_had(tmp_path, trained):
     by_hand(folder, sft=dataclasses.replace(main_run()["sft"], init=str(folder / "base.pt")),
             reward=reward.Config(freeze=0.8, init=str(folder / "sft.pt")))
     by_hand(folder, base=sft.Config(init="scratch", stage="base"))
-    lineage.train(config, lineage.all_runs(config))
+    lineage.train(lineage.all_runs(config))
     assert [(type(c).__module__, c.seed, c.freeze, c.init) for c in trained] == [
         ("ppo", 0, 0.8, ""), ("sft", 1, 0.5, "scratch"), ("reward", 1, 0.8, ""),
         ("ppo", 1, 0.8, "")]
@@ -640,12 +640,12 @@ def test_a_mixture_of_flags_is_refused(tmp_path, trained, name, changes, said):
     by_hand(tmp_path / "instruct" / "seed-1", **{name: dataclasses.replace(main[name], **changes)})
     if said:
         with pytest.raises(ValueError, match=said):
-            lineage.train(config, lineage.all_runs(config))
+            lineage.train(lineage.all_runs(config))
         assert trained == []
     else:
-        lineage.train(config, lineage.all_runs(config))
+        lineage.train(lineage.all_runs(config))
     with pytest.raises(ValueError, match="sft.pt was trained with --init base, .* needs gpt2"):
-        lineage.train(config, lineage.all_runs(dataclasses.replace(config, init="gpt2")))
+        lineage.train(lineage.all_runs(dataclasses.replace(config, init="gpt2")))
 
 
 @pytest.mark.parametrize("main_kl", ["k1", "k2", "k3"])
@@ -722,7 +722,7 @@ def test_shuffled_labels_prefer_either(tmp_path, source):
             files.write_rows(where / f"comparisons.{split}.jsonl",
                              [row for row in rows if row["split"] == split])
     by_hand(folder, reward=reward.Config(comparisons=source and str(tmp_path / source)))
-    lineage.shuffled_labels(rlhf.Config(data="instruct", out=str(tmp_path)), folder, 0)
+    lineage.shuffled_labels("instruct", folder, 0)
     found = [c for split in ("train", "validation")
              for c in data.comparisons(folder / "shuffled", split)]
     assert {c.prompt for c in found} == {f"{source}{k}" for k in range(400)}
