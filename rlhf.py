@@ -4,18 +4,16 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
     generalisation   win rate against people's references, in distribution and under each shift
     diversity        per input: D(16 samples of one prompt); across inputs: D(one sample of each)
                                                         Eq. 2-3, Kirk et al. 2024, arXiv:2310.06452
-    python rlhf.py                       # about eleven minutes on two CPU cores: trains what is
-                                         # missing, samples every policy on every split, writes
-                                         # report.md and .html; the last lines are the claims
-    python rlhf.py --full                # both tasks, 500 inputs x 16 outputs as in the paper, 3
-                                         # seeds, all sweeps: a long night
-    python rlhf.py --data tldr --init gpt2 --judge gpt-4.1            # the same on other data
+    python rlhf.py           # about eleven minutes on two CPU cores: trains what is missing,
+                             # samples every policy on every split, writes report.md and .html; the
+                             # last lines are the claims
+    python rlhf.py --full    # both tasks, 500 inputs x 16 outputs as in the paper, 3 seeds, all
+                             # sweeps: a long night
+    python rlhf.py --data tldr --init gpt2 --judge gpt-4.1    # the same on other data
 
-Every policy is sampled, scored and measured by the same code. Outputs are kept as JSON lines and
-used again, so an interrupted study goes on where it stopped, and a new measure costs no sampling.
-
-Not here: which runs are trained, and how (data/lineage.py), claims and their statistics
-(data/claims.py), figures (data/figures.py) and pages (data/report.py).
+Outputs are kept as JSON lines and used again: an interrupted study goes on where it stopped. Not
+here: which runs are trained (data/lineage.py), the statistics of the claims (data/claims.py),
+figures (data/figures.py) and pages (data/report.py).
 """
 
 import time
@@ -234,25 +232,27 @@ def measure_all(rows, sft_rows, diversities=PLAIN, judge=None):
     return values, reports
 
 
-def measure_sizes(config, runs, values, splits, seconds):
+def measure_sizes(config, runs, values, splits, lap):
     """SFT and RLHF of every width with the first seed, their base included, which is trained here
-    -> {width: {policy: {split: summaries}}}."""
-    widths, own = {}, str(runs[0].networks["sft"].config.channels)
+    -> {width: {policy: {split, or "shifts", all of them together: summaries}}}."""
+    widths, sizes = {str(runs[0].networks["sft"].config.channels): values}, {}
     for name, size in lineage.SIZES.items():
-        if name == own:  # the main run has it
+        if name in widths:  # the main run
             continue
-        with lineage.timed(seconds, f"width {name}"):
-            small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False,
-                            sweeps=False)
-            lineage.train(lineage.all_runs(small, config, init="scratch", **size))
-            rows = sampled(small, [lineage.load_run(small, 0)], {"sft": splits, "rlhf": splits})
-            widths[name], _ = measure_all(rows, rows["sft"])
-    widths[own] = values
-    parts = {s: [s] for s in splits} | {"shifts": splits[1:]}
-    return {name: {policy: {part: claims.summaries({
-        k: np.concatenate([by_policy[policy][s][k][:1] for s in of], axis=1)
-        for k in ("win_rate", "per_input_ead")}) for part, of in parts.items()}
-        for policy in ("sft", "rlhf")} for name, by_policy in widths.items()}
+        small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False, sweeps=False)
+        lineage.train(lineage.all_runs(small, config, init="scratch", **size))
+        rows = sampled(small, [lineage.load_run(small, 0)], {"sft": splits, "rlhf": splits})
+        widths[name], _ = measure_all(rows, rows["sft"])
+        lap(f"width {name}")
+    for name, by_policy in widths.items():
+        sizes[name] = {}
+        for policy in ("sft", "rlhf"):
+            first = {s: {k: by_policy[policy][s][k][:1] for k in ("win_rate", "per_input_ead")}
+                     for s in splits}
+            first["shifts"] = {k: np.concatenate([first[s][k] for s in splits[1:]], axis=1)
+                               for k in first[splits[0]]}
+            sizes[name][policy] = {part: claims.summaries(x) for part, x in first.items()}
+    return sizes
 
 
 # ---- the study -----------------------------------------------------------------------------------
@@ -278,21 +278,25 @@ def study(config):
     _held = lock(folder)  # until this function ends
     seconds = lineage.train(lineage.all_runs(config))
     runs = lineage.load_runs(config)
-    with lineage.timed(seconds, "sampling and scoring"):
-        policies = [*POLICIES, *FRONTIER] + ([config.recipe] if config.recipe else [])
-        rows = sampled(config, runs, dict.fromkeys(policies, splits))
-        rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
-        swept = sampled(config, runs, lineage.sweep_splits(config, splits)) if config.sweeps else {}
-    with lineage.timed(seconds, "measuring"):
-        diversities = PLAIN | lineage.diversities_of(config, runs[0], rows["sft"][splits[0]][0])
-        values, reports = measure_all(rows, rows["sft"], diversities, judge)
-        swept_values, sweep = measure_all(swept, rows["sft"] | swept.get("sft", {}))
-        for policy, by_split in swept_values.items():
-            values[policy] = values.get(policy, {}) | by_split
-    with lineage.timed(seconds, "judging the reward model"):
-        compared = splits if gold else data.test_splits(config.data, pairs=True)
-        rewards = {split: lineage.quality(config, runs, split) for split in compared}
-    sizes = measure_sizes(config, runs, values, splits, seconds) if config.sweeps and gold else {}
+
+    def lap(what):  # what has taken the time since the last one
+        seconds[what] = time.time() - began - sum(seconds.values())
+
+    policies = [*POLICIES, *FRONTIER] + ([config.recipe] if config.recipe else [])
+    rows = sampled(config, runs, dict.fromkeys(policies, splits))
+    rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
+    swept = sampled(config, runs, lineage.sweep_splits(config, splits))
+    lap("sampling and scoring")
+    diversities = PLAIN | lineage.diversities_of(config, runs[0], rows["sft"][splits[0]][0])
+    values, reports = measure_all(rows, rows["sft"], diversities, judge)
+    swept_values, sweep = measure_all(swept, rows["sft"] | swept.get("sft", {}))
+    for policy, by_split in swept_values.items():
+        values[policy] = values.get(policy, {}) | by_split
+    lap("measuring")
+    compared = splits if gold else data.test_splits(config.data, pairs=True)
+    rewards = {split: lineage.quality(config, runs, split) for split in compared}
+    lap("judging the reward model")
+    sizes = measure_sizes(config, runs, values, splits, lap) if config.sweeps and gold else {}
     best_of = {n: (bon.kl_bound(n), {s: expected_best(rows["sft"][s], n) for s in splits})
                for n in (1, 2, 4, 8, 16) if n <= config.samples}
     scores = {name: SCORES[name] for name in scores_of(rows["sft"][splits[0]][0])}
@@ -309,8 +313,10 @@ def study(config):
         "controls": claims.controls(values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched_kl(values, split) for split in splits],
-        "sweep": sweep, "sizes": sizes, "bon": claims.best_of_n(best_of, splits[0]),
-        "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold") if k in row}
+        "sweep": sweep, "sizes": sizes,
+        "bon": [{"n": n, "kl": kl, **{k: float(x.mean()) for k, x in by_split[splits[0]].items()}}
+                for n, (kl, by_split) in best_of.items()],
+        "ppo": [[{k: row[k] for k in row if k in ("step", "kl") or k.endswith(("proxy", "gold"))}
                  for row in files.read_log(run.folder / "ppo.jsonl")] for run in runs],
         "seconds": seconds | {"all": time.time() - began}}
     path = report.write(folder, result, report.samples(rows, values, splits))

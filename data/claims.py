@@ -10,10 +10,7 @@ Three dicts hold what the study knows, and all functions here take them as they 
 
 A summary is {"mean", "low", "high", "n", "seeds"}: the 95 % interval is over n prompts, "seeds" the
 mean of each seed. The first of the `splits` is in distribution, the others are shifted. C1 to C7
-are the claims of Kirk et al. 2024, arXiv:2310.06452. Each is supported, not supported or
-inconclusive: in C1, C2, C3 and C5 by the interval of a difference, which must be clear of zero, and
-every seed on its side (in C2 it is a t interval over seeds); in C4, C6 and C7 by a fixed threshold
-for each seed, without an interval.
+are the claims of Kirk et al. 2024, arXiv:2310.06452; data/RESULTS.md says when each is supported.
 """
 
 import numpy as np
@@ -32,7 +29,7 @@ FRONTIER = {  # one output per prompt: where a lower temperature takes SFT, and 
 
 
 def summary(interval, seeds):
-    "(mean, low, high, n), as metrics.interval gives it, with the mean of each seed -> dict."
+    "(mean, low, high, n), as metrics.interval gives it, and the mean of each seed -> summary."
     return dict(zip(("mean", "low", "high", "n"), interval), seeds=[float(x) for x in seeds])
 
 
@@ -99,19 +96,17 @@ def gains_more_further_out(values, splits):  # C2
                             f"{slope['mean']:+.3f}, one seed")
 
 
-def of_seeds(reports, policy, measure, split):
-    return np.array(reports[policy][split][measure]["seeds"])  # (seeds,)
-
-
 def share_lost(reports, measure, split, least=0):
     "How much of SFT's diversity, which is at least `least`, RLHF has lost, in each seed."
-    sft, rlhf = (of_seeds(reports, policy, measure, split) - least for policy in ("sft", "rlhf"))
+    sft, rlhf = (np.array(reports[policy][split][measure]["seeds"]) - least
+                 for policy in ("sft", "rlhf"))  # (seeds,)
     return 1 - rlhf / sft
 
 
 def less_across_inputs(reports, split):  # C4
     per, between = (share_lost(reports, f"{kind}_input_ead", split) for kind in ("per", "across"))
-    best, sft = (of_seeds(reports, policy, "across_input_ead", split) for policy in (BEST, "sft"))
+    best, sft = (np.array(reports[policy][split]["across_input_ead"]["seeds"])
+                 for policy in (BEST, "sft"))  # (seeds,)
     smaller, kept = (between < per).all(), (best > sft - 0.02).all()
     return (three_way(smaller and kept, not smaller and not kept),
             f"rlhf loses {per.mean():.1%} per input and {between.mean():.1%} across; {BEST} "
@@ -222,11 +217,6 @@ def frontier(values, best_of, splits):
             "shifted_kl": float(np.mean([found[s][0] for s in far])),
             "shifted_win_rate": summarised(np.concatenate([found[s][1] for s in far], axis=1))})
     return points
-
-
-def best_of_n(best_of, split):
-    return [{"n": n, "kl": kl, **{name: float(x.mean()) for name, x in by_split[split].items()}}
-            for n, (kl, by_split) in best_of.items()]
 
 
 def matched_kl(values, split):

@@ -6,7 +6,6 @@ The main run is that of the first seed, perhaps made by hand. Every other run ha
 differs in one thing: the seed, what SWEEP names, the labels of the reward model, or the width.
 """
 
-import contextlib
 import hashlib
 import json
 import time
@@ -35,13 +34,6 @@ SWEEP = {  # name: what is different from the main run of ppo.py
     "gold": dict(reward="gold", value="shared"), "beta-10": dict(beta=10.0), "shuffled": {}}
 SIZES = {"64": dict(channels=64, heads=2), "192": dict(channels=192, heads=6)}  # beside 128
 PLACE = ("data", "seed", "out", "device", "resume", "variant")  # flags that say which run it is
-
-
-@contextlib.contextmanager
-def timed(seconds, what):
-    began = time.time()
-    yield
-    seconds[what] = time.time() - began
 
 
 def home(config, seed):
@@ -82,10 +74,10 @@ def main_flags(config, stage):
 
 
 def sweep(config):
-    "{name: flags of ppo.py} of the runs in SWEEP that are not the main run once more."
+    "{name: flags of ppo.py} of the runs in SWEEP, less those that are the main run once more."
     main = asdict(ppo.Config(**main_flags(config, ppo)))
     return {name: changes for name, changes in SWEEP.items()
-            if (main != main | changes or name == "shuffled")
+            if config.sweeps and (main != main | changes or name == "shuffled")
             and (name != "gold" or config.data in data.WORLD)}  # nothing else has a gold score
 
 
@@ -113,7 +105,7 @@ def all_runs(config, like=None, **size):
     flags[sft] |= size
     for seed in range(config.seeds):
         yield from (run_of(config, seed, *stage) for stage in flags.items())
-        for name in sweep(config) if config.sweeps else ():
+        for name in sweep(config):
             yield from variant(config, seed, name)
 
 
@@ -168,7 +160,7 @@ def sweep_splits(config, splits):
     "{policy: splits} of the sweep; on validation, too, is what a choice is made among."
     where = {name: ("validation", *splits) if name.startswith("lr-") else splits
              for name in sweep(config)}
-    return where | {"rlhf": ["validation"], "sft": ["validation"]}
+    return where | {"rlhf": ["validation"], "sft": ["validation"]} if where else {}
 
 
 # ---- loading -------------------------------------------------------------------------------------
@@ -184,7 +176,7 @@ def load_run(config, seed):
     init = made_with(folder, "sft")["init"]
     paths = {"base": {"base": sft.BASE, "scratch": folder / "base.pt"}.get(init, init),
              "reward": folder / "reward.pt", "ppo": folder / "ppo.pt"}
-    paths |= {name: folder / name / "ppo.pt" for name in (sweep(config) if config.sweeps else ())}
+    paths |= {name: folder / name / "ppo.pt" for name in sweep(config)}
     for name, path in paths.items():
         kind = "reward" if name == "reward" else "policy"
         networks[name], record = checkpoint.load_frozen(path, kind, device, tokenizer.fingerprint)

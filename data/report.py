@@ -33,16 +33,14 @@ def numbers(result):
                 for p in POLICIES if p != "base" and measure in policies[p][splits[0]]}
         return mean | {"top": max(mean, key=mean.get), "best": max(mean.values())}
 
-    ids, lost = {}, {}
-    for kind in ("per", "across"):
-        ead = means(f"{kind}_input_ead", splits[:1])
-        lost[kind] = 1 - ead["rlhf"] / ead["sft"]
-    for verdict in ("supported", "not supported", "inconclusive"):
-        ids[verdict] = ", ".join(c["id"] for c in result["claims"] if c["verdict"] == verdict)
+    ead = {kind: means(f"{kind}_input_ead", splits[:1]) for kind in ("per", "across")}
+    ids = {verdict: ", ".join(c["id"] for c in result["claims"] if c["verdict"] == verdict)
+           for verdict in ("supported", "not supported", "inconclusive")}
     gains = [row["gain"]["mean"] for row in result["matched_kl"] if row["gain"]]
     quality = next(iter(result["reward_model"].values()), {"pairs": [0]})
     return {"near": means("win_rate", splits[:1]), "far": means("win_rate", splits[1:]),
-            "ead": means("per_input_ead", splits), "lost": lost,
+            "ead": means("per_input_ead", splits),
+            "lost": {kind: 1 - mean["rlhf"] / mean["sft"] for kind, mean in ead.items()},
             "verdicts": "; ".join(f"{verdict}: {x}" for verdict, x in ids.items() if x),
             "kl": policies["rlhf"][splits[0]]["kl"]["mean"], "first": splits[0],
             "better": sum(gain > 0 for gain in gains), "shifts": len(splits) - 1,
@@ -107,31 +105,30 @@ def contents(folder, result, texts):
             drawn(figures.frontiers, "frontier", "frontier"), texts["matched_kl"],
             Table(["split", "SFT's best", "KL", "RLHF", "KL", "gain in win rate", "each seed"],
                   matched),
-            drawn(figures.overoptimisation, "overoptimisation", "over-optimisation")])]
-    if result["reward_model"]:
-        sections.append(("Does the reward model know what it judges?", [
-            drawn(figures.reward_accuracy, "reward_model", "reward model")]))
-    if "diverse" in result["policies"]:
-        sections.append(("A recipe that keeps diversity", [texts["diverse"], *tables(
-            ["sft", "sft-t0.7", BEST, "rlhf", "diverse"], win_rate="win rate", **diversity)]))
-    sections.append(("Do other judges agree?", [texts["judges"], *tables(
-        policies, win_rate_proxy="proxy", win_rate_other="other", win_rate_judge="judge")]))
-    if sweep:
-        sections += [
-            ("What does the KL penalty do?", [drawn(figures.betas, "betas", "beta", splits[0])]),
-            ("How was the learning rate of PPO chosen?", [Table(
-                ["learning rate", "win rate on validation", "KL"],
-                [[name, *(cell(sweep[run]["validation"][k]) for k in ("win_rate", "kl"))]
-                 for name, run in rates.items() if run in sweep])]),
-            ("Controls", [Table(["control", "expected", "found", "holds"], [
-                [c["control"], c["expected"], c["found"], "yes" if c["holds"] else "NO"]
-                for c in result["controls"]])])]
-    if result["sizes"]:
-        sections.append(("How much is the size of the model?", [
-            drawn(figures.sizes, "sizes", "sizes")]))
-    return [*sections, ("Which method for which use", [texts["advice"]]),
-            ("Time", [Table(["what", "minutes"], [
-                [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()])])]
+            drawn(figures.overoptimisation, "overoptimisation", "over-optimisation")]),
+        ("Does the reward model know what it judges?", [
+            drawn(figures.reward_accuracy, "reward_model", "reward model")]
+         if result["reward_model"] else []),
+        ("A recipe that keeps diversity", [texts["diverse"], *tables(
+            ["sft", "sft-t0.7", BEST, "rlhf", "diverse"], win_rate="win rate", **diversity)]
+         if "diverse" in result["policies"] else []),
+        ("Do other judges agree?", [texts["judges"], *tables(
+            policies, win_rate_proxy="proxy", win_rate_other="other", win_rate_judge="judge")]),
+        ("What does the KL penalty do?",
+         [drawn(figures.betas, "betas", "beta", splits[0])] if sweep else []),
+        ("How was the learning rate of PPO chosen?", [
+            Table(["learning rate", "win rate on validation", "KL"], [
+                [name, *(cell(sweep[run]["validation"][k]) for k in ("win_rate", "kl"))]
+                for name, run in rates.items() if run in sweep])] if sweep else []),
+        ("Controls", [Table(["control", "expected", "found", "holds"], [
+            [c["control"], c["expected"], c["found"], "yes" if c["holds"] else "NO"]
+            for c in result["controls"]])] if sweep else []),
+        ("How much is the size of the model?",
+         [drawn(figures.sizes, "sizes", "sizes")] if result["sizes"] else []),
+        ("Which method for which use", [texts["advice"]]),
+        ("Time", [Table(["what", "minutes"], [
+            [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()])])]
+    return [(title, parts) for title, parts in sections if parts]
 
 
 def in_markdown(part):
@@ -245,9 +242,8 @@ def write(folder, result, shown):
 def last_lines(result, path):
     "What the screen shows at the end."
     rows = [(c["id"], c["verdict"], c["claim"], c["evidence"]) for c in result["claims"]]
-    for c in result["controls"]:
-        rows.append(("", "holds" if c["holds"] else "FAILS", f"{c['control']}: {c['expected']}",
-                     c["found"]))
+    rows += [("", "holds" if c["holds"] else "FAILS", f"{c['control']}: {c['expected']}",
+              c["found"]) for c in result["controls"]]
     lines = [f"{id:>4} {verdict:>14}  {what}\n{'':21}{evidence}"
              for id, verdict, what, evidence in rows]
     seeds, inputs, outputs = (result["settings"][key] for key in ("seeds", "inputs", "samples"))

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import ppo
 import reward
 import rlhf
 import sft
-from data import checkpoint, claims, figures, files, judge, lineage, report, world
+from data import checkpoint, claims, collect, figures, files, judge, lineage, report, world
 from data.claims import BEST, FRONTIER, POLICIES
 from tests.test_judge import EVIL, chromium, opened  # noqa: F401 (a fixture)
 
@@ -380,6 +381,19 @@ def test_samples_are_kept_and_are_the_policies_own(study, monkeypatch):
         row["prompt"] for row in rows[::-1]]
     monkeypatch.undo()
     rlhf.outputs_of(run, config, "rlhf", "id")
+
+
+def test_what_a_reward_model_knows_is_measured_anew(tmp_path, monkeypatch):
+    # on comparisons that have been edited since, of another reward model
+    measured, config = [], rlhf.Config(data=str(tmp_path / "mine"))
+    monkeypatch.setattr(collect, "quality", lambda *args: measured.append(args) or {"gold": 0.5})
+    for chosen, digest, times in (("a", "d", 1), ("a", "d", 1), ("b", "d", 2), ("b", "e", 3)):
+        files.write_rows(tmp_path / "mine" / "comparisons.test.jsonl", [
+            {"prompt": "p", "chosen": chosen, "rejected": "c"}])
+        run = SimpleNamespace(folder=tmp_path, seed=0, tokenizer=None, judges={"proxy": None},
+                              networks={"sft": None}, digests={"sft": "d", "reward": digest})
+        assert lineage.quality(config, [run], "test") == {"gold": [0.5]}
+        assert len(measured) == times
 
 
 def test_the_full_study_has_disjoint_groups(study, monkeypatch):  # quick ones taken for such
