@@ -215,7 +215,7 @@ def experience(config, policy, value, ref_policy, reward_fn, prompts, responses,
     """
     device = next(policy.parameters()).device
     ids, positions, is_response = data.join(prompts, responses, tokenizer.pad, device)
-    from_trunk = config.freeze and getattr(reward_fn, "from_trunk", None)
+    from_bottom = config.freeze and getattr(reward_fn, "from_bottom", None)
     parts = []
     for rows in torch.arange(len(ids)).split(config.micro or len(ids)):
         part = ids[rows], positions[rows]
@@ -223,7 +223,7 @@ def experience(config, policy, value, ref_policy, reward_fn, prompts, responses,
         logp_old, values, entropy = act(policy, value, *part, config.temperature, bottom,
                                         entropy=True)
         logp_ref = m.logprobs(ref_policy, *part, config.temperature, bottom=bottom)
-        proxy = from_trunk(bottom, *part, is_response[rows]) if from_trunk else None
+        proxy = from_bottom(bottom, *part, is_response[rows]) if from_bottom else None
         parts.append((logp_old, values, entropy, logp_ref, proxy, bottom))
     logp_old, values, entropy, logp_ref, proxy, bottom = (  # (B, R) four times, (B,), (B, T, C)
         None if column[0] is None else torch.cat(column) for column in zip(*parts))
@@ -385,7 +385,7 @@ def train(config, reward_fn=None):
                 run.state["before"] = follow(policy)
                 row |= run.state["before"]
             row |= update(config, policy, value, optimizer, rollout, shuffler)
-            del rollout  # the trunk's output is large, and the next rollout needs the room
+            del rollout  # the bottom's output is large, and the next rollout needs the room
             if config.target_kl:
                 run.state["beta"] = adapted(beta, row["kl"], config.target_kl, len(index))
             if run.due:

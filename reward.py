@@ -92,7 +92,7 @@ def score(model, ids, positions, is_response, bottom=None):
 
 def scorer(model, pad, batch=128):
     """A reward model as a reward function, as PPO and best of n take any: lists of prompt and of
-    response ids -> (B,). `from_trunk`, which PPO uses where it is there, is the same from what the
+    response ids -> (B,). `from_bottom`, which PPO uses where it is there, is the same from what the
     frozen layers have made of these rows, (B, T, C), (B, T), (B, R), (B, R) -> (B,); `model` is the
     network behind it."""
     device = next(model.parameters()).device
@@ -109,7 +109,7 @@ def scorer(model, pad, batch=128):
             scores[places] = found.float().cpu()
         return scores
     reward_fn.model = model
-    reward_fn.from_trunk = lambda bottom, ids, positions, is_response: score(
+    reward_fn.from_bottom = lambda bottom, ids, positions, is_response: score(
         model, ids, positions, is_response, bottom)
     return reward_fn
 

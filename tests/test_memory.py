@@ -358,7 +358,7 @@ def test_llama_7b_fits_one_gpu():  # a whole copy more
     assert size["policy, what trains, fp32"] == 4 * top
     assert size["reference policy, the top"] == 2 * top
     assert size["optimiser state, fp32"] == 8 * (top + 4097)
-    assert size["trunk's output, once"] == 256 * 1072 * 4096 * 2
+    assert size["bottom's output, once"] == 256 * 1072 * 4096 * 2
     assert size["keys and values of 15 rows"] == 15 * 2 * 32 * 4096 * 1072 * 2
     assert peaks["update"] == sum(n for _, n, phases in parts if "update" in phases)
     with torch.device("meta"):
