@@ -173,7 +173,8 @@ def measure(rows, sft_rows, diversities=PLAIN):
     decides, outputs = scores_of(rows)[0], [row["outputs"] for row in rows]
     score, sft_score = column(rows, decides), column(sft_rows, decides)  # (inputs, samples)
     values = {"vs_sft": metrics.win_rate(score, sft_score[:, :score.shape[1]]).mean(1)}
-    values["words"] = np.array([np.mean([len(t.split()) for t in texts]) for texts in outputs])
+    values["words"] = metrics.per_input(
+        outputs, lambda texts: np.mean([len(metrics.words(t)) for t in texts]))
     for name in scores_of(rows):
         values[name] = column(rows, name).mean(1)
         values[f"win_rate_{name}"] = wins(rows, name).mean(1)
@@ -191,7 +192,7 @@ def stacked(each):
     return {name: np.stack([values[name] for values in each]) for name in each[0]}
 
 
-def expected_best(seeds, n):
+def expected_scores(seeds, n):
     """What is expected of the best of n of these outputs, by the proxy: each score, and "win" ->
     {name: (seeds, inputs)}."""
     each = []
@@ -294,10 +295,10 @@ def study(config):
         values[policy] = values.get(policy, {}) | by_split
     lap("measuring")
     compared = splits if gold else data.test_splits(config.data, pairs=True)
-    rewards = {split: lineage.quality(config, runs, split) for split in compared}
+    rewards = {split: lineage.reward_quality(config, runs, split) for split in compared}
     lap("judging the reward model")
     sizes = measure_sizes(config, runs, values, splits, lap) if config.sweeps and gold else {}
-    best_of = {n: (bon.kl_bound(n), {s: expected_best(rows["sft"][s], n) for s in splits})
+    best_of = {n: (bon.kl_bound(n), {s: expected_scores(rows["sft"][s], n) for s in splits})
                for n in (1, 2, 4, 8, 16) if n <= config.samples}
     scores = {name: SCORES[name] for name in scores_of(rows["sft"][splits[0]][0])}
     decides, by_judge = next(iter(scores.values())), judge and not gold

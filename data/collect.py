@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+import metrics
 from data import files
 
 EDITS, SAMPLES = 3, 4  # of each prompt, to collect comparisons of
@@ -130,9 +131,13 @@ def accuracy(score, rows):
     return float(((better > worse) + 0.5 * (better == worse)).mean())
 
 
-def agreement(score, rows):
-    "The accuracy on `rows`, beside that of whoever always takes the longer one."
-    length = lambda prompts, texts: [len(text.split()) for text in texts]
+def length(prompts, texts):
+    "The score of whoever always takes the longer one: words."
+    return [len(metrics.words(text)) for text in texts]
+
+
+def accuracies(score, rows):
+    "The accuracy on `rows`, beside that of the length."
     return {"pairs": len(rows), "gold": accuracy(score, rows), "length": accuracy(length, rows)}
 
 
@@ -147,7 +152,7 @@ def quality(score, sample, name, split, n, seed=0):
     What is left above a half there is known without the prompt: taste, or, on instruct, the world.
     """
     if name not in data.WORLD:
-        return agreement(score, [(c.prompt, c.chosen, c.rejected)
+        return accuracies(score, [(c.prompt, c.chosen, c.rejected)
                                  for c in data.comparisons(name, split, n)])
     from data import world
 
@@ -160,10 +165,10 @@ def quality(score, sample, name, split, n, seed=0):
         if abs(margin) > 1e-9:
             kept.append((e.prompt, *((a, b) if margin > 0 else (b, a))))
         edits += [(e.prompt, e.response, text) for text, done in
-                  world.variants(rng, e.prompt, e.response) if done == "wrong"]
+                  world.of(e.prompt).variants(rng, e.prompt, e.response) if done == "wrong"]
     if not kept or not edits:
         return {}  # too few prompts to say anything
-    return {**agreement(score, kept), "permuted": accuracy(score, permuted(kept)),
+    return {**accuracies(score, kept), "permuted": accuracy(score, permuted(kept)),
             "wrong_fact": accuracy(score, edits),
             "wrong_fact_permuted": accuracy(score, permuted(edits))}
 

@@ -14,7 +14,6 @@ key OPENAI_API_KEY, both from the environment. What it said is kept in a file, s
 is paid for twice, whatever happened to the run that asked it.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import hashlib
@@ -284,13 +283,10 @@ def main(argv=None):
     # The command alone knows of the files above this one: it hands their measures to the judges.
     import metrics
 
-    from .flags import any_console, fail
+    from . import collect, measured
+    from .flags import one_sentence, parser_of
 
-    any_console()
-    parser = argparse.ArgumentParser(prog="python -m data.judge", description=__doc__,
-                                     allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(message + " (try --help)")
+    parser = parser_of(__doc__, "python -m data.judge")
     parser.add_argument("files", nargs="+", metavar="FILE", help="labelled comparisons, JSON lines "
                         "of prompt, chosen, rejected; or the word page and one or two files of "
                         "prompt, outputs")
@@ -302,7 +298,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="where to write (default: FILE.agreement.json, FILE.html)")
     args = parser.parse_args(argv)
-    try:
+    with one_sentence():
         if args.n is not None and args.n < 1:
             raise ValueError(f"-n {args.n} is impossible: give a value of at least 1")
         labelling = args.files[0] == "page"
@@ -320,10 +316,9 @@ def main(argv=None):
         if args.n and args.n < len(rows):
             rows = random.Random(args.seed).sample(rows, args.n)
         references = {r.prompt: r.meta.get("reference", r.prompt) for r in rows}
-        words = lambda prompts, texts: [len(text.split()) for text in texts]
-        overlap = lambda prompts, texts: [metrics.rouge(t, str(references[p]))["rougeL"]
+        overlap = lambda prompts, texts: [measured.rouge(t, str(references[p]))["rougeL"]
                                           for p, t in zip(prompts, texts)]
-        judges = {"length": by_score(words), "rouge": by_score(overlap)}
+        judges = {"length": by_score(collect.length), "rouge": by_score(overlap)}
         if args.reward:
             import reward
 
@@ -337,8 +332,6 @@ def main(argv=None):
             report[name] |= {"low": low, "high": high, "n": n}
         path = Path(args.out or f"{files[0]}.agreement.json")
         write_file(path, json.dumps(report, indent=1))
-    except (ValueError, OSError, ImportError) as error:
-        fail(error)
     columns = [c for c in ("accuracy", "low", "high", "chosen_first", "chosen_second", "clear",
                            "close", "ties", "unparseable") if c in report["length"]]
     width = max(map(len, report))

@@ -176,7 +176,8 @@ def load_run(config, seed):
     init = made_with(folder, "sft")["init"]
     paths = {"base": {"base": sft.BASE, "scratch": folder / "base.pt"}.get(init, init),
              "reward": folder / "reward.pt", "ppo": folder / "ppo.pt"}
-    paths |= {name: folder / name / "ppo.pt" for name in sweep(config)}
+    if config.sweeps:
+        paths |= {name: path for name in SWEEP if (path := folder / name / "ppo.pt").exists()}
     for name, path in paths.items():
         kind = "reward" if name == "reward" else "policy"
         networks[name], record = checkpoint.load_frozen(path, kind, device, tokenizer.fingerprint)
@@ -217,13 +218,13 @@ def kept(path, of, make):
     "The rows of a file that was made `of` the same things; else they are made anew, and kept."
     mark = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     rows = files.read_log(path) if path.exists() else []
-    if not rows or any(row["of"] != mark for row in rows):
+    if not rows or any(row.get("of") != mark for row in rows):
         rows = [row | {"of": mark} for row in make()]
         files.write_rows(path, rows)
     return rows
 
 
-def quality(config, runs, split):
+def reward_quality(config, runs, split):
     """What the reward model of each run knows of the truth -> {measure: [number of each seed]}, see
     collect.quality."""
     n, each, stored = max(config.inputs * 5 // 2, 60), [], []
@@ -269,7 +270,7 @@ def diversities_of(config, run, rows):
     if config.data in data.WORLD and not relation:
         from data import world
 
-        relation = world.relation(rows[0]["prompt"])
+        relation = world.of(rows[0]["prompt"]).relation
     if relation:
         found["nli"] = lambda texts: metrics.nli_diversity(texts, relation)
     return found

@@ -75,7 +75,7 @@ def evaluate(name, seed, n, out, judge=None):
             rows[f"{which} T={temperature:g}"] = {
                 "win_rate": mean, "low": low, "high": high, "gold": float(np.mean(scores)),
                 "kl": float(own.mean() - by_sft[k]),
-                "words": float(np.mean([len(t.split()) for t in texts])),
+                "words": float(np.mean([len(metrics.words(t)) for t in texts])),
                 "ended": float(np.mean([r[-1] == tokenizer.eos for r in mine])),
                 "proxy": float(proxy[k])}
             if judge:
@@ -131,10 +131,10 @@ def evaluate_text(name, seed, n, out, base, judge=None):
     return found
 
 
-def measured(folder, n, judge=None):
-    "What kept figures are of: the records beside a run's checkpoints, the prompts, the judge."
+def measured(folder, n, *more):
+    "What kept figures are of: the records beside a run's checkpoints, prompts, judge and base."
     records = [(folder / f"{stage}.json").read_text() for stage in ("sft", "reward", "ppo")]
-    return hashlib.sha256(json.dumps([*records, n] + [judge] * bool(judge)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*records, n, *filter(None, more)]).encode()).hexdigest()
 
 
 def show(name, seed, split, found):
@@ -155,7 +155,7 @@ def spread(values):
     return f"{mean:.3f} +- {high - mean:.3f} ({seeds})" if n > 1 else f"{mean:.3f}"
 
 
-def summary(name, results):
+def over_seeds(name, results):
     """The claims, split by split, over the seeds of `results` {seed: {split: found}}.
 
     SFT's temperature is the best by its mean over the seeds, RLHF's the best of those
@@ -208,7 +208,7 @@ if __name__ == "__main__":
     results = {}
     for seed in args.seeds:
         folder = data.run_folder(args.data, seed, args.out)
-        path, of = folder / "evaluate.json", measured(folder, args.n, args.judge)
+        path, of = folder / "evaluate.json", measured(folder, args.n, args.judge, args.base)
         kept = json.loads(path.read_text()) if path.exists() else {}
         if kept.pop("of", None) != of:
             kept = (evaluate(args.data, seed, args.n, args.out, judge)
@@ -218,4 +218,4 @@ if __name__ == "__main__":
             print(f"\nwrote {path}")
         results[seed] = kept
     if args.data in data.WORLD:
-        summary(args.data, results)
+        over_seeds(args.data, results)

@@ -27,7 +27,7 @@ TABLE = {
     "rlhf.py": ("numpy data data.claims data.files data.lineage data.pools data.report data.run "
                 "metrics bon", "data.judge"),
     "data/__init__.py": ("torch data.files data.tokenizer", "data.world data.hub"),
-    "data/__main__.py": ("data data.flags data.run", "data.checkpoint data.world model"),
+    "data/__main__.py": ("data data.flags data.run", "data.checkpoint data.rewards data.world"),
     "data/tokenizer.py": ("", "tiktoken data.bpe data.weights"),
     "data/files.py": ("", "datasets"),
     "data/flags.py": ("", ""),
@@ -48,10 +48,11 @@ TABLE = {
     "data/bpe.py": ("tqdm data.files", "tiktoken"),
     "data/encoders.py": ("", "sentence_transformers transformers"),
     "data/hub.py": ("data data.files", ""),
-    "data/collect.py": ("numpy tqdm data data.files", "data.judge data.world"),
+    "data/collect.py": ("numpy tqdm data data.files metrics", "data.judge data.world"),
     "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub tiktoken data data.bpe"),
     # Its command, and nothing else in it, measures reward checkpoints too, and has intervals.
-    "data/judge.py": ("tqdm data data.files", "openai data.flags metrics reward"),
+    "data/judge.py": ("tqdm data data.files", "openai data.collect data.flags "
+                      "data.measured metrics reward"),
     "data/claims.py": ("numpy metrics", ""),
     "data/lineage.py": ("numpy torch data data.checkpoint data.collect data.encoders data.files "
                         "data.rewards data.run metrics sft reward ppo", "data.world"),

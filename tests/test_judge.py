@@ -588,6 +588,7 @@ def test_the_page_holds_texts_as_data(tmp_path):  # a post that ends the script 
     page = judge.page(found)
     assert page.count("<script") == 2 and "owned'</" not in page and "//" not in page.replace(
         "// ", "")  # no address, of anything
+    assert page.count(' dir="auto"') == 3  # the prompt and both outputs, right to left or not
     held = page.split('id="data">')[1].split("</script>")[0]
     assert json.loads(held)["pairs"] == found
     assert judge.page(found) == page and judge.page(found[:2]).split('"id": ')[1][:18] != (
@@ -624,6 +625,22 @@ def opened(chromium, page, scheme, width):
     return tab, trouble, requests
 
 
+def from_the_right(tab, name):
+    "Does an element set the Hebrew line of a text at its right edge, and the English at its left?"
+    return tab.locator(name).first.evaluate("""element => {
+        const said = element.textContent, range = document.createRange();
+        const within = (n) => {
+            range.setStart(element.firstChild, n);
+            range.setEnd(element.firstChild, n + 1);
+            return range.getBoundingClientRect();
+        };
+        element.textContent = "b\\n\u05d0";
+        const box = element.getBoundingClientRect(), ends = [within(0).left, within(2).right];
+        element.textContent = said;
+        return ends[0] - box.left < 30 && box.right - ends[1] < 30 && box.width > 60;
+    }""")
+
+
 @pytest.mark.parametrize("scheme, width", [("light", 1100), ("dark", 1100), ("dark", 390)])
 def test_the_page_in_a_browser(chromium, tmp_path, scheme, width):
     # a swapped choice, a lost answer, a text that runs, a page wider than the phone
@@ -635,6 +652,7 @@ def test_the_page_in_a_browser(chromium, tmp_path, scheme, width):
     shown = lambda: [text("#first .text"), text("#second .text")]
     assert tab.title() == "Which one is better?" and text("#status") == "0 of 40"
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert from_the_right(tab, "#prompt") and from_the_right(tab, "#first .text")
     back = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, back.removeprefix("rgb(").removesuffix(")").split(","))) > 380
     assert light == (scheme == "light")

@@ -283,7 +283,7 @@ def test_accuracy_of_a_score():  # ties that win, a pair taken apart, no number 
     length = lambda prompts, texts: seen.extend(zip(prompts, texts)) or [len(t) for t in texts]
     assert collect.accuracy(length, rows) == 0.5
     assert seen == [(p, text) for p, *pair in rows for text in pair]
-    assert collect.agreement(lambda prompts, texts: [t == "bb" for t in texts], rows) == {
+    assert collect.accuracies(lambda prompts, texts: [t == "bb" for t in texts], rows) == {
         "pairs": 3, "gold": pytest.approx(1 / 3), "length": 0.5}
     for score, some in ((length, []), (lambda prompts, texts: [math.nan] * len(texts), rows)):
         with pytest.raises(ValueError):
