@@ -205,11 +205,10 @@ def expected_scores(seeds, n):
 
 def judged_by(judge, rows):
     "Win rate of each row's first output against the reference, by a judge of texts -> (inputs,)."
-    from data.judge import compare
+    from data.judge import both_orders
 
-    prompts, people = ([row[key] for row in rows] for key in ("prompt", "reference"))
-    texts = [row["outputs"][0] for row in rows]
-    return metrics.win_rate(texts, people, compare(judge, prompts, texts, people))
+    shown = [(row["prompt"], row["outputs"][0], row["reference"]) for row in rows]
+    return np.array(both_orders(judge, shown)[0])
 
 
 def measure_all(rows, sft_rows, diversities=PLAIN, judge=None):

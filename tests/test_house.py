@@ -51,16 +51,16 @@ TABLE = {
     "data/collect.py": ("numpy tqdm data data.files metrics", "data.judge data.world"),
     "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub tiktoken data data.bpe"),
     # Its command, and nothing else in it, measures reward checkpoints too, and has intervals.
-    "data/judge.py": ("tqdm data data.files", "openai data.collect data.flags "
-                      "data.measured metrics reward"),
+    "data/judge.py": ("tqdm data data.files", "data.collect data.flags data.measured metrics "
+                      "reward"),
     "data/claims.py": ("numpy metrics", ""),
     "data/lineage.py": ("numpy torch data data.checkpoint data.collect data.encoders data.files "
                         "data.rewards data.run metrics sft reward ppo", "data.world"),
     "data/figures.py": ("numpy data.claims data.files", "matplotlib"),
     "data/report.py": ("numpy data.figures data.files data.claims", ""),
 }
-OPTIONAL = {"safetensors", "tokenizers", "sentence_transformers", "transformers", "openai",
-            "datasets", "huggingface_hub"}
+OPTIONAL = {"safetensors", "tokenizers", "sentence_transformers", "transformers", "datasets",
+            "huggingface_hub"}
 FOR_TESTS = {"pytest", "hypothesis", "regex", "ruff"}
 LOCAL = {path.stem for path in ROOT.glob("*.py")} | {"data", "tests"}
 
