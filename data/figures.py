@@ -5,6 +5,8 @@ Every figure keeps one colour for one policy and shows 95 % intervals; its capti
 says what to look for. No window is opened, and a file is written whole or not at all.
 """
 
+import math
+
 import numpy as np
 
 from data.claims import BEST
@@ -122,9 +124,11 @@ def overoptimisation(path, result):
     made, axes = figure(len(scores), 4.2, 3.2)
     for axis, score in zip(axes, scores):
         for seed, rows in enumerate(result["ppo"]):
-            x = np.sqrt(np.maximum([row["kl"] for row in rows], 0))
-            axis.plot(x, [row[score] for row in rows], ".", ms=4, color=COLOURS["rlhf"],
-                      alpha=0.6, label="ppo, one dot an iteration" if seed == 0 else None)
+            points = [(math.sqrt(max(np.mean([r["kl"] for r in rows[max(k - 4, 0):k + 1]]), 0)),
+                       row[f"validation_{score}"]) for k, row in enumerate(rows)
+                      if f"validation_{score}" in row]  # the KL is the mean of five iterations
+            axis.plot(*zip(*points), ".-", ms=5, lw=0.8, color=COLOURS["rlhf"], alpha=0.7,
+                      label="ppo, as it trains" if seed == 0 else None)
         axis.plot(np.sqrt([p["kl"] for p in best]), [p[score] for p in best], "s-", ms=4, lw=1.4,
                   color=COLOURS["bon"], label=f"best of n, n = 1 to {best[-1]['n']}")
         axis.set(xlabel="square root of KL to sft, nats$^{1/2}$",
