@@ -49,7 +49,7 @@ def say(args):
             raise ValueError(f"{args.checkpoint} is of no dataset: give a prompt")
         split = "validation" if "validation" in split_names(name) else "train"
         prompts = [e.prompt for e in load(name, split, args.n, args.seed)]
-    ids = m.generate(policy, [tokenizer.prompt(p) for p in prompts], tokenizer.response_tokens,
+    ids = m.generate(policy, tokenizer.prompts(prompts), tokenizer.response_tokens,
                      args.temperature, seed=args.seed)
     score = gold(name)
     for prompt, response in zip(prompts, ids):

@@ -113,18 +113,15 @@ def dump(ranks):
                    for token, rank in sorted(ranks.items(), key=lambda item: item[1]))
 
 
-def load(path):
+def load(path, content=None):
     """
-    Read a file of ranks -> dict from token (bytes) to rank; ValueError if it is not one.
+    A file of ranks, or its `content` -> dict from token (bytes) to rank; ValueError names the path
+    if it is none.
 
     tiktoken's own loader keeps a copy by path in the temporary folder and so would go on
     returning the old vocabulary after a new one was trained; hence this one.
     """
-    return undump(Path(path).read_bytes(), path)
-
-
-def undump(content, path):
-    """The ranks that `dump` wrote; ValueError names the `path` if they are none."""
+    content = Path(path).read_bytes() if content is None else content
     ranks = {}
     for number, line in enumerate(content.rstrip(b"\n").split(b"\n"), 1):
         try:

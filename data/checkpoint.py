@@ -17,6 +17,7 @@ import torch
 
 import model as m
 from data import files, networks, weights
+from data.tokenizer import Tokenizer
 
 FORMAT = 2
 MADE_BY = {"policy": "python sft.py", "reward": "python reward.py"}
@@ -163,10 +164,13 @@ def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_to
     """
     folder = weights.find(name_or_folder)
     family, settings = weights.settings(folder)
-    tokenizer = weights.tokenizer(name_or_folder, prompt_tokens, response_tokens)
+    tokenizer = Tokenizer(name_or_folder, prompt_tokens, response_tokens)
     settings["eos"] = tuple(dict.fromkeys((tokenizer.eos, *settings["eos"])))
-    with torch.device("meta"):  # shapes without memory
-        model = m.Transformer(m.ModelConfig(**settings))
+    try:
+        with torch.device("meta"):  # shapes without memory
+            model = m.Transformer(m.ModelConfig(**settings))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
     weights.fill(model, family, folder, device, dtype)
     if model.position is None:
         model.table = m.rope_table(model.config).to(device, dtype)
@@ -176,4 +180,4 @@ def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_to
 def export(path, folder):
     "Write a checkpoint's policy and its tokeniser to a new folder that `transformers` loads alone."
     model, record = load(path, "policy")
-    weights.write(model, record["tokenizer"], folder)
+    weights.write(model, Tokenizer.of(record["tokenizer"]), folder)

@@ -33,7 +33,7 @@ TABLE = {
     "data/flags.py": ("", ""),
     "data/run.py": ("torch tqdm filelock data data.checkpoint data.files data.flags data.tokenizer",
                     "matplotlib model"),
-    "data/checkpoint.py": ("torch model data.files data.networks data.weights", ""),
+    "data/checkpoint.py": ("torch model data.files data.networks data.tokenizer data.weights", ""),
     "data/optim.py": ("torch", ""),
     "data/networks.py": ("torch model", ""),
     "data/pools.py": ("torch numpy tqdm model data data.files data.run metrics", ""),
@@ -49,7 +49,7 @@ TABLE = {
     "data/encoders.py": ("", "sentence_transformers transformers"),
     "data/hub.py": ("data data.files", ""),
     "data/collect.py": ("numpy tqdm data data.files", "data.judge data.world"),
-    "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub tiktoken data data.bpe"),
+    "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub data.bpe"),
     # Its command, and nothing else in it, measures reward checkpoints too, and has intervals.
     "data/judge.py": ("tqdm data data.files", "openai data.flags metrics reward"),
     "data/claims.py": ("numpy metrics", ""),
