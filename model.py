@@ -211,15 +211,15 @@ class Transformer(nn.Module):
 
     def layout(self, ids, is_real, segment=None):
         """
-        Where every token stands (T,) or (B, T), and which keys it may see (None: all before it).
-        A token counts its position, and sees what is before it, in its own segment and in segment
-        0, the prompt, which the others all follow. Segment -1 is padding: left-padded rows count
-        from their first real token. A padding token sees itself, because a softmax over no keys at
-        all is NaN, and NaN * 0 is NaN further down.
+        Every token's place, which is how many of its own text stand before it, (T,) or (B, T), and
+        which keys it may see (None: all before it): those before it in its own segment and in
+        segment 0, the prompt, which the others all follow. Segment -1 is padding: left-padded rows
+        count from their first real token. A padding token sees itself, because a softmax over no
+        keys at all is NaN, and NaN * 0 is NaN further down.
         """
         T, context = ids.shape[1], self.config.context
         if is_real is None and segment is None:
-            longest, positions, is_visible = T, torch.arange(T, device=ids.device), None
+            longest, place, is_visible = T, torch.arange(T, device=ids.device), None
         else:
             if segment is None:
                 segment = is_real.long() - 1  # (B, T)
@@ -227,21 +227,21 @@ class Transformer(nn.Module):
             own = causal & (segment[:, :, None] == segment[:, None, :])  # (B, T, T)
             is_visible = (own | causal & (segment == 0)[:, None])[:, None]  # (B, 1, T, T)
             prompt = (segment == 0).sum(1, keepdim=True)  # (B, 1)
-            positions = (own.sum(-1) - 1 + prompt * (segment > 0)) * (segment >= 0)  # (B, T)
-            longest = int(positions.max()) + 1
+            place = (own.sum(-1) - 1 + prompt * (segment > 0)) * (segment >= 0)  # (B, T)
+            longest = int(place.max()) + 1
         if longest > context:
             raise ValueError(f"a row of {longest} ids does not fit the model's context of "
                              f"{context}; cut the prompt or take a model with a longer context.")
-        return positions, is_visible
+        return place, is_visible
 
-    def embeddings(self, ids, positions):
+    def embeddings(self, ids, place):
         x = self.embed(ids.where(ids < self.config.vocab_size, 0))  # PAD is fed as 0: (B, T, C)
         x = x.to(self.precision or x.dtype)
         x = x if self.project_in is None else self.run(self.project_in, x)
-        return x if self.position is None else x + self.position(positions).to(x.dtype)
+        return x if self.position is None else x + self.position(place).to(x.dtype)
 
-    def rotation(self, positions):
-        return None if self.position is not None else self.table[:, positions].unsqueeze(-2)
+    def rotation(self, place):
+        return None if self.position is not None else self.table[:, place].unsqueeze(-2)
 
     def run(self, module, x, *where):
         "module(x, *where), its fp32 weights rounded here, where they are used, to x's precision."
@@ -265,9 +265,9 @@ class Transformer(nn.Module):
         data.join_groups.
         `bottom`: what `frozen_output` gave for these rows, so that only the top layers run.
         """
-        positions, is_visible = self.layout(ids, is_real, segment)
-        x = self.embeddings(ids, positions) if bottom is None else bottom
-        rotation = self.rotation(positions)
+        place, is_visible = self.layout(ids, is_real, segment)
+        x = self.embeddings(ids, place) if bottom is None else bottom
+        rotation = self.rotation(place)
         blocks = self.blocks[0 if bottom is None else self.frozen:]
         for block in blocks:
             x = self.run_block(block, x, rotation, is_visible,
@@ -298,8 +298,8 @@ class Transformer(nn.Module):
         "What the frozen layers make of `ids`: compute it once, pass it as `bottom` many times."
         if self.embed.weight.requires_grad:
             raise ValueError("nothing is frozen, so there is no fixed trunk to compute once.")
-        positions, is_visible = self.layout(ids, is_real)
-        x, rotation = self.embeddings(ids, positions), self.rotation(positions)
+        place, is_visible = self.layout(ids, is_real)
+        x, rotation = self.embeddings(ids, place), self.rotation(place)
         for block in self.blocks[:self.frozen]:
             x = self.run(block, x, rotation, is_visible)
         return x
@@ -309,12 +309,12 @@ class Transformer(nn.Module):
         shape = (config.layers, 2, rows, config.kv_heads, columns, config.channels // config.heads)
         return self.embed.weight.new_empty(shape)
 
-    def decode(self, ids, positions, is_visible, cache, column):
+    def decode(self, ids, place, is_visible, cache, column):
         """
         Append `ids` (B, T) to the cache at `column`; the last one's final hidden state (B, C).
         `column` may be a tensor (1,), for work that is the same at every step: see `recorded`.
         """
-        x, rotation = self.embeddings(ids, positions), self.rotation(positions)
+        x, rotation = self.embeddings(ids, place), self.rotation(place)
         B, T = ids.shape
         last = None if T == 1 else ids.new_full((B, 1), T - 1)
         for block, part in zip(self.blocks, cache):
@@ -431,20 +431,20 @@ def choose(logits, temperature, uniform, min_p=0.0):
 def read_prompts(model, prompts, which, max_new_tokens):
     """
     Read every prompt once, and copy what was kept of it to each of its samples, prompts[which[row]]
-    -> the state that predicts a row's first token (rows, C), its position (rows, 1), the cache
+    -> the state that predicts a row's first token (rows, C), its place (rows, 1), the cache
     (L, 2, rows, Hkv, S, D) with room for the rest, and which columns are not padding
     (rows, 1, 1, S).
     """
     device, pad, width = model.embed.weight.device, model.config.vocab_size, max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)  # (B, P)
-    positions, is_visible = model.layout(ids, ids < pad)
+    place, is_visible = model.layout(ids, ids < pad)
     cache = model.new_cache(len(prompts), width + max_new_tokens)
-    hidden = model.decode(ids, positions, is_visible, cache, 0)  # (B, C)
+    hidden = model.decode(ids, place, is_visible, cache, 0)  # (B, C)
     is_key = F.pad(ids < pad, (0, max_new_tokens), value=True)[:, None, None]  # (B, 1, 1, S)
     rows = torch.tensor(which, device=device)
     if which != list(range(len(prompts))):  # large: not twice without need
         cache = cache[:, :, rows]
-    return hidden[rows], positions[rows, -1:], cache, is_key[rows]
+    return hidden[rows], place[rows, -1:], cache, is_key[rows]
 
 
 def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
@@ -453,7 +453,7 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     is arbitrary. `uniform` holds every row's random numbers, so no row depends on its neighbours.
     """
     max_new, width = uniform.shape[1], max(map(len, prompts))
-    hidden, position, cache, is_key = read_prompts(model, prompts, which, max_new)
+    hidden, place, cache, is_key = read_prompts(model, prompts, which, max_new)
     padded = not is_key.all()  # without padding attention needs no mask
     eos = torch.tensor(model.config.eos, dtype=torch.long, device=hidden.device)
     matrix = model.matrix()  # once, not once per token
@@ -470,11 +470,11 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
             break
         if 2 * done.sum() >= len(done):  # at least half are done: go on with the others only
             keep = ~done
-            rows, token, position, done = rows[keep], token[keep], position[keep], done[keep]
+            rows, token, place, done = rows[keep], token[keep], place[keep], done[keep]
             cache, is_key = cache[:, :, keep], is_key[keep]
-        position, column = position + 1, width + n
+        place, column = place + 1, width + n
         is_visible = is_key[..., :column + 1] if padded else None
-        hidden = model.decode(token[:, None], position, is_visible, cache, column)
+        hidden = model.decode(token[:, None], place, is_visible, cache, column)
     return out
 
 
@@ -527,10 +527,10 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
     for i in range(0, len(order), batch):
         rows = order[i:i + batch]
         owners = {row // num_samples: None for row in rows}  # prompts in this batch, in order
-        place = {owner: n for n, owner in enumerate(owners)}
+        nth = {owner: n for n, owner in enumerate(owners)}
         tokens = decode(model, [list(prompts[owner]) for owner in owners],
-                             [place[row // num_samples] for row in rows], temperature,
-                             uniform[rows], min_p)
+                        [nth[row // num_samples] for row in rows], temperature, uniform[rows],
+                        min_p)
         for row, response in zip(rows, tokens.tolist()):
             end = next((n for n, token in enumerate(response) if token in eos), len(response))
             out[row] = response[:end + 1]

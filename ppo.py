@@ -54,7 +54,7 @@ class Config:
     micro: int = 0  # responses per forward pass, for memory (0: the whole minibatch)
     length_penalty: float = 0.0  # taken off the score of a response of full length, in proportion
     max_kl: float = 0.0  # nats per response beyond which training stops (0: none)
-    every: int = 10  # iterations between saves
+    every: int = 10  # iterations between saves, and between scores on validation prompts
     variant: str = ""  # a folder below the run's, for a run that differs from the main one
 
     def __post_init__(self):
@@ -73,6 +73,7 @@ CLIP = 0.2  # of the probability ratio, and of a value's change
 VALUE_COEFFICIENT = 0.5  # of the value loss beside the policy loss
 GAMMA = 1.0  # responses are short: a reward at the end counts in full at the start
 HORIZON = 1_000  # responses in which the adaptive controller moves beta by at most 20 %
+FOLLOWED = 128  # validation prompts that curves and the last line are of
 
 
 def token_rewards(score, logp_old, logp_ref, is_response, beta, kl="k1"):
@@ -167,7 +168,7 @@ def value_loss(values, values_old, returns, is_response, clip, tokens=None):
 def adapted(beta, kl, target, responses):
     "The adaptive controller, once per rollout (Sec. 2.2, Ziegler et al. 2019, arXiv:1909.08593)."
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return beta * (1 + error * responses / HORIZON)
+    return beta * (1 + error * min(responses / HORIZON, 1))
 
 
 def shaped(proxy, response_ids, eos, max_tokens, config):
@@ -214,7 +215,7 @@ def experience(config, policy, value, ref_policy, reward_fn, prompts, responses,
     """
     device = next(policy.parameters()).device
     ids, positions, is_response = data.join(prompts, responses, tokenizer.pad, device)
-    from_trunk = config.freeze and getattr(reward_fn, "from_trunk", None)
+    from_bottom = config.freeze and getattr(reward_fn, "from_bottom", None)
     parts = []
     for rows in torch.arange(len(ids)).split(config.micro or len(ids)):
         part = ids[rows], positions[rows]
@@ -222,7 +223,7 @@ def experience(config, policy, value, ref_policy, reward_fn, prompts, responses,
         logp_old, values, entropy = act(policy, value, *part, config.temperature, bottom,
                                         entropy=True)
         logp_ref = m.logprobs(ref_policy, *part, config.temperature, bottom=bottom)
-        proxy = from_trunk(bottom, *part, is_response[rows]) if from_trunk else None
+        proxy = from_bottom(bottom, *part, is_response[rows]) if from_bottom else None
         parts.append((logp_old, values, entropy, logp_ref, proxy, bottom))
     logp_old, values, entropy, logp_ref, proxy, bottom = (  # (B, R) four times, (B,), (B, T, C)
         None if column[0] is None else torch.cat(column) for column in zip(*parts))
@@ -314,19 +315,42 @@ def start_from(config, run, reward_fn):
 
 
 SHOWN = ("score", "proxy", "gold", "kl", "length", "entropy", "value_loss", "clip_fraction")
-PANELS = [("Reward", ["proxy", "gold"], "score of the samples"),
+PANELS = [("Reward, the same prompts", ["validation_proxy", "validation_gold"], "mean score"),
           ("KL to SFT", ["kl", "kl_k3"], "nats per response"),
           ("Length", ["length"], "tokens"), ("Entropy", ["entropy"], "nats per token"),
           ("Value loss", ["value_loss"], "squared score"),
           ("Clip fraction", ["clip_fraction"], "share of tokens")]
 
 
-def summary(rows):
-    "The last line: what changed between the first five iterations and the last."
-    first, last = ({k: sum(r[k] for r in part) / len(part) for k in ("proxy", "gold", "kl")
-                    if k in rows[0]} for part in (rows[:5], rows[-5:]))
-    return (", ".join(f"{k} {first[k]:.2f} -> {last[k]:.2f}" for k in first)
-            + " (means of 5 iterations; KL in nats per response)")
+def follower(config, run, reward_fn, gold):
+    """policy -> its mean scores on the same prompts, with the same random numbers, whenever it is
+    asked. Iterations do not compare: each has prompts of like length, and another one's of another,
+    which reward models score otherwise."""
+    texts = [e.prompt for e in run.validation(FOLLOWED)]
+    prompts = [run.tokenizer.prompt(text) for text in texts]
+
+    def scores(policy):
+        responses = m.generate(policy, prompts, run.tokenizer.response_tokens, config.temperature,
+                               seed=config.seed)
+        row = {"validation_proxy": float(torch.as_tensor(reward_fn(prompts, responses)).mean())}
+        if gold:
+            row["validation_gold"] = mean_gold(gold, texts, run.tokenizer, responses)
+        return row
+    return scores
+
+
+def mean_gold(gold, texts, tokenizer, responses):
+    "The true quality, which only the reader sees."
+    return sum(gold(text, tokenizer.decode(r).strip())
+               for text, r in zip(texts, responses)) / len(texts)
+
+
+def summary(before, rows):
+    "The last line: what changed on the same prompts, and how far the last five iterations were."
+    kl = sum(row["kl"] for row in rows[-5:]) / len(rows[-5:])
+    moved = ", ".join(f"{name.removeprefix('validation_')} {x:.2f} -> {rows[-1][name]:.2f}"
+                      for name, x in before.items())
+    return f"{moved} on the same validation prompts, {kl:.2f} nats per response from SFT"
 
 
 def train(config, reward_fn=None):
@@ -344,6 +368,7 @@ def train(config, reward_fn=None):
         # prompts of like length share an iteration, in an order that depends on the seed alone
         batches = data.epochs([len(p) for p in prompts], config.batch, config.seed)
         run.state["beta"] = config.beta
+        follow = follower(config, run, reward_fn, gold)
 
         for step, index in run.steps(batches, policy, value=value, optimizer=optimizer,
                                      sampler=sampler, shuffler=shuffler):
@@ -354,18 +379,22 @@ def train(config, reward_fn=None):
             rollout, row = experience(config, policy, value, ref_policy, reward_fn, chosen,
                                       responses, beta, tokenizer)
             row["beta"] = beta
-            if gold:  # seen by the reader only
-                row["gold"] = sum(gold(texts[i], tokenizer.decode(r).strip())
-                                  for i, r in zip(index, responses)) / len(index)
+            if gold:
+                row["gold"] = mean_gold(gold, [texts[i] for i in index], tokenizer, responses)
+            if step == 1:
+                run.state["before"] = follow(policy)
+                row |= run.state["before"]
             row |= update(config, policy, value, optimizer, rollout, shuffler)
-            del rollout  # the trunk's output is large, and the next rollout needs the room
+            del rollout  # the bottom's output is large, and the next rollout needs the room
             if config.target_kl:
                 run.state["beta"] = adapted(beta, row["kl"], config.target_kl, len(index))
+            if run.due:
+                row |= follow(policy)
             run.log(**row, seconds=run.seconds())
 
-        shown = data.load(config.data, "validation")[:4]
+        shown = run.validation(4)
         return run.finish(
-            lambda: summary(files.read_log(run.journal.path)), PANELS, shown,
+            lambda: summary(run.state["before"], files.read_log(run.journal.path)), PANELS, shown,
             run.answers({"sft": ref_policy, "rlhf": policy}, shown, config.temperature),
             samples="samples.txt")
 

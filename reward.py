@@ -91,9 +91,10 @@ def score(model, ids, positions, is_response, bottom=None):
 
 
 def scorer(model, pad, batch=128):
-    """A reward model as a reward function, the one interface that PPO and best of n know: lists of
-    prompt and of response ids -> (B,). `from_trunk` is the same for who has computed the frozen
-    trunk of these rows already, (B, T, C), (B, T), (B, R), (B, R) -> (B,)."""
+    """A reward model as a reward function, as PPO and best of n take any: lists of prompt and of
+    response ids -> (B,). `from_bottom`, which PPO uses where it is there, is the same from what the
+    frozen layers have made of these rows, (B, T, C), (B, T), (B, R), (B, R) -> (B,); `model` is the
+    network behind it."""
     device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -108,7 +109,7 @@ def scorer(model, pad, batch=128):
             scores[places] = found.float().cpu()
         return scores
     reward_fn.model = model
-    reward_fn.from_trunk = lambda bottom, ids, positions, is_response: score(
+    reward_fn.from_bottom = lambda bottom, ids, positions, is_response: score(
         model, ids, positions, is_response, bottom)
     return reward_fn
 
@@ -172,12 +173,15 @@ def train(config):
                 hidden = model.trunk(ids, segment=segment)  # (B, T, C)
                 scores = model.read(hidden)[ends]  # (N,)
                 ranking, info = loss(*scores[pairs].unbind(1))
-                written = lm_loss(policy, ids, segment, hidden).mean()
                 # this part's share of the step's comparisons, and of its prompts
                 share, of_prompts = len(pairs) / sum(map(len, batch)), len(part) / len(batch)
-                (ranking * share + config.lm * written * of_prompts).backward()
-                run.add(**{name: x * share for name, x in info.items()},
-                        lm_loss=written.item() * of_prompts)
+                total = ranking * share
+                if config.lm:
+                    written = lm_loss(policy, ids, segment, hidden).mean()
+                    total = total + config.lm * written * of_prompts
+                    run.add(lm_loss=written.item() * of_prompts)
+                total.backward()
+                run.add(**{name: x * share for name, x in info.items()})
             optim.step(optimizer, model.named_parameters())
             if run.due:
                 run.log(validation_accuracy=evaluate(score_texts, validation[:config.eval_size]),

@@ -134,9 +134,7 @@ def train(config):
     with Run(config.stage, config) as run:
         policy, optimizer, rows_of = start_from(config, run)
         before, pad = networks.frozen_copy(policy), run.tokenizer.pad
-        shown = data.load(config.data, "validation")[:config.eval_size]
-        if not shown:
-            raise ValueError(f"{config.data} has no validation examples: add some")
+        shown = run.validation(config.eval_size)
         validation = encode(run.tokenizer, shown)
         first_loss = evaluate(before, validation, pad, run.device)
 

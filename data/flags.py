@@ -13,7 +13,6 @@ import math
 import os
 import re
 import sys
-import types
 import typing
 
 
@@ -26,20 +25,13 @@ def flag(name):
 
 
 def within(config, low, high, *names):
-    """Raise ValueError unless each named field is in [low, high]; inf is no bound. NaN never is,
-    and nothing from 2**40 on."""
+    "ValueError unless each named field is in [low, high]; NaN never is, nor what no seed can hold."
     for name in names:
-        value = getattr(config, name)
-        if value is None or low <= value <= high and abs(value) < 2**40:  # None: not given
-            continue
-        bounds = f"between {low} and {high}"
-        if value >= 2**40:  # more than any of them can mean, and than a generator's seed can hold
-            bounds = f"below {2**40}"
-        elif high == math.inf:
-            bounds = f"of at least {low}" if low > -math.inf else "that is a number"
-        elif low == -math.inf:
-            bounds = f"of at most {high}"
-        raise ValueError(f"{flag(name)} {value} is impossible: give a value {bounds}")
+        value, most = getattr(config, name), min(high, 2**40 - 1)
+        if not low <= value <= most:
+            bounds = f"of at least {low}" if value < low and high == math.inf else (
+                f"between {low} and {most}")
+            raise ValueError(f"{flag(name)} {value} is impossible: give a value {bounds}")
 
 
 def comments(Config):
@@ -49,8 +41,6 @@ def comments(Config):
 
 def options(kind, default):
     """What argparse needs to know about a field of this type and default -> dict."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):  # int | None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
     if typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
         shown = "|".join(map(str, choices))

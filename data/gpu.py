@@ -61,7 +61,7 @@ def decode_recorded(model, prompts, which, temperature, uniform, min_p=0.0, chec
     looked at every `check_every` tokens, because looking makes the CPU wait for the GPU.
     """
     max_new, width = uniform.shape[1], max(map(len, prompts))
-    hidden, position, cache, is_key = m.read_prompts(model, prompts, which, max_new)
+    hidden, place, cache, is_key = m.read_prompts(model, prompts, which, max_new)
     cache[..., width:, :] = 0  # attention multiplies what is to come by 0: it must be a number
     matrix, eos = model.matrix(), torch.tensor(model.config.eos, device=hidden.device)
     rows = torch.arange(len(which), device=hidden.device)
@@ -80,10 +80,10 @@ def decode_recorded(model, prompts, which, temperature, uniform, min_p=0.0, chec
         n.add_(1)
 
     def step():
-        position.add_(1)
+        place.add_(1)
         column = width - 1 + n
         is_visible = is_key & (columns <= column)
-        pick(model.decode(token[:, None], position, is_visible, cache, column))
+        pick(model.decode(token[:, None], place, is_visible, cache, column))
 
     pick(hidden)
     again = None
@@ -94,7 +94,7 @@ def decode_recorded(model, prompts, which, temperature, uniform, min_p=0.0, chec
                 break
             if 2 * done.sum() >= len(done):
                 keep, again = ~done, None
-                rows, token, position, done = rows[keep], token[keep], position[keep], done[keep]
+                rows, token, place, done = rows[keep], token[keep], place[keep], done[keep]
                 cache, is_key = cache[:, :, keep], is_key[keep]
         if again is None:
             again = recorded(step)

@@ -7,6 +7,7 @@ for whoever has texts: a reward function, and a policy, as functions of texts.
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -37,9 +38,9 @@ def gold(score, tokenizer):
 def of_file(path):
     "`reward_fn` of a Python file. ValueError for whatever goes wrong in it, now or when called."
     spec = importlib.util.spec_from_file_location("custom_reward", path)
-    if spec is None:
-        raise ValueError(f"--reward {path}: give a reward checkpoint, gold, or a .py file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks for the module that it is in
+    sys.path.insert(0, str(Path(path).resolve().parent))  # and an import, for files beside it
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:

@@ -134,6 +134,7 @@ def curve(path_png, rows, panels, x="step"):
     # Okabe & Ito's colours differ for every kind of colour vision, the dashes in print as well.
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
     dashes = ("-", "--", "-.", ":")
+    panels = [panel for panel in panels if any(name in row for name in panel[1] for row in rows)]
     columns = min(len(panels), 2)  # two are still readable at half of their size
     figure = Figure(figsize=(3.4 * columns, 2.6 * math.ceil(len(panels) / columns)))
     for k, (title, fields, label) in enumerate(panels, 1):
@@ -289,6 +290,13 @@ class Run:
             raise ValueError(f"--prompt-tokens {t.prompt_tokens} and --response-tokens "
                              f"{t.response_tokens} are more than the {context} tokens that this "
                              f"model can read")
+
+    def validation(self, count):
+        "The first validation examples. ValueError if there are none."
+        found = data.load(self.config.data, "validation")[:count]
+        if not found:
+            raise ValueError(f"{self.config.data} has no validation examples: add some")
+        return found
 
     def reads(self, name, content):
         "Keep the digest of what the run learns from: bytes, or anything whose repr says it all."

@@ -161,7 +161,7 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
         trunk = size * width * options.batch * length if options.freeze else 0
         parts += [("rollout: ids and numbers", options.batch * (8 * length + 26 * response_tokens),
                    PHASES[1:]),
-                  ("trunk's output, once", trunk, PHASES[1:])]
+                  ("bottom's output, once", trunk, PHASES[1:])]
     else:
         trunk = 0
     rows = options.micro or options.batch if stage == "ppo" else EVALUATED

@@ -280,8 +280,7 @@ def test_a_run_in_bf16(value, toy, tmp_path, monkeypatch, quick):
     moved = weights["ppo"]["norm.weight"] - weights["sft"]["norm.weight"]
     assert 0 < moved.abs().max() < 1e-3  # smaller than bf16 resolves at 1
     _, policy, network, ref_policy, reward_fn, *_ = seen[0]
-    scorer = reward_fn.model
-    assert scorer.trunk.embed.weight.data_ptr() == policy.embed.weight.data_ptr()
+    assert reward_fn.model.trunk.embed.weight.data_ptr() == policy.embed.weight.data_ptr()
     assert policy.recompute and getattr(network, "trunk", policy).recompute
     assert {p.dtype for p in ref_policy.parameters()} == {BF16}
 
@@ -359,7 +358,7 @@ def test_llama_7b_fits_one_gpu():  # a whole copy more
     assert size["policy, what trains, fp32"] == 4 * top
     assert size["reference policy, the top"] == 2 * top
     assert size["optimiser state, fp32"] == 8 * (top + 4097)
-    assert size["trunk's output, once"] == 256 * 1072 * 4096 * 2
+    assert size["bottom's output, once"] == 256 * 1072 * 4096 * 2
     assert size["keys and values of 15 rows"] == 15 * 2 * 32 * 4096 * 1072 * 2
     assert peaks["update"] == sum(n for _, n, phases in parts if "update" in phases)
     with torch.device("meta"):

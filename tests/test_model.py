@@ -433,7 +433,7 @@ def test_logprobs_of_a_half_precision_model_are_fp32():  # a log-softmax in eigh
     assert out.dtype == torch.float32
 
 
-# ---- scalar models and the frozen trunk ----------------------------------------------------------
+# ---- scalar models and frozen layers -------------------------------------------------------------
 
 
 def test_scalar_model_is_a_shifted_scaled_head():  # scale before shift, head on another state

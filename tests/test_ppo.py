@@ -280,6 +280,8 @@ def test_adaptive_beta():  # a step per row instead of per rollout, no clip, the
     factors = [1 + 0.2 * 0.05, 1 + 0.1 * 0.05, 1, 1 - 0.05 * 0.05, 1 - 0.2 * 0.05]
     expected = list(itertools.accumulate([0.1, *factors], lambda a, b: a * b))[1:]
     assert seen == pytest.approx(expected)
+    for kl, factor in ((12.0, 1.2), (0.0, 0.8)):  # however many responses: below zero there is none
+        assert ppo.adapted(0.1, kl, 6.0, 20_000) == pytest.approx(0.1 * factor)
 
 
 # ---- networks: act, experience, update -----------------------------------------------------------
@@ -395,14 +397,14 @@ def test_a_score_from_the_trunk_is_the_score(freeze):  # read at another token, 
     ids, positions, is_response = data.join(prompts, responses, V)
     bottom = policy.frozen_output(ids) if freeze else None
     with torch.no_grad():
-        found = reward_fn.from_trunk(bottom, ids, positions, is_response)
+        found = reward_fn.from_bottom(bottom, ids, positions, is_response)
     torch.testing.assert_close(found, reward_fn(prompts, responses), atol=1e-5, rtol=0)
     assert len(set(found.tolist())) == 4
     config, seen = ppo.Config(freeze=freeze, batch=5), []
     asked = lambda *rows: seen.append("called") or reward_fn(*rows)
-    asked.from_trunk = lambda *rows: seen.append("from the trunk") or reward_fn.from_trunk(*rows)
+    asked.from_bottom = lambda *rows: seen.append("from the bottom") or reward_fn.from_bottom(*rows)
     _, row, shown, sampled = rollout(config, policy, value_of(config, policy), score=asked)
-    assert seen == ["from the trunk" if freeze else "called"]
+    assert seen == ["from the bottom" if freeze else "called"]
     assert row["proxy"] == pytest.approx(reward_fn(shown, sampled).mean().item(), abs=1e-5)
 
 

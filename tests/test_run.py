@@ -42,7 +42,7 @@ class Config:
     resume: bool = False  # go on from the checkpoint
     kl: Literal["k1", "k2"] = "k1"  # which estimator
 
-    steps: int | None = None  # stop early
+    steps: int = 4  # stop early
     level: Literal[1, 2] = 1
 
     def __post_init__(self):
@@ -86,7 +86,7 @@ def test_help_is_the_comments_and_the_module(capsys):
     assert "--batch-size N rows per step; 100% of them are used (default 8)" in shown
     assert "--lr X step size # of Adam (default 0.001)" in shown
     assert "--kl k1|k2 which estimator (default k1)" in shown
-    assert "--steps N stop early" in shown and "None" not in shown
+    assert "--steps N stop early (default 4)" in shown
 
 
 def test_mistakes_in_training_are_one_sentence(capsys, monkeypatch):
@@ -111,14 +111,11 @@ def test_mistakes_in_training_are_one_sentence(capsys, monkeypatch):
 def test_within_knows_open_bounds():
     config = Config()
     within(config, -math.inf, math.inf, "lr", "batch_size", "steps")
-    with pytest.raises(ValueError, match="at most 3$"):
+    with pytest.raises(ValueError, match="between -inf and 3$"):
         within(config, -math.inf, 3, "lr", "batch_size")
-    config.lr = math.nan
-    with pytest.raises(ValueError, match="that is a number"):
-        within(config, -math.inf, math.inf, "lr")
-    for value in (math.inf, -math.inf, 10**30):  # which no bound of infinity lets in
+    for value in (math.nan, math.inf, 10**30):  # which no bound of infinity lets in
         config.lr = value
-        with pytest.raises(ValueError, match="give a value "):
+        with pytest.raises(ValueError, match="give a value between -inf and 10"):
             within(config, -math.inf, math.inf, "lr")
 
 
@@ -240,7 +237,7 @@ def test_curve_draws_what_there_is(tmp_path):
     content = path.read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 10_000
     width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
-    assert width > height > 600
+    assert width > 2 * height > 600  # two beside each other, and none for what nobody logged
     assert [p.name for p in tmp_path.iterdir()] == ["ppo.png"]
     curve(path, rows[:1], panels)
     assert path.read_bytes() != content

@@ -328,8 +328,12 @@ def test_a_response_scored_once_is_scored_right(toy, base, tokenizer, tmp_path, 
     files.write_rows(tmp_path / "comparisons.train.jsonl", rows)
     files.write_rows(tmp_path / "comparisons.validation.jsonl", rows)
     monkeypatch.setattr(optim, "adamw", lambda net, lr: torch.optim.SGD(net.parameters(), lr=lr))
-    path = chaos.go("reward", toy, tmp_path / "out", data=tmp_path, init=base, steps=1, batch=2,
-                    lr=0.5, every=1, lm=lm)
+    with monkeypatch.context() as patch:
+        if not lm:  # nor is it computed, which a real vocabulary makes the larger part
+            patch.setattr(reward, "lm_loss", None)
+        path = chaos.go("reward", toy, tmp_path / "out", data=tmp_path, init=base, steps=1, batch=2,
+                        lr=0.5, every=1, lm=lm)
+    assert ("lm_loss" in files.read_log(path.with_suffix(".jsonl"))[0]) == (lm > 0)
     torch.manual_seed(0)
     policy = checkpoint.load(base, "policy")[0]
     net = networks.scalar_copy(policy)
@@ -567,9 +571,13 @@ def test_loglikelihood_of_whole_responses(runs, tokenizer):  # padding counted, 
 
 def test_custom_reward_files(toy, runs, tmp_path, mistake):  # other texts, or the file not used
     file = tmp_path / "mine.py"
-    file.write_text("import torch\ndef reward_fn(prompt_ids, response_ids):\n"
+    (tmp_path / "beside_it.py").write_text("SIGN = -1.0\n")
+    file.write_text("from __future__ import annotations\n"
+                    "import dataclasses, torch\nfrom beside_it import SIGN\n"
+                    "@dataclasses.dataclass\nclass Taste:\n    sign: float = SIGN\n"
+                    "def reward_fn(prompt_ids, response_ids):\n"
                     "    assert all(isinstance(i, int) for p in prompt_ids for i in p)\n"
-                    "    return torch.tensor([-float(len(r)) for r in response_ids])\n")
+                    "    return torch.tensor([Taste().sign * len(r) for r in response_ids])\n")
     path = chaos.go("ppo", toy, tmp_path, reward=file, value="shared")
     rows = files.read_log(path.with_suffix(".jsonl"))
     assert all(row["proxy"] == pytest.approx(-row["length"]) for row in rows)
@@ -581,6 +589,28 @@ def test_custom_reward_files(toy, runs, tmp_path, mistake):  # other texts, or t
     assert "--value shared" in said
     file.write_text("def other(): pass\n")
     assert "reward_fn" in mistake(chaos.go, "ppo", toy, tmp_path, reward=file, value="shared")
+
+
+def test_the_curve_is_of_the_same_prompts(toy, runs, tmp_path, monkeypatch):
+    # an iteration's own prompts, other random numbers each time; measured after the first step
+    shape = dict(steps=3, batch=6, every=2, minibatches=2)
+    plain = chaos.go("ppo", toy, tmp_path / "plain", **shape)
+    rows = files.read_log(plain.with_suffix(".jsonl"))
+    assert [("validation_proxy" in row) for row in rows] == [True, True, True]
+    known = len(data.load(str(toy / "data"), "validation"))
+    reward_model = checkpoint.load(runs["reward"], "reward")[0]
+    for path, row in ((runs["sft"], rows[0]), (plain, rows[-1])):
+        policy, record = checkpoint.load(path, "policy")
+        tokenizer = data.Tokenizer.of(record["tokenizer"])
+        prompts = [tokenizer.prompt(e.prompt) for e in data.load(str(toy / "data"), "validation")]
+        responses = m.generate(policy, prompts, tokenizer.response_tokens, seed=0)
+        scores = reward.scorer(reward_model, tokenizer.pad)(prompts, responses)
+        assert len(scores) == known > 6
+        assert row["validation_proxy"] == pytest.approx(scores.mean().item(), abs=1e-6)
+    assert rows[0]["validation_proxy"] != rows[-1]["validation_proxy"]
+    monkeypatch.setattr(ppo, "follower", lambda *_: lambda policy: {"validation_proxy": 0.0})
+    other = chaos.go("ppo", toy, tmp_path / "other", **shape)
+    assert same(weights(plain), weights(other))  # being watched changes nothing
 
 
 def test_gold_is_the_worlds_score(tokenizer):  # EOS or a leading space in what is judged
@@ -702,7 +732,7 @@ def test_the_three_commands(name, tmp_path):  # the order, the defaults and the 
         rows = files.read_log(folder / f"{stage}.jsonl")
         assert rows[-1]["step"] == 3 and all(FIELDS[stage] <= row.keys() for row in rows)
         assert all(math.isfinite(v) for row in rows for v in row.values())
-    assert "gold" in rows[0]
+    assert {"gold", "validation_gold"} <= rows[0].keys()
     assert (folder / "samples.txt").read_text() in done.stdout
     done = command(tmp_path, "ppo.py", "--data", name, "--steps", 2, "--batch", 8, "--reward",
                    "gold", "--value", "shared", "--freeze", "0.5")
