@@ -63,7 +63,7 @@ class Tokenizer:
             encoding = tiktoken.Encoding(
                 self.name, pat_str=kept["pattern"], special_tokens=self.special,
                 mergeable_ranks=bpe.load(self.name, kept["ranks"].encode()))
-        self.encoding, self.lead = encoding, getattr(encoding, "lead", None)
+        self.encoding = encoding
         # A checkpoint stores this: ids mean nothing under another vocabulary, even of equal size.
         primitives = json.dumps(kept, sort_keys=True).encode()
         self.fingerprint = hashlib.sha256(primitives).hexdigest()[:16]
@@ -106,9 +106,8 @@ class Tokenizer:
         becomes seven ordinary tokens or so. Lone surrogates become U+FFFD. SentencePiece puts a
         space before every text; not before one that is `inside` another, and goes on from it.
         """
-        if self.lead and not inside:
-            text = self.lead(text)
-        return self.encoding.encode_ordinary(text)
+        inside = inside and "spec" in self.kept
+        return self.encoding.encode_inside(text) if inside else self.encoding.encode_ordinary(text)
 
     def decode(self, ids):
         """Ids (a list or a tensor) -> text, without PAD, EOS and BOS; broken UTF-8 is U+FFFD. Ids

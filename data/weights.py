@@ -36,8 +36,8 @@ def is_pretrained(name):
 
 def find(name, tensors=True):
     """
-    The folder of a model: `name` itself, or the hub's cache, where what is missing is fetched:
-    only the files that are read here, and of the tensors only one kind.
+    The folder of a model: `name` itself, or the hub's cache, with the files that are read here,
+    and of the tensors only one kind.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -97,9 +97,9 @@ def field(content, key, kind, path, default=...):
 
 def shards(folder, kind):
     """The files that hold tensors of one kind: a single one, or those of an index, or none."""
-    path = folder / f"{kind}.index.json"
-    if (folder / kind).is_file() or not path.is_file():
-        return [folder / kind] if (folder / kind).is_file() else []
+    single, path = folder / kind, folder / f"{kind}.index.json"
+    if single.is_file() or not path.is_file():
+        return [single] * single.is_file()
     names = field(read_json(path), "weight_map", dict, path)
     return [folder / name for name in sorted({field(names, key, str, path) for key in names})]
 
@@ -116,20 +116,19 @@ STYLES = {
 }
 STYLES["qwen2"] = {**STYLES["llama"], "qkv_bias": True}
 # family: what differs, ours and theirs; the kinds of those that are no whole numbers
+COMMON = dict(vocab_size="vocab_size", context="max_position_embeddings", layers=
+              "num_hidden_layers", heads="num_attention_heads", channels="hidden_size",
+              tied="tie_word_embeddings")
 FIELDS = {
     "gpt2": dict(vocab_size="vocab_size", context="n_positions", layers="n_layer", heads="n_head",
                  channels="n_embd", hidden="n_inner", norm_eps="layer_norm_epsilon",
                  tied="tie_word_embeddings"),
-    "opt": dict(vocab_size="vocab_size", context="max_position_embeddings", heads=
-                "num_attention_heads", layers="num_hidden_layers", channels="hidden_size",
-                hidden="ffn_dim", embed_width="word_embed_proj_dim",
-                norm_first="do_layer_norm_before", tied="tie_word_embeddings"),
+    "opt": dict(COMMON, hidden="ffn_dim", embed_width="word_embed_proj_dim",
+                norm_first="do_layer_norm_before"),
+    "llama": dict(COMMON, hidden="intermediate_size", kv_heads="num_key_value_heads",
+                  norm_eps="rms_norm_eps", rope_theta="rope_theta"),
 }
-FIELDS["llama"] = FIELDS["qwen2"] = {
-    **{ours: FIELDS["opt"][ours]
-       for ours in ("vocab_size", "context", "heads", "layers", "channels", "tied")},
-    "hidden": "intermediate_size", "kv_heads": "num_key_value_heads", "norm_eps": "rms_norm_eps",
-    "rope_theta": "rope_theta"}
+FIELDS["qwen2"] = FIELDS["llama"]
 OF_KIND = dict(norm_eps=float, rope_theta=float, tied=bool, norm_first=bool)
 # family: options that a model may have, with the values that are the same computation as ours
 OPTIONS = {
@@ -171,10 +170,9 @@ def settings(folder):
     defaults = dict(hidden=4 * channels if family == "gpt2" else ..., embed_width=channels,
                     norm_first=True, kv_heads=heads, rope_theta=10000.0,
                     tied=family in ("gpt2", "opt"))
-    fields = STYLES[family] | {"kv_heads": heads} | {
+    fields = {"kv_heads": heads} | STYLES[family] | {
         ours: read(ours, defaults.get(ours, ...)) for ours in FIELDS[family]}
-    if fields["embed_width"] == channels:
-        fields["embed_width"] = 0
+    fields["embed_width"] *= fields["embed_width"] != channels
     if config["rope_type"] == "llama3":
         fields["rope_scaling"] = tuple(field(config, key, float, path) for key in ROPE)
     options = OPTIONS[family] | {
@@ -285,17 +283,15 @@ def fill(model, family, folder, device, dtype):
             name = own if short == "lm_head.weight" else prefix + short
             if BUFFERS.fullmatch(name):
                 continue
-            if name not in shapes:
-                raise ValueError(f"{path} holds {own}, which this {family} model has no place for.")
-            if shape != shapes[name]:
+            if shape != shapes.get(name):
+                wanted = f"be {shapes[name]}" if name in shapes else f"not be in a {family} model"
                 raise ValueError(f"{path}: {own} has shape {shape}, and by config.json it should "
-                                 f"be {shapes[name]}.")
+                                 f"{wanted}.")
             found[name] = f"{path}: {own}", read
     missing = [name for name in parts if name not in found]
     if missing:
-        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
-        raise ValueError(f"{folder}: {missing[0]}{more} missing from {paths[0].name}"
-                         f"{' and its other parts' if len(paths) > 1 else ''}.")
+        raise ValueError(f"{folder}: {missing[0]} is missing from {paths[0].name}, as is every "
+                         f"other of {len(missing)}.")
     model.to(dtype).to_empty(device=device)
     parts = places(model, family)
     for name in sorted(found, key=lambda name: name not in parts):  # what is tied comes last
@@ -317,6 +313,7 @@ def fill(model, family, folder, device, dtype):
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 LETTER = {b: chr(b) for b in PRINTABLE}
 LETTER |= {b: chr(256 + n) for n, b in enumerate(sorted(set(range(256)) - set(PRINTABLE)))}
+RARE = "\ua66e"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 
@@ -325,10 +322,10 @@ class Pieces:
     """A tokenizer.json, with what Tokenizer uses of a tiktoken.Encoding: text to ids and back."""
 
     def __init__(self, text, path):
-        library, spec = package("tokenizers", path), json.loads(text)
         try:
-            self.own_space = without_space(spec)
-            self.tokenizer = library.Tokenizer.from_str(json.dumps(spec))
+            self.tokenizer = package("tokenizers", path).Tokenizer.from_str(text)
+        except ModuleNotFoundError:
+            raise
         except Exception as error:  # the library raises plain Exceptions
             raise ValueError(f"{path} is not a tokeniser that the installed version of tokenizers "
                              f"can read ({error}).") from error
@@ -339,39 +336,13 @@ class Pieces:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_inside(self, text):
+        """Without the space that SentencePiece puts before every text: ids of what follows a letter
+        that no token joins with anything."""
+        return self.encode_ordinary(RARE + text)[len(self.encode_ordinary(RARE)):]
+
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def lead(self, text):
-        """With the space that SentencePiece puts before a text; newer files: if it has none."""
-        has = self.own_space == "unless" and text.startswith((" ", "▁"))
-        return " " + text if self.own_space and text and not has else text
-
-
-def without_space(spec):
-    """
-    Take the space before every text out of a tokenizer.json, where it stands in one of three
-    places -> "always", "unless" the text has one, or None. Tokenizer.encode adds it again, where
-    the text begins: left to the library, a response would begin with two, and a prompt's last line
-    with one that nobody wrote.
-    """
-    own_space = None
-    for key, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
-        top = spec.get(key) or {}
-        parts = top.get(inner, [top] if top else [])
-        for part in parts:
-            if part["type"] == "Metaspace":
-                older = "always" if part.pop("add_prefix_space", True) else "never"
-                if part.get("prepend_scheme", older) != "never":
-                    own_space = own_space or "unless"
-                part["prepend_scheme"] = "never"
-            elif part["type"] == "ByteLevel" and part.get("add_prefix_space"):
-                own_space, part["add_prefix_space"] = "unless", False
-            elif part["type"] == "Prepend":
-                own_space = "always"
-        parts = [part for part in parts if part["type"] != "Prepend"]
-        spec[key] = {"type": "Sequence", inner: parts} if parts else None
-    return own_space
 
 
 def vocabulary(folder):
@@ -441,18 +412,15 @@ def own_tokens(folder):
     listed = field(notes, "added_tokens_decoder", dict, path, {})
     for source in [path] if listed else [path, older]:
         content = read_json(source)
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            more = content.get(key) if isinstance(content.get(key), list) else []
-            content |= {f"{key} {i}": token for i, token in enumerate(more)}
-        for key in (*NAMED, *(key for key in content if "_special_tokens " in key)):
+        for key in NAMED:
             token = content.get(key)
             holder = token if isinstance(token, dict) else {"content": token}
             named[key] = field(holder, "content", str, f"{source}: {key}", named.get(key, ""))
-    if not listed:
-        path = folder / "added_tokens.json"
+    if not listed:  # what either of the two names as it is, in whatever list, is special
+        path, names = folder / "added_tokens.json", json.dumps([notes, content])
         numbers = read_json(path)
         listed = {str(field(numbers, token, int, path)): {
-            "content": token, "special": token in named.values()} for token in numbers}
+            "content": token, "special": json.dumps(token) in names} for token in numbers}
     numbers = {number: int(number) if number.isdecimal() else number for number in listed}
     for number in sorted(listed, key=lambda number: field(numbers, number, int, path)):
         token = field(listed, number, dict, path)
