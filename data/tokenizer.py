@@ -33,8 +33,9 @@ class Tokenizer:
     shortcut), masking the padding would also hide the end of every response, and the model would
     never learn to stop.
 
-    It also knows how long prompts and responses may be, so that every stage cuts them alike.
-    `kept` is the vocabulary as a checkpoint holds it, in primitives: no file is then read.
+    It also knows how long prompts and responses may be, so that every stage cuts them alike, and
+    counts the prompts it has `cut`. `kept` is the vocabulary as a checkpoint holds it, in
+    primitives: no file is then read.
     """
 
     def __init__(self, name="world", prompt_tokens=224, response_tokens=48, kept=None):
@@ -43,8 +44,7 @@ class Tokenizer:
         from . import bpe, weights
 
         self.name, encoding = str(name), None
-        self.prompt_tokens, self.response_tokens = prompt_tokens, response_tokens
-        self.cut = 0  # prompts that were too long, so far
+        self.prompt_tokens, self.response_tokens, self.cut = prompt_tokens, response_tokens, 0
         is_gpt2 = weights.GPT2.fullmatch(self.name) and not Path(name, "config.json").is_file()
         if not kept and name != "world" and weights.is_pretrained(name) and not is_gpt2:
             kept, encoding = weights.vocabulary(weights.find(name, tensors=False))
@@ -56,14 +56,13 @@ class Tokenizer:
         self.eos, self.bos, self.vocab_size = kept["eos"], kept["bos"], kept["vocab_size"]
         self.pad = self.vocab_size
         if "spec" in kept:  # a tokenizer.json
-            encoding = encoding or weights.Pieces(kept["spec"], self.name)
+            self.encoding = encoding or weights.Pieces(kept["spec"], self.name)
         else:
             import tiktoken
 
-            encoding = tiktoken.Encoding(
+            self.encoding = tiktoken.Encoding(
                 self.name, pat_str=kept["pattern"], special_tokens=self.special,
                 mergeable_ranks=bpe.load(self.name, kept["ranks"].encode()))
-        self.encoding = encoding
         # A checkpoint stores this: ids mean nothing under another vocabulary, even of equal size.
         primitives = json.dumps(kept, sort_keys=True).encode()
         self.fingerprint = hashlib.sha256(primitives).hexdigest()[:16]

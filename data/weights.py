@@ -321,16 +321,16 @@ NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", 
 class Pieces:
     """A tokenizer.json, with what Tokenizer uses of a tiktoken.Encoding: text to ids and back."""
 
+    n_vocab = 2**32  # whatever is no token says nothing
+
     def __init__(self, text, path):
+        library = package("tokenizers", path)
         try:
-            self.tokenizer = package("tokenizers", path).Tokenizer.from_str(text)
-        except ModuleNotFoundError:
-            raise
+            self.tokenizer = library.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exceptions
             raise ValueError(f"{path} is not a tokeniser that the installed version of tokenizers "
                              f"can read ({error}).") from error
         self.tokenizer.encode_special_tokens = True  # a post that says </s> is only quoting it
-        self.n_vocab = max(self.tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode_ordinary(self, text):
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -353,34 +353,30 @@ def vocabulary(folder):
     config, path, source = read_config(folder), folder / "config.json", folder / "tokenizer.json"
     vocab_size = field(config, "vocab_size", int, path)
     first = field(config, "bos_token_id", int, path, None)
-    t, (notes, named, own) = package("tokenizers", source), own_tokens(folder)
-    merges = folder / "merges.txt"
+    t, merges = package("tokenizers", source), folder / "merges.txt"
+    family, starts = config["model_type"], False
     if source.is_file():
-        spec = read_json(source)
-    elif config["model_type"] in ("gpt2", "opt") and merges.is_file():
-        source = folder / "vocab.json"
-        spec = byte_level(source, lambda: t.models.BPE.from_file(str(source), str(merges)),
-                          bos=first if config["model_type"] == "opt" else None)
+        text = json.dumps(read_json(source) | {"truncation": None, "padding": None}, sort_keys=True)
+    elif family in ("gpt2", "opt") and merges.is_file():
+        source, starts = folder / "vocab.json", family == "opt"
+        try:
+            text = byte_level(t.models.BPE.from_file(str(source), str(merges)))
+        except Exception as error:  # the library raises plain Exceptions
+            raise ValueError(f"{source} and merges.txt do not go together ({error}).") from error
     else:
-        raise FileNotFoundError(
-            f"{folder} has no tokeniser: neither tokenizer.json nor vocab.json with merges.txt (if "
-            f"there is a tokenizer.model, load and save the tokeniser once with transformers, "
-            f"which writes tokenizer.json).")
-    text = json.dumps(spec | {"truncation": None, "padding": None}, sort_keys=True)
+        raise FileNotFoundError(f"{folder} has no tokeniser: neither tokenizer.json nor vocab.json "
+                                f"with merges.txt (if it has tokenizer.model, load and save it "
+                                f"once with transformers, which writes tokenizer.json).")
     pieces = Pieces(text, source)
-    known = {token.content for token in pieces.tokenizer.get_added_tokens_decoder().values()}
-    added = [content for content in own if content not in known]
-    if added:  # beside the table
-        whole = t.Tokenizer.from_str(text)
-        for content in added:
-            number, flags = own[content]
-            whole.add_tokens([t.AddedToken(content, **flags)])
-            if number not in (None, whole.token_to_id(content)):
+    library, (notes, named, own) = pieces.tokenizer, own_tokens(folder)
+    known = {token.content for token in library.get_added_tokens_decoder().values()}
+    for content, (number, flags) in own.items():
+        if content not in known:  # added beside the table
+            library.add_tokens([t.AddedToken(content, **flags)])
+            text = library.to_str()
+            if number not in (None, library.token_to_id(content)):
                 raise ValueError(f"{folder} adds {content!r} as id {number}, and behind the tokens "
-                                 f"of {source.name} it is {whole.token_to_id(content)}.")
-        text = whole.to_str()
-        pieces = Pieces(text, source)
-    library = pieces.tokenizer
+                                 f"of {source.name} it is {library.token_to_id(content)}.")
     never = {i for i, token in library.get_added_tokens_decoder().items() if token.special}
     ids = max(set(library.get_vocab().values()) - never, default=-1) + 1
     if ids > vocab_size:  # an id that is too large would be taken for PAD
@@ -392,13 +388,13 @@ def vocabulary(folder):
         raise ValueError(f"{path} has no eos_token_id below vocab_size={vocab_size}, and "
                          f"tokenizer_config.json no eos_token: add one, or responses have no end.")
     whole, bare = (library.encode("a", add_special_tokens=x).ids for x in (True, False))
-    bos = whole[0] if whole[:1] != bare[:1] else None
-    if notes.get("add_bos_token") is False:
-        bos = None
-    elif bos is None and notes.get("add_bos_token"):
-        bos = library.token_to_id(named["bos_token"])
-        bos = first if bos is None else bos
-    return {"spec": text, "special": {}, "eos": eos, "bos": bos, "vocab_size": vocab_size}, pieces
+    given = whole[:whole[:1] != bare[:1]]
+    bos = next((i for i in (*given, library.token_to_id(named["bos_token"]), first)
+                if i is not None), None)
+    starts = field(notes, "add_bos_token", bool, folder / "tokenizer_config.json",
+                   bool(starts or given))
+    return {"special": {}, "spec": text, "eos": eos, "bos": bos if starts else None,
+            "vocab_size": vocab_size}, pieces
 
 
 def own_tokens(folder):
@@ -421,54 +417,45 @@ def own_tokens(folder):
         numbers = read_json(path)
         listed = {str(field(numbers, token, int, path)): {
             "content": token, "special": json.dumps(token) in names} for token in numbers}
-    numbers = {number: int(number) if number.isdecimal() else number for number in listed}
-    for number in sorted(listed, key=lambda number: field(numbers, number, int, path)):
-        token = field(listed, number, dict, path)
-        own[field(token, "content", str, path)] = numbers[number], {
+    numbers = {key: int(key) if key.isdecimal() else key for key in listed}
+    for key in sorted(listed, key=lambda key: field(numbers, key, int, path)):
+        token = field(listed, key, dict, path)
+        own[field(token, "content", str, path)] = numbers[key], {
             flag: field(token, flag, bool, path) for flag in FLAGS if flag in token}
     for token in filter(None, named.values()):
         own.setdefault(token, (None, {"special": True}))
     return notes, named, own
 
 
-def byte_level(path, model, special=(), pattern=None, bos=None):
+def byte_level(model, special=(), pattern=None):
     """A tokenizer.json of a BPE over bytes, which cuts text as GPT-2 does, or by a pattern."""
-    t = package("tokenizers", path)
-    try:
-        out = t.Tokenizer(model())
-        out.pre_tokenizer = t.pre_tokenizers.ByteLevel(False, use_regex=not pattern)
-        if pattern:
-            split = t.pre_tokenizers.Split(t.Regex(pattern), "isolated")
-            out.pre_tokenizer = t.pre_tokenizers.Sequence([split, out.pre_tokenizer])
-        out.decoder = t.decoders.ByteLevel()
-        out.add_special_tokens(list(special))
-        begin_with(out, bos)
-    except Exception as error:
-        raise ValueError(f"{path} and merges.txt do not go together ({error}).") from error
-    return json.loads(out.to_str())
+    t = package("tokenizers", "a tokeniser")
+    out = t.Tokenizer(model)
+    out.pre_tokenizer = t.pre_tokenizers.ByteLevel(False, use_regex=not pattern)
+    if pattern:
+        split = t.pre_tokenizers.Split(t.Regex(pattern), "isolated")
+        out.pre_tokenizer = t.pre_tokenizers.Sequence([split, out.pre_tokenizer])
+    out.decoder = t.decoders.ByteLevel()
+    out.add_special_tokens(list(special))
+    return out.to_str()
 
 
-def begin_with(tokenizer, bos):
-    """Let every text begin with this id, or with nothing if it is None."""
-    start = [] if bos is None else [tokenizer.id_to_token(bos)]
-    tokenizer.post_processor = package("tokenizers", "this").processors.TemplateProcessing(
-        single=[*start, "$A"], pair=[*start, "$A", "$B"],
-        special_tokens=[(token, bos) for token in start])
-
-
-def from_ranks(ranks, special, pattern):
+def from_ranks(kept):
     """
     A tokenizer.json for a vocabulary of tiktoken's. Every way to cut a token in two that are tokens
     is a merge, in the order of the ranks: that is what a rank means.
     """
+    from . import bpe
+
+    ranks = bpe.load("the vocabulary", kept["ranks"].encode())
     spell = lambda token: "".join(LETTER[b] for b in token)
     cuts = [(token[:i], token[i:]) for token in sorted(ranks, key=ranks.get)
             for i in range(1, len(token))]
-    t = package("tokenizers", "the export")
-    return byte_level("the export", lambda: t.models.BPE(
+    model = package("tokenizers", "the export").models.BPE(
         {spell(token): i for token, i in ranks.items()},
-        [(spell(a), spell(b)) for a, b in cuts if a in ranks and b in ranks],
-        ignore_merges=True), special, pattern)
+        [(spell(a), spell(b)) for a, b in cuts if a in ranks and b in ranks], ignore_merges=True)
+    return byte_level(model, sorted(kept["special"], key=kept["special"].get),
+                      None if kept["pattern"] == bpe.PATTERN else kept["pattern"])
 
 
 # ---- Export --------------------------------------------------------------------------------------
@@ -479,8 +466,6 @@ def write(model, text, folder):
     Write a Transformer, and its Tokenizer, to a new folder in the hub's format, the dtype kept.
     ValueError for a network that none of the families has.
     """
-    from . import bpe
-
     folder, c = Path(folder), model.config
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already: give the name of a new folder.")
@@ -505,16 +490,14 @@ def write(model, text, folder):
         name = f"{PREFIX[family]}embed_positions.weight"
         weights[name] = torch.cat([weights[name].new_zeros(OFFSET, c.channels), weights[name]])
 
-    spec = text.kept.get("spec")
-    if spec is None:
-        pattern = text.kept["pattern"]
-        spec = json.dumps(from_ranks(bpe.load("the export", text.kept["ranks"].encode()),
-                                     sorted(text.special, key=text.special.get),
-                                     None if pattern == bpe.PATTERN else pattern))
-    out = package("tokenizers", "the export").Tokenizer.from_str(spec)
-    begin_with(out, text.bos)
+    t = package("tokenizers", "the export")
+    out = t.Tokenizer.from_str(text.kept.get("spec") or from_ranks(text.kept))
     names = {key: out.id_to_token(i) for key, i in (("bos_token", text.bos),
                                                     ("eos_token", text.eos)) if i is not None}
+    start = [names["bos_token"]] if text.bos is not None else []
+    out.post_processor = t.processors.TemplateProcessing(
+        single=[*start, "$A"], pair=[*start, "$A", "$B"],
+        special_tokens=[(token, text.bos) for token in start])
 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")  # the folder, whole, or none
     try:
