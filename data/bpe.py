@@ -14,7 +14,6 @@ import base64
 import gzip
 import heapq
 import re
-import sys
 import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .files import read_rows, write_file
+from .flags import fail
 
 # GPT-2's rule for what may become one token (a word with the space before it, a run of digits, of
 # punctuation, of blanks), as in tiktoken's r50k_base. It is written out because the tokeniser's
@@ -152,8 +152,7 @@ if __name__ == "__main__":
         ranks = train(texts, args.vocab, progress=True)
         save(args.out, ranks)
     except (ValueError, OSError, EOFError, zlib.error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
 
     import tiktoken
 

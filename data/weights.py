@@ -195,7 +195,7 @@ def ends(folder, config):
         if not all(type(i) is int for i in ids):
             raise ValueError(f"{path} has eos_token_id={content['eos_token_id']!r}, and a whole "
                              f"number or a list of them is needed.")
-        found += ids
+        found += [i for i in ids if i >= 0]  # -1 stands for none
     return list(dict.fromkeys(found))
 
 
@@ -390,7 +390,7 @@ def vocabulary(folder):
     whole, bare = (library.encode("a", add_special_tokens=x).ids for x in (True, False))
     given = whole[:whole[:1] != bare[:1]]
     bos = next((i for i in (*given, library.token_to_id(named["bos_token"]), first)
-                if i is not None), None)
+                if i is not None and i < vocab_size), None)
     starts = field(notes, "add_bos_token", bool, folder / "tokenizer_config.json",
                    bool(starts or given))
     return {"special": {}, "spec": text, "eos": eos, "bos": bos if starts else None,
@@ -492,9 +492,7 @@ def write(model, text, folder):
 
     t = package("tokenizers", "the export")
     out = t.Tokenizer.from_str(text.kept.get("spec") or from_ranks(text.kept))
-    names = {key: out.id_to_token(i) for key, i in (("bos_token", text.bos),
-                                                    ("eos_token", text.eos)) if i is not None}
-    start = [names["bos_token"]] if text.bos is not None else []
+    start = [] if text.bos is None else [out.id_to_token(text.bos)]
     out.post_processor = t.processors.TemplateProcessing(
         single=[*start, "$A"], pair=[*start, "$A", "$B"],
         special_tokens=[(token, text.bos) for token in start])
@@ -508,7 +506,9 @@ def write(model, text, folder):
                 "config.json": config,
                 "generation_config.json": {"bos_token_id": text.bos, "eos_token_id": list(c.eos),
                                            "pad_token_id": text.eos},
-                "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **names,
+                "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast",
+                                          "eos_token": out.id_to_token(text.eos),
+                                          "bos_token": start[0] if start else None,
                                           "model_max_length": c.context,
                                           "clean_up_tokenization_spaces": False}}.items():
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -45,7 +45,7 @@ TABLE = {
     "data/words.py": ("", ""),
     "data/summarise.py": ("data.words", ""),
     "data/instruct.py": ("data.words", ""),
-    "data/bpe.py": ("tqdm data.files", "tiktoken"),
+    "data/bpe.py": ("tqdm data.files data.flags", "tiktoken"),
     "data/encoders.py": ("", "sentence_transformers transformers"),
     "data/hub.py": ("data data.files", ""),
     "data/collect.py": ("numpy tqdm data data.files", "data.judge data.world"),

@@ -540,7 +540,7 @@ def test_fingerprints_and_records(root, copy):  # another vocabulary under a che
 def test_whatever_ends_a_text_or_begins_it(copy):  # a chat model that never stops
     folder = copy("gpt2")
     edit(folder / "config.json", eos_token_id=7)
-    edit(folder / "generation_config.json", eos_token_id=[7, 9, 10_000])
+    edit(folder / "generation_config.json", eos_token_id=[7, 9, 10_000, -1])
     net, tokenizer = checkpoint.load_pretrained(folder)
     assert (tokenizer.eos, net.config.eos) == (7, (7, 9))
     edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
@@ -551,6 +551,9 @@ def test_whatever_ends_a_text_or_begins_it(copy):  # a chat model that never sto
     assert data.Tokenizer(opt).bos == 2  # OPT's custom without being told
     edit(llama / "tokenizer_config.json", add_bos_token=False)
     assert data.Tokenizer(llama).bos is None
+    edit(folder / "config.json", bos_token_id=10_000)
+    edit(folder / "tokenizer_config.json", add_bos_token=True)
+    assert data.Tokenizer(folder).bos is None  # it would be taken for PAD
 
 
 @pytest.mark.parametrize("form", ["saved", "left over", "listed", "older", "named"])
