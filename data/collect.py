@@ -160,7 +160,7 @@ def quality(score, sample, name, split, n, seed=0):
         if abs(margin) > 1e-9:
             kept.append((e.prompt, *((a, b) if margin > 0 else (b, a))))
         edits += [(e.prompt, e.response, text) for text, done in
-                  world.variants(rng, e.prompt, e.response) if done == "wrong"]
+                  world.of(e.prompt).variants(rng, e.prompt, e.response) if done == "wrong"]
     if not kept or not edits:
         return {}  # too few prompts to say anything
     return {**agreement(score, kept), "permuted": accuracy(score, permuted(kept)),

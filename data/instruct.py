@@ -1,10 +1,22 @@
 """
 Instructions to follow, made by seeded code, and what an answer is worth.
 
-One table of facts feeds everything. An instruction is a wording with slots, and what fills the
-slots sets one or two goals. `say` puts a goal into words; `check` looks for the very same goal in
-the claims that `read` finds in an answer, so that writer and judge cannot drift apart. `reference`
-writes what people write: most give less than was asked, and most add the same stock phrase.
+A prompt is a wording from instruct.txt with its slots filled, which sets one or two goals. An
+answer is read into claims, sentence by sentence, and the goals are looked for among these:
+
+    Which is bigger, {a_x} or {a_y}? Give a reason.         a wording of the kind "bigger"
+    Which is bigger, a cow or an owl? Give a reason.        x = "cow", y = "owl"
+    ("bigger", "cow", "owl"),                               the first goal, worth two points
+    ("fact", 1, ("cow", "owl"), ("size",), True)            the size of either, as a reason: one
+
+    A cow is bigger than an owl because the cow is large.   an answer that `say` may write
+    ("fact", ("cow",), "bigger", "owl"),                    the claims that `read` finds in it;
+    ("fact", ("cow",), "size", "large")                     both are in `TRUE`: `check` gives 2 + 1
+
+    A cow is bigger than an owl. Hope this helps!           what people write: 2 - .8 for the phrase
+
+One table of facts feeds writer and judge. `reference` writes what people write: most give less than
+was asked, and most add the same stock phrase.
 """
 
 import re
@@ -17,25 +29,22 @@ TEXT = sections("instruct.txt")
 
 # --- what is true ---------------------------------------------------------------------------------
 
-
-def known_facts():
-    """{thing: {relation: its true values}}"""
-    facts = {}
-    for heading, text in TEXT.items():
-        kinds, is_knowledge, relations = heading.partition(" = ")
-        for thing, cells in rows(text).items() if is_knowledge else ():
-            known = zip(["kind", *relations.split(", ")], [kinds, *cells.split(", ")])
-            facts[thing] = {relation: cell.split("/") for relation, cell in known if cell != "-"}
-    return facts
-
-
-FACTS = known_facts()
+FACTS = {}  # {thing: {relation: its true values}}
+for heading, lines in TEXT.items():
+    kinds, is_knowledge, relations = heading.partition(" = ")
+    for thing, cells in rows(lines).items() if is_knowledge else ():
+        known = zip(f"kind, {relations}".split(", "), f"{kinds}, {cells}".split(", "))
+        FACTS[thing] = {relation: cell.split("/") for relation, cell in known if cell != "-"}
 THINGS = list(FACTS)
 KIND = {x: FACTS[x]["kind"][0] for x in THINGS}  # the narrowest
 FOODS = {x for x in THINGS if "food" in FACTS[x]["kind"]}
 ANIMALS = [x for x in THINGS if KIND[x] == "animal"]
 SIZES = list(table(TEXT["sizes"]))
 SIZE = {x: SIZES.index(FACTS[x]["size"][0]) for x in THINGS}
+TRUE = {(x, relation, value) for x in THINGS
+        for relation, values in FACTS[x].items() for value in values}
+TRUE |= {(x, "bigger", y) for x in THINGS for y in THINGS if SIZE[x] > SIZE[y]}
+TRUE |= {(y, "smaller", x) for x, relation, y in TRUE if relation == "bigger"}
 PEOPLE = list(table(TEXT["people"]))
 AGENTS = PEOPLE + ANIMALS
 COMPARISONS = {"bigger": "smaller", "smaller": "bigger"}  # and what says the contrary
@@ -54,14 +63,6 @@ def plural(word):
 
 def an(word):
     return ("an " if word[0] in "aeiou" else "a ") + word
-
-
-def true(thing, relation, value):
-    if relation == "bigger":
-        return SIZE[thing] > SIZE[value]
-    if relation == "smaller":
-        return SIZE[thing] < SIZE[value]
-    return value in FACTS[thing].get(relation, ())
 
 
 WORD_FACTS = {"opposite": OPPOSITE, "past tense": VERBS, "plural": {x: plural(x) for x in THINGS},
@@ -83,12 +84,9 @@ PHRASES = {(verb_phrase(relation, value, number), number): (relation, value)
            for relation in VERB_PHRASES for value in VALUES[relation] for number in "spi"}
 
 IT = "it"  # what has been spoken of before; in a goal, what the answer itself has chosen
-NOUN_PHRASES = {
-    **{an(x): (x, "s") for x in THINGS},
-    **{f"the {x}": (x, "s") for x in THINGS},
-    **{plural(x): (x, "p") for x in THINGS},
-    "it": (IT, "s"), "they": (IT, "p"), "i": (IT, "i"),
-}
+NOUN_PHRASES = {"it": (IT, "s"), "they": (IT, "p"), "i": (IT, "i")}  # what each is, its number
+for x in THINGS:
+    NOUN_PHRASES |= {an(x): (x, "s"), f"the {x}": (x, "s"), plural(x): (x, "p")}
 
 # --- reading: sentence -> the claims it makes, or None where it is not English as spoken here -----
 
@@ -100,26 +98,21 @@ CLOSING, *CLOSINGS = phrases(TEXT["closings"])  # the first is a habit: what mos
 OPENINGS, RAMBLES = phrases(TEXT["openings"]), phrases(TEXT["rambles"])
 FILLER = {CLOSING, *OPENINGS, *CLOSINGS, *RAMBLES}
 RIDDLE = "What am I?"
-FIXED = (RIDDLE, "True.", "False.")
-TIMES, PLEASE, THANKS, ADVERTS = (
-    phrases(TEXT[name]) for name in ("time", "please", "thanks", "advert"))
+WHOLE = dict.fromkeys(FILLER, ())  # the claims of sentences that are read as a whole
+WHOLE |= {sentence: (("fixed", sentence),) for sentence in (RIDDLE, "True.", "False.")}
+TIMES = phrases(TEXT["time"])
+
 STORIES = {form: phrases(TEXT[f"story: {form}"])  # form -> its frames
            for form in ("past", "question", "request", "title", "thanks", "advert")}
-
-
-def story_patterns():
-    """{form: a regular expression for its stories}; the groups are the words that count."""
-    adjective = f"(?:({any_of(OPPOSITE)}) )?"
-    noun = f"(?:an?|the) {adjective}({any_of(THINGS + PEOPLE)})"
-    slots = {"agent": f"the {adjective}({any_of(AGENTS)})", "noun": noun, "other": noun,
-             "nouns": f"{noun}(?: and {noun})?", "verb": f"({any_of(VERBS)})",
-             "past": f"({any_of(VERBS.values())})", "please": any_of(PLEASE),
-             "thanks": any_of(THANKS), "advert": any_of(ADVERTS), "now": "(?: today| now)?",
-             "tail": f"(?: ({any_of(VALUES['place'])}))?(?: ({any_of(TIMES)}))?"}
-    return {form: re.compile("|".join(frames).format(**slots)) for form, frames in STORIES.items()}
-
-
-STORY_PATTERNS = story_patterns()
+ADJECTIVE = f"(?:({any_of(OPPOSITE)}) )?"
+NOUN = f"(?:an?|the) {ADJECTIVE}({any_of(THINGS + PEOPLE)})"
+SLOTS = {  # of the frames, as regular expressions; the groups are the words that count
+    "agent": f"the {ADJECTIVE}({any_of(AGENTS)})", "noun": NOUN, "other": NOUN,
+    "nouns": f"{NOUN}(?: and {NOUN})?", "verb": f"({any_of(VERBS)})",
+    "past": f"({any_of(VERBS.values())})", "now": "(?: today| now)?",
+    "tail": f"(?: ({any_of(VALUES['place'])}))?(?: ({any_of(TIMES)}))?"}
+STORY_PATTERNS = {form: re.compile("|".join(frames).format(**SLOTS))
+                  for form, frames in STORIES.items()}
 LEAD = re.compile(any_of({frame.removesuffix("{items}").lower() for frame in LISTS + SORTED}))
 BASE = {form: verb for verb, forms in VERB_FORMS.items() for form in forms}
 WORD = re.compile(r"the (opposite|plural|past tense) of '(\S+)' (?:is|would be) '(\S+)'")
@@ -141,22 +134,18 @@ def read_list(text):
 
 def read_facts(who, verb, both, rest):
     """The claims of a clause in these parts, or None."""
-    if who == "the others":
-        subjects, number = ("others",), "p"
-    elif names := read_list(who):
-        subjects = tuple(NOUN_PHRASES[name][0] for name in names)
-        number = "p" if len(names) > 1 else NOUN_PHRASES[who][1]
-    else:
+    names = [who] if who == "the others" else read_list(who)
+    if names is None:
         return None
+    subjects, numbers = zip(*(NOUN_PHRASES.get(name, ("others", "p")) for name in names))
+    number = "p" if len(names) > 1 else numbers[0]
     predicate = f"{verb} {rest}"
     if predicate == "is the odd one out":
         return [("odd", subjects[0])]
-    if both and verb not in ("are", "can"):
-        return None
     found = [predicate] if (predicate, number) in PHRASES else predicate.split(" and ")
-    if all((phrase, number) in PHRASES for phrase in found):
-        return [("fact", subjects, *PHRASES[phrase, number]) for phrase in found]
-    return None
+    if both and verb not in ("are", "can") or not all((x, number) in PHRASES for x in found):
+        return None
+    return [("fact", subjects, *PHRASES[x, number]) for x in found]
 
 
 def read_clause(text):
@@ -178,10 +167,8 @@ def read_clause(text):
 @lru_cache(100_000)
 def read(sentence):
     """A tuple of the claims of a sentence, none for a stock phrase; None if it cannot be read."""
-    if sentence in FILLER:
-        return ()
-    if sentence in FIXED:
-        return (("fixed", sentence),)
+    if sentence in WHOLE:
+        return WHOLE[sentence]
     if sentence.startswith('"'):  # a title
         body = sentence.rstrip(".").lower()
     elif sentence[:1].isupper() and sentence[-1] in ".!?":
@@ -220,7 +207,7 @@ def relation(a, b):
 
 # --- instructions: wordings with slots, and the goals that their arguments set --------------------
 
-# A goal is a tuple of its kind and the details; `FITS` has the kinds.
+# A goal is a tuple of its kind and the details; `check` has the kinds.
 
 ANY = "kind, colour, material, size, place, can, use, user, says, taste".split(", ")
 ANY_BUT_KIND = ANY[1:]
@@ -230,17 +217,14 @@ BIGGER_OF_TWO = ("bigger", None, None)  # to compare the two things that the ans
 
 @lru_cache(None)
 def having(relation, value):
-    return frozenset(x for x in THINGS if true(x, relation, value))
-
-
-def all_of(kind, *tests, but=()):
-    """The things of a kind that pass each test, a (relation, value), save those in `but`."""
-    return having("kind", kind).intersection(*(having(*test) for test in tests)).difference(but)
+    return frozenset(x for x in THINGS if (x, relation, value) in TRUE)
 
 
 def some(number, kind, *tests, but=()):
-    """To list that many things of a kind (see `all_of`)."""
-    return "items", NUMBERS.get(number, number), all_of(kind, *tests, but=but)
+    """To list that many things of a kind (None: of any) that pass each test, a (relation, value),
+    save those in `but`. False of the kind "thing", which is not asked for by name."""
+    found = having("kind", kind or "thing").intersection(*(having(*test) for test in tests))
+    return kind != "thing" and ("items", NUMBERS.get(number, number), found.difference(but))
 
 
 def fact(subjects, *relations, because=False, n=1):
@@ -260,7 +244,7 @@ def true_facts(thing, relations):
 
 
 def shared(x, y):
-    return [(r, v) for r, v in true_facts(x, ANY) if true(y, r, v)]
+    return [(r, v) for r, v in true_facts(x, ANY) if (y, r, v) in TRUE]
 
 
 def contrast(x, y):
@@ -272,21 +256,15 @@ def contrast(x, y):
 def odd_one_out(*names):
     """To find the one of four things that is of another kind than the rest."""
     for name in names if len({*names}) == 4 else ():
-        others = [x for x in names if x != name]
-        one_kind = len({KIND[x] for x in others}) == 1
-        both_food = {name, others[0]} <= FOODS
-        if one_kind and KIND[name] != KIND[others[0]] and not both_food:
+        first, *others = [FACTS[x]["kind"] for x in names if x != name]
+        if others == [first, first] and {*first} & {*FACTS[name]["kind"]} == {"thing"}:
             return "odd", name
     return None
 
 
-def doable(verb, thing):
-    if verb == "eat":
-        return thing in FOODS
-    return verb != "carry" or SIZE[thing] < SIZES.index("large")
-
-
-FITS = {  # kind of goal -> whether its details make sense together
+# What cannot be done, {verb: to which things}.
+UNFIT = {"eat": {*THINGS} - FOODS, "carry": {x for x in THINGS if SIZE[x] >= SIZES.index("large")}}
+FITS = {  # kind of goal -> whether its details make sense together; of the other kinds all do
     "items": lambda n, candidates: len(candidates) > n,
     "order": lambda *names: len({SIZE[x] for x in names}) == len(names),
     "fact": lambda n, subjects, relations, because: IT in subjects or n <= len(
@@ -295,9 +273,8 @@ FITS = {  # kind of goal -> whether its details make sense together
     "alike": lambda x, y: x != y and shared(x, y),
     "differ": lambda x, y: contrast(x, y),
     "word": lambda relation, name: name in WORD_FACTS[relation],
-    "story": lambda form, verb, names: len({*names}) == len(names) and (
-        names[-1] not in FACTS or doable(verb, names[-1])),
-    **dict.fromkeys(("odd", "fixed", "place"), lambda *details: True),
+    "story": lambda form, verb, names: (
+        len({*names}) == len(names) and names[-1] not in UNFIT.get(verb, ())),
 }
 
 # What a slot may hold, by its letter, and how the text shows it, by its form: {x} is of no form,
@@ -319,9 +296,9 @@ SURFACE = {
 # Each kind of instruction: its goals, given what is in the slots of its wordings. An instruction is
 # not given where a goal is None or false or does not fit, or where both goals are the same.
 ID = {
-    "name": lambda n, c, v: [c != "thing" and some(n, c, v)],
-    "other": lambda n, c, x: [c != "thing" and c in FACTS[x]["kind"] and some(n, c, but=(x,))],
-    "spot": lambda n, l, x: [some(n, "thing", ("place", l), ("smaller", x))],
+    "name": lambda n, c, v: [some(n, c, v)],
+    "other": lambda n, c, x: [c in FACTS[x]["kind"] and some(n, c, but=(x,))],
+    "spot": lambda n, l, x: [some(n, None, ("place", l), ("smaller", x))],
     "with": lambda x, y: [use("past", x, y)],
     "past": lambda g, b, x: [use("past", g, x, verb=b), SOMEWHERE],
     "polite": lambda b, x: [use("request", x, verb=b), SOMEWHERE],
@@ -349,59 +326,45 @@ ID = {
 }
 BROAD = {
     "verdict": lambda x, v: [
-        v[0] in FACTS[x] and ("fixed", "True." if true(x, *v) else "False."),
+        v[0] in FACTS[x] and ("fixed", "True." if (x, *v) in TRUE else "False."),
         fact(x, *(r for r in ANY if r != v[0]))],
     "riddle": lambda n, x: [fact(x, *ANY_BUT_KIND, n=NUMBERS[n]), ("fixed", RIDDLE)],
     "blank": lambda x, y: [fact(x, "place"), ("bigger", x, y)],
-    "without": lambda n, c, u: [
-        c != "thing" and all_of(c, u) and some(n, c, but=all_of("thing", u))],
+    "without": lambda n, c, u: [having("kind", c) & having(*u) and some(n, c, but=having(*u))],
     "correct": lambda x, u: [
-        u[0] in FACTS[x] and u[0] != "can" and not true(x, *u) and fact(x, u[0]),
+        u[0] in FACTS[x] and u[0] != "can" and (x, *u) not in TRUE and fact(x, u[0]),
         fact(x, *(r for r in ANY if r != u[0]))],
-    "between": lambda x, y, n: [some(n, "thing", ("bigger", x), ("smaller", y))],
+    "between": lambda x, y, n: [some(n, None, ("bigger", x), ("smaller", y))],
     "gift": lambda j, x: [use("thanks", x, j), fact(x, *ANY)],
     "advert": lambda j, x: [use("advert", x, j), fact(x, *ANY)],
     "child": lambda x, y: [fact(x, *ANY), fact(y, *ANY)],
-    "both": lambda c, u, v, n: [
-        c != "thing" and u[0] != v[0] and v[0] not in COMPARISONS and some(n, c, u, v)],
+    "both": lambda c, u, v, n: [v[0] not in (u[0], *COMPARISONS) and some(n, c, u, v)],
     "sign": lambda b, j, x: [use("request", x, verb=b), use("request", x, j)],
     "like": lambda x, y: [("alike", x, y), ("differ", x, y)],
     "news": lambda x, y, l: [use("past", x, y, l)],
     "agree": lambda n, x, v: [
         v[0] not in ("size", *COMPARISONS)
-        and some(n, "thing", ("size", FACTS[x]["size"][0]), v, but=(x,))],
+        and some(n, None, ("size", FACTS[x]["size"][0]), v, but=(x,))],
     "trade": lambda q, x: [fact(x, "can", "use", "taste"), use("past", q, x)],
 }
 SEQUENTIAL = {
-    "name use": lambda c, v: [c != "thing" and some(1, c, v), use("past", IT)],
+    "name use": lambda c, v: [some(1, c, v), use("past", IT)],
     "two bigger": lambda c, v: [
-        len({SIZE[x] for x in all_of(c, v)}) > 1 and some(2, c, v), BIGGER_OF_TWO],
+        len({SIZE[x] for x in having("kind", c) & having(*v)}) > 1
+        and some(2, None, ("kind", c), v), BIGGER_OF_TWO],
     "opposite of": lambda j, x: [("word", "opposite", j), use("past", x, OPPOSITE[j])],
     "past who": lambda b, g, x: [("word", "past tense", b), use("past", g, x, verb=b)],
     "sort fact": lambda x, y, z: [("order", x, y, z), fact(max(x, y, z, key=SIZE.get), *ANY)],
     "odd fact": lambda x, y, z, w: [odd_one_out(x, y, z, w), fact(IT, "place")],
     "plural share": lambda x, y: [("word", "plural", x), ("alike", x, y)],
     "who line": lambda x, y: [fact(x, "user"), use("past", *FACTS[x].get("user", ()), y)],
-    "name title": lambda c, v, x: [c != "thing" and some(1, c, v, but=(x,)), use("title", IT, x)],
+    "name title": lambda c, v, x: [some(1, c, v, but=(x,)), use("title", IT, x)],
     "list ask": lambda c, x, b: [
-        b != "eat" and c not in ("thing", "animal") and c in FACTS[x]["kind"]
-        and some(2, c, but=(x,)),
+        b != "eat" and c != "animal" and c in FACTS[x]["kind"] and some(2, c, but=(x,)),
         use("request", IT, verb=b)],
 }
 TEMPLATES = {"id": ID, "broad": BROAD, "sequential": SEQUENTIAL}
-
-
-def wording_pattern(wording):
-    """A regular expression for the instructions of this wording, with a group a slot."""
-    def group(match):
-        name = match[1]
-        article = "an? " if name.startswith("a_") else ""
-        phrase = ".+?" if name[-1] in "cluv" else "[a-z-]+"  # of several words, or of one
-        return f"(?P<{name}>{article}{phrase})"
-    return re.compile(re.sub(r"\\{(\w+)\\}", group, re.escape(wording)))
-
-
-WORDINGS = [(split, kind, wording, re.findall(r"{(\w+)}", wording), wording_pattern(wording))
+WORDINGS = [(split, kind, wording, re.findall(r"{(\w+)}", wording))
             for split, kinds in TEMPLATES.items() for kind in kinds
             for wording in TEXT[f"{split}: {kind}"].splitlines()]
 BY_KIND = {split: [[w for w in WORDINGS if w[:2] == (split, kind)] for kind in TEMPLATES[split]]
@@ -410,16 +373,26 @@ VALUE_OF = {slot: {SURFACE[slot[:-2]](value): value for value in DOMAINS[slot[-1
             for slot in {slot for w in WORDINGS for slot in w[3]}}  # slot -> text -> value
 
 
+@lru_cache(None)
+def pattern_of(wording):
+    """A regular expression for the instructions of this wording, with a group a slot."""
+    group = lambda m: f"(?P<{m[1]}>{any_of(VALUE_OF[m[1]])})"
+    return re.compile(re.sub(r"\\{(\w+)\\}", group, re.escape(wording)))
+
+
 def make_spec(split, kind, args):
-    """What all else needs to know of an instruction; None if no such instruction makes sense."""
+    """What all else needs to know of an instruction with these [(letter, value)] in its slots; None
+    if none such makes sense. Of a letter with two slots, {x} and {a_x}, the last counts."""
+    args = dict(sorted(args))
     goals = TEMPLATES[split][kind](**args)
-    fit = all(goal and FITS[goal[0]](*goal[1:]) for goal in goals)
+    fit = all(goal and (goal[0] not in FITS or FITS[goal[0]](*goal[1:])) for goal in goals)
     if not fit or len({*goals}) < len(goals):
         return None
     named = [args[letter] for letter in "xyzw" if letter in args]
     odd = next((goal[1] for goal in goals if goal[0] == "odd"), None)
-    key = (kind, *sorted(args.values(), key=str))  # what is asked, however it is worded
-    return {"split": split, "kind": kind, "key": key, "goals": tuple(goals),
+    return {"split": split, "kind": kind,
+            "key": (kind, *sorted(args.values(), key=str)),  # what is asked, however it is worded
+            "goals": tuple(goals),
             "topic": odd or (named[0] if named else None),
             "others": [x for x in named if x != odd]}
 
@@ -428,12 +401,12 @@ def draw(rng, split, accept):
     """A prompt of this split and the spec that `reference` answers. `accept` says of the spec's
     key, the tuple of what is asked, whether it may be used."""
     while True:
-        _, kind, wording, slots, _ = pick(rng, pick(rng, BY_KIND[split]))
+        _, kind, wording, slots = pick(rng, pick(rng, BY_KIND[split]))
         for _ in range(60):  # redraw unfit arguments, so that kinds stay about equally common
-            # Of a letter with two slots, {x} and {a_x}, two values are drawn and the last is kept.
-            args = dict(sorted((slot[-1], pick(rng, DOMAINS[slot[-1]])) for slot in slots))
+            args = [(slot[-1], pick(rng, DOMAINS[slot[-1]])) for slot in slots]
             spec = make_spec(split, kind, args)
             if spec and accept(spec["key"]):
+                args = dict(sorted(args))
                 shown = {slot: SURFACE[slot[:-2]](args[slot[-1]]) for slot in slots}
                 text = wording.format(**shown)
                 return f"### Instruction:\n{text}\n\n### Response:", spec
@@ -443,11 +416,10 @@ def draw(rng, split, accept):
 def parse(prompt):
     """The spec of a prompt's text, or None where no wording fits."""
     m = re.fullmatch(r"### Instruction:\n(.*)\n\n### Response:\s*", prompt, re.S)
-    for split, kind, _, slots, pattern in WORDINGS if m else ():
-        if found := pattern.fullmatch(m[1]):
-            args = [(slot[-1], VALUE_OF[slot].get(found[slot])) for slot in slots]
-            if all(value for _, value in args) and (
-                    spec := make_spec(split, kind, dict(sorted(args)))):
+    for split, kind, wording, _ in WORDINGS if m else ():
+        if found := pattern_of(wording).fullmatch(m[1]):
+            args = [(slot[-1], VALUE_OF[slot][text]) for slot, text in found.groupdict().items()]
+            if spec := make_spec(split, kind, args):
                 return spec
     return None
 
@@ -461,10 +433,9 @@ def pick(rng, options):
 def story(rng, form, given, verb=None, free=True):
     """A sentence of this form with the given words: people and beasts act, the adjective goes to
     the first thing. A place may be added if it is left free."""
-    adjective = next((w for w in given if w in OPPOSITE), None)
-    place = next((w for w in given if w in VALUES["place"]), None)
+    adjective, place, owner = (next((w for w in given if w in group), None)
+                               for group in (OPPOSITE, VALUES["place"], FACTS))
     nouns = [w for w in given if w in FACTS or w in PEOPLE]
-    owner = next((w for w in nouns if w in FACTS), None)
     if verb is None:  # else the instruction names who did it
         rng.shuffle(nouns)
 
@@ -479,10 +450,9 @@ def story(rng, form, given, verb=None, free=True):
         one, other = noun(nouns[0]), noun(nouns[1])
         return pick(rng, frames).format(noun=one, other=other)
     if form == "thanks":
-        return frames[0].format(thanks=pick(rng, THANKS), noun=noun(nouns[0], ("the",)))
+        return pick(rng, frames).format(noun=noun(nouns[0], ("the",)))
     if form == "advert":
-        return frames[0].format(advert=pick(rng, ADVERTS), noun=noun(nouns[0]),
-                                now=pick(rng, ("", " today", " now")))
+        return pick(rng, frames).format(noun=noun(nouns[0]), now=pick(rng, ("", " today", " now")))
 
     if free and not place and rng.random() < 0.35:
         place = pick(rng, VALUES["place"])
@@ -503,65 +473,22 @@ def story(rng, form, given, verb=None, free=True):
         agent = next((w for group in (PEOPLE, ANIMALS) for w in nouns if w in group), None)
         objects = [w for w in nouns if w != agent] or [pick(rng, THINGS)]
     if verb is None:
-        verb = pick(rng, [v for v in VERBS if all(doable(v, x) for x in objects)])
+        verb = pick(rng, [v for v in VERBS if not UNFIT.get(v, set()) & {*objects}])
     what = " and ".join(noun(w, ("the", "a") if form == "past" else ("the",)) for w in objects[:2])
     words = {"noun": what, "nouns": what, "verb": verb, "past": VERBS[verb], "tail": tail}
     if form == "request":
-        words["please"] = pick(rng, PLEASE)
-    else:
-        words["agent"] = noun(agent or pick(rng, PEOPLE), ("the",))
-    return frames[0].format(**words)
+        return pick(rng, frames).format(**words)
+    return frames[0].format(agent=noun(agent or pick(rng, PEOPLE), ("the",)), **words)
 
 
 def say_facts(rng, thing, facts, number=None):
     """Sentences, all but the last of them finished, with two (relation, value) in each."""
     number = number or pick(rng, "ssp")
     one = pick(rng, (an(thing), an(thing), f"the {thing}"))
-    subject = {"s": one, "p": plural(thing), "i": "I"}[number]
-    pronoun = {"s": "it", "p": "they", "i": "I"}[number]
-    clauses = []
-    for i in range(0, len(facts), 2):
-        predicates = [verb_phrase(*pair, number) for pair in facts[i:i + 2]]
-        clauses.append(f"{pronoun if clauses else subject} {' and '.join(predicates)}")
-    return ". ".join([clauses[0], *map(capital, clauses[1:])])
-
-
-def say_some(rng, spec, n, subjects, relations, because):
-    """Any n facts; a reason starts with "because", to go on with the sentence before."""
-    x = pick(rng, subjects)
-    if x == "others":
-        return "because the others are " + plural(KIND[spec["others"][0]])
-    x = spec["topic"] if x == IT else x
-    known = true_facts(x, relations)
-    facts = [known[i] for i in rng.permutation(len(known))[:n]]
-    if because and IT in subjects:
-        return f"because it {verb_phrase(*facts[0])}"
-    if because:
-        return f"because {say_facts(rng, x, facts)}"
-    return say_facts(rng, x, facts, "i" if ("fixed", RIDDLE) in spec["goals"] else None)
-
-
-def say_pair(rng, kind, x, y):
-    """What two things share ("alike"), or in what they differ."""
-    x, y = (x, y) if rng.random() < 0.5 else (y, x)
-    form, number = pick(rng, ((an, "s"), (plural, "p")))
-    if kind == "alike":
-        verb, rest = verb_phrase(*pick(rng, shared(x, y)), "p").split(" ", 1)
-        both = "both " if verb in ("are", "can") else ""
-        return f"{form(x)} and {form(y)} {verb} {both}{rest}"
-    if SIZE[x] > SIZE[y] and rng.random() < 0.3:
-        return f"{form(x)} {verb_phrase('bigger', y, number)}"
-    relation, of_x, of_y = pick(rng, contrast(x, y))
-    return (f"{form(x)} {verb_phrase(relation, of_x, number)}, "
-            f"but {form(y)} {verb_phrase(relation, of_y, number)}")
-
-
-def say_word(rng, relation, name):
-    value = WORD_FACTS[relation][name]
-    if relation != "young":
-        return f"the {relation} of '{name}' {pick(rng, ('is', 'is', 'would be'))} '{value}'"
-    called, the = pick(rng, ("called", "known as")), pick(rng, ("a", "the"))
-    return f"{the} young {name} is {called} {an(value)}"
+    subject, pronoun = {"s": (one, "It"), "p": (plural(thing), "They"), "i": ("I", "I")}[number]
+    said = [verb_phrase(*fact, number) for fact in facts]
+    pairs = [" and ".join(said[i:i + 2]) for i in range(0, len(said), 2)]
+    return f"{subject} " + f". {pronoun} ".join(pairs)
 
 
 def say(rng, goal, spec, chosen, fewer=0):
@@ -581,17 +508,39 @@ def say(rng, goal, spec, chosen, fewer=0):
             names.sort(key=SIZE.get)
             frame, form = pick(rng, SORTED), pick(rng, (an, plural))
             return frame.format(items=join([form(x) for x in names]))
-        case "fact", n, *what:
-            return say_some(rng, spec, n - fewer, *what)
+        case "fact", n, subjects, relations, because:  # a reason goes on with the sentence before
+            x = pick(rng, subjects)
+            if x == "others":
+                return "because the others are " + plural(KIND[spec["others"][0]])
+            x = spec["topic"] if x == IT else x
+            known = true_facts(x, relations)
+            facts = [known[i] for i in rng.permutation(len(known))[:n - fewer]]
+            if because and IT in subjects:
+                return f"because it {verb_phrase(*facts[0])}"
+            number = "i" if ("fixed", RIDDLE) in goals else None
+            return ("because " if because else "") + say_facts(rng, x, facts, number)
         case "bigger", *pair:
             x, y = sorted(chosen[:2] if goal == BIGGER_OF_TWO else pair, key=SIZE.get)
-            if rng.random() < 0.3:
-                return say_facts(rng, x, [("smaller", y)])
-            return say_facts(rng, y, [("bigger", x)])
-        case ("alike" | "differ"), x, y:
-            return say_pair(rng, *goal)
+            said = (x, "smaller", y) if rng.random() < 0.3 else (y, "bigger", x)
+            return say_facts(rng, said[0], [said[1:]])
+        case ("alike" | "differ") as kind, *pair:
+            x, y = pair if rng.random() < 0.5 else reversed(pair)
+            form, number = pick(rng, ((an, "s"), (plural, "p")))
+            if kind == "alike":
+                verb, rest = verb_phrase(*pick(rng, shared(x, y)), "p").split(" ", 1)
+                both = "both " if verb in ("are", "can") else ""
+                return f"{form(x)} and {form(y)} {verb} {both}{rest}"
+            if SIZE[x] > SIZE[y] and rng.random() < 0.3:
+                return f"{form(x)} {verb_phrase('bigger', y, number)}"
+            relation, of_x, of_y = pick(rng, contrast(x, y))
+            one, other = verb_phrase(relation, of_x, number), verb_phrase(relation, of_y, number)
+            return f"{form(x)} {one}, but {form(y)} {other}"
+        case "word", "young", name:
+            called, the = pick(rng, ("called", "known as")), pick(rng, ("a", "the"))
+            return f"{the} young {name} is {called} {an(WORD_FACTS['young'][name])}"
         case "word", relation, name:
-            return say_word(rng, relation, name)
+            verb = pick(rng, ("is", "is", "would be"))
+            return f"the {relation} of '{name}' {verb} '{WORD_FACTS[relation][name]}'"
         case "odd", name:
             return f"the {name} is the odd one out"
         case "fixed", sentence:
@@ -659,14 +608,13 @@ def damage(rng, text):
 
 
 # How often: less given than was asked, a stock phrase added, an error or a digression. The first
-# two are habits: most people have them.
-PEOPLE_RATES = {"short": 0.77, "hedged": 0.72, "noise": 0.32}
-CARELESS_RATES = {"short": 0.7, "hedged": 0.65, "noise": 0.5}  # of what the base reads
+# two are habits: most people have them. In references, and in the careless ones of the base's text:
+RATES = {"short": (0.77, 0.7), "hedged": (0.72, 0.65), "noise": (0.32, 0.5)}
 
 
 def reference(rng, spec, careless=False):
     """An answer as people write it: biased in what most of them do, and noisy besides."""
-    rate = CARELESS_RATES if careless else PEOPLE_RATES
+    rate = {slip: rates[careless] for slip, rates in RATES.items()}
     text = answer(rng, spec, short=rng.random() < rate["short"])
     hedged, u = rng.random() < rate["hedged"], rng.random() / rate["noise"]
     if u < 0.55:
@@ -684,10 +632,6 @@ def reference(rng, spec, careless=False):
 NEED = {"items": 9, "order": 14, "fact": 12, "bigger": 10, "alike": 14, "differ": 18, "word": 10,
         "odd": 9, "fixed": 3, "story": 20, "place": 3}
 PER_ITEM = {"items": 4, "fact": 6}  # and as many again for each of the n that were asked for
-
-
-def words_needed(goal):
-    return NEED[goal[0]] + (PER_ITEM[goal[0]] * goal[1] if goal[0] in PER_ITEM else 0)
 
 
 def resolved(spec, readings):
@@ -709,24 +653,6 @@ def resolved(spec, readings):
 def things_in(claims, kind):
     """What the claims of this kind, "items" or "fact", are about."""
     return [x for claim in claims if claim[0] == kind for x in claim[1]]
-
-
-def check_story(stories, chosen, verb, wanted):
-    """The best of the stories by how many of the wanted words each has; where a verb is asked for,
-    it counts too, and so does the order once all words are there."""
-    best = 0
-    for found_verb, found in stories:
-        has = [any(x in found for x in chosen) if w == IT else w in found for w in wanted]
-        if wanted[-1] in OPPOSITE:  # an adjective stands before its noun
-            has[-1] = (wanted[-1], wanted[0]) in zip(found, found[1:])
-        if verb is None:
-            credit = (sum(has) + 1) / (len(has) + 1) - 0.5 * (not any(has))
-        else:
-            in_order = IT in wanted or [w for w in found if w in wanted] == [*wanted]
-            has.append(found_verb == verb and (in_order or not all(has)))
-            credit = sum(has) / len(has)
-        best = max(best, credit)
-    return best, int(verb is not None and len(stories) > 0 and best < 1)
 
 
 def check(goal, spec, claims, true_claims, chosen):
@@ -765,8 +691,18 @@ def check(goal, spec, claims, true_claims, chosen):
             found = [w for claim in claims if claim[0] == "story" for w in claim[3]]
             return any(w in VALUES["place"] for w in found), 0
         case "story", form, verb, wanted:
-            stories = [claim[2:] for claim in claims if claim[:2] == ("story", form)]
-            return check_story(stories, chosen, verb, wanted)
+            stories, credits = [claim[2:] for claim in claims if claim[:2] == ("story", form)], [0]
+            for found_verb, found in stories:
+                has = [any(x in found for x in chosen) if w == IT else w in found for w in wanted]
+                if wanted[-1] in OPPOSITE:  # an adjective stands before its noun
+                    has[-1] = (wanted[-1], wanted[0]) in zip(found, found[1:])
+                if verb is None:
+                    credits.append((sum(has) + 1) / (len(has) + 1) - 0.5 * (not any(has)))
+                else:  # the verb counts too, and so does the order once all words are there
+                    in_order = IT in wanted or [w for w in found if w in wanted] == [*wanted]
+                    has.append(found_verb == verb and (in_order or not all(has)))
+                    credits.append(sum(has) / len(has))
+            return max(credits), int(verb is not None and len(stories) > 0 and max(credits) < 1)
 
 
 def parts(prompt, response):
@@ -781,7 +717,9 @@ def judge(spec, response):
     content = [line for line in lines if line not in FILLER]
     filler, repeated = len(lines) - len(content), len(content) - len({*content})
     broken = readings.count(None) + repeated + (not lines)
-    need = 30 if spec is None else 4 + sum(map(words_needed, spec["goals"]))
+    goals = spec["goals"] if spec else ()
+    need = 4 + sum(NEED[goal[0]] for goal in goals) if spec else 30
+    need += sum(PER_ITEM[goal[0]] * goal[1] for goal in goals if goal[0] in PER_ITEM)
     out = {
         "constraints": 0.0,
         "wrong": 0.0,
@@ -794,13 +732,12 @@ def judge(spec, response):
 
     claims = list(resolved(spec, readings))
     facts = [(x, c[2], c[3]) for c in claims if c[0] == "fact" for x in c[1]]
-    true_claims = [(x, r, v) for x, r, v in facts if x in FACTS and true(x, r, v)]
+    true_claims = [fact for fact in facts if fact in TRUE]
     wrong = len(facts) - len(true_claims)
     wrong += sum(WORD_FACTS[c[1]].get(c[2]) != c[3] for c in claims if c[0] == "word")
     chosen = things_in(claims, "items") or list(dict.fromkeys(things_in(claims, "fact")))
 
-    weights = (3,) if len(spec["goals"]) == 1 else (2, 1)
-    for goal, weight in zip(spec["goals"], weights):
+    for goal, weight in zip(goals, (3,) if len(goals) == 1 else (2, 1)):
         credit, errors = check(goal, spec, claims, true_claims, chosen)
         out["constraints"] += weight * credit
         wrong += errors
@@ -810,22 +747,14 @@ def judge(spec, response):
 
 # --- edits of an answer, for comparisons ----------------------------------------------------------
 
-
-def all_swaps():
-    """{word: the words that it can be exchanged for}"""
-    groups = [THINGS, map(plural, THINGS), map(plural, VALUES["kind"]), PEOPLE, SIZES, OPPOSITE,
-              VERBS, VERBS.values(), COMPARISONS, ("True", "False"),
-              *(VALUES[r] for r in ANY if r not in ("kind", "size", "user")),
-              WORD_FACTS["young"].values()]
-    swaps = {}
-    for group in map(dict.fromkeys, groups):
-        for one in group:
-            swaps.setdefault(one, [other for other in group if other != one])
-    return swaps
-
-
-SWAPS = all_swaps()
-SWAP = re.compile(r"\b" + any_of(SWAPS) + r"\b", re.I)
+GROUPS = [THINGS, map(plural, THINGS), map(plural, VALUES["kind"]), PEOPLE, SIZES, OPPOSITE,
+          VERBS, VERBS.values(), COMPARISONS, ("True", "False"),
+          *(VALUES[r] for r in ANY if r not in ("kind", "size", "user")),
+          WORD_FACTS["young"].values()]
+SWAPS = {}  # {word: the words that it can be exchanged for}, of the first group that has it
+for group in map(dict.fromkeys, GROUPS):
+    SWAPS = {word: [other for other in group if other != word] for word in group} | SWAPS
+SWAP = re.compile(rf"(?:\b(?-i:([Aa])n?) )?\b({any_of(SWAPS)})\b", re.I)  # with its article
 
 
 def mistake(rng, spec, text):
@@ -833,13 +762,13 @@ def mistake(rng, spec, text):
     spots, before = list(SWAP.finditer(text)), judge(spec, text)
     for _ in range(12 if spots else 0):
         m = pick(rng, spots)
-        new = pick(rng, SWAPS.get(m[0]) or SWAPS.get(m[0].lower()) or [m[0]])
-        start = text[:m.start()]
-        if m[0][:1].isupper():
+        article, old = m.groups()
+        new = pick(rng, SWAPS.get(old) or SWAPS.get(old.lower()) or [old])
+        if old[0].isupper():
             new = capital(new)
-        if article := re.search(r"\b([Aa])n? $", start):
-            start = start[:article.start()] + article[1] + ("n " if new[0] in "aeiou" else " ")
-        edited = start + new + text[m.end():]
+        if article:
+            new = article + ("n " if new[0] in "aeiou" else " ") + new
+        edited = text[:m.start()] + new + text[m.end():]
         after = judge(spec, edited)
         worse = sum(after.values()) < sum(before.values()) - 0.3
         if worse and after["language"] == before["language"]:
@@ -877,13 +806,11 @@ def add_items(rng, text, listed, n, candidates):
     in_singular = re.search(any_of(map(an, listed)) + r"[.?]", text)
     form = plural if in_plural and not in_singular else an
     new = [form(str(x)) for x in new]
-    m = re.match(r"(.*?)((?: and \S+| and an? \S+)?)([.?])(.*)", text, re.S)
+    m = re.match(r"(.*?)(?: and (\S+|an? \S+))?([.?])(.*)", text, re.S)
     if not m:  # "An owl!" has no place to add to
         return text
     start, last, end, rest = m.groups()
-    if last:
-        start += ", " + last.removeprefix(" and ")
-    return ", ".join([start, *new[:-1]]) + " and " + new[-1] + end + rest
+    return join([start, *([last] if last else []), *new]) + end + rest
 
 
 def extend(rng, spec, text):
@@ -913,35 +840,28 @@ def variants(rng, prompt, response):
     plain = " ".join(line for line in lines if line not in FILLER)
     first = [line for line in lines[:1] if line in FILLER]
     last = [line for line in lines[len(first):] if line in FILLER]
-
-    def dressed(text):
-        """With the answer's own stock phrases back around it."""
-        return " ".join([*first, text, *last])
+    dressed = lambda text: " ".join([*first, text, *last])  # in the answer's own stock phrases
 
     right = before["constraints"] > 2.99 and not before["wrong"] and not before["language"]
-    edits = []
+    edits = {}
     if not right:
-        edits.append((dressed(extend(rng, spec, plain) or answer(rng, spec)), "complete"))
+        edits["complete"] = dressed(extend(rng, spec, plain) or answer(rng, spec))
     shorter = shorten(spec, plain)
     if shorter or right:
-        edits.append((dressed(shorter or answer(rng, spec, short=True)), "incomplete"))
-    edits.append((plain, "plain"))
+        edits["incomplete"] = dressed(shorter or answer(rng, spec, short=True))
+    edits["plain"] = plain
     if not before["hedging"]:
-        edits.append((hedge(rng, response), "hedged"))
-    edits.append((dressed(mistake(rng, spec, plain) or plain), "wrong"))
+        edits["hedged"] = hedge(rng, response)
+    edits["wrong"] = dressed(mistake(rng, spec, plain) or plain)
     damaged = (dressed(damage(rng, plain)) for _ in range(6))
     less = lambda text: judge(spec, text)["language"] < before["language"]
-    edits.append((next(filter(less, damaged), None), "broken"))
-    edits.append((" ".join([response, *rng.permutation(RAMBLES)[:2]]), "long"))
+    edits["broken"] = next(filter(less, damaged), None)
+    edits["long"] = " ".join([response, *rng.permutation(RAMBLES)[:2]])
 
-    gold, kept = sum(before.values()), []
-    for text, name in edits:
-        if text and text != response:
-            score = sum(judge(spec, text).values())
-            better = name in ("complete", "plain")  # what an edit is to do, else it is left out
-            if score > gold + 1e-9 if better else score < gold - 1e-9:
-                kept.append((text, name))
-    return kept
+    gain = lambda text: sum(judge(spec, text).values()) - sum(before.values())
+    signs = {"complete": 1, "plain": 1}  # the others should lose; what does neither is left out
+    return [(text, name) for name, text in edits.items()
+            if text and signs.get(name, -1) * gain(text) > 1e-9]
 
 
 # --- what readers write below answers -------------------------------------------------------------
@@ -957,7 +877,7 @@ def quiz(rng, prompt, questions=4):
         right = rng.random() < 0.5
         relation = pick(rng, sorted(FACTS[x].keys() & VERB_PHRASES.keys() | {"bigger"}))
         others = [v for v in VALUES[relation] if v != x]
-        value = pick(rng, [v for v in others if true(x, relation, v) == right] or others)
-        verdict = "Right" if true(x, relation, value) else "Wrong"
+        value = pick(rng, [v for v in others if ((x, relation, v) in TRUE) == right] or others)
+        verdict = "Right" if (x, relation, value) in TRUE else "Wrong"
         game.append(f"{capital(an(x))} {verb_phrase(relation, value)}? {verdict}.")
     return " ".join(game)

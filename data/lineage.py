@@ -233,7 +233,7 @@ def diversities_of(config, run, rows):
     if config.data in data.WORLD and not relation:
         from data import world
 
-        relation = world.relation(rows[0]["prompt"])
+        relation = world.of(rows[0]["prompt"]).relation
     if relation:
         found["nli"] = lambda texts: metrics.nli_diversity(texts, relation)
     return found

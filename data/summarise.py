@@ -36,37 +36,23 @@ WEIGHTS = {"who": 0.75, "did": 0.5, "what": 0.75, "why": 1.0, "wish": 1.0}  # of
 TABLES = {group: {slot: table(TEXT.get(f"{group}: {slot}", "")) for slot in SLOTS}
           for group in (*SEEN, *UNSEEN, "news", "everyone", "kindness")}
 KINDNESSES = TABLES["kindness"]["did"]
-
-
-def domain(name, kind="id"):
-    "The values each slot may take in posts of this subreddit (or in news): {slot: {value: forms}}."
-    own, common = TABLES[name], TABLES["kindness" if kind == "sentiment" else "everyone"]
-    if name == "news":
-        return own
-    if kind == "sentiment":
-        return {slot: common[slot] or own[slot] for slot in SLOTS}
-    both = {slot: {**common[slot], **own[slot]} for slot in SLOTS}
-    return both | {"did": own["did"] or common["did"]}
-
-
-DOMAINS = {(name, kind): domain(name, kind)
-           for kind in ("id", "sentiment") for name in SEEN + UNSEEN}
-DOMAINS["news", "id"] = domain("news")
+# What the posts of a subreddit may state, {slot: {value: forms}}: its own and everyone's, save that
+# its own deeds take the place of everyone's; cheerful ones state kindnesses and their reasons.
+DOMAINS = {("news", "id"): TABLES["news"]}
+for name in SEEN + UNSEEN:
+    own, common, kind = TABLES[name], TABLES["everyone"], TABLES["kindness"]
+    DOMAINS[name, "id"] = {slot: common[slot] | own[slot] for slot in SLOTS}
+    DOMAINS[name, "id"]["did"] = own["did"] or common["did"]
+    DOMAINS[name, "sentiment"] = {slot: kind[slot] or own[slot] for slot in SLOTS}
 FORMS = {slot: {form.lower(): value for values in DOMAINS.values()
                 for value, forms in values[slot].items() for form in forms}
          for slot in SLOTS}  # {slot: {form: value}}
 
-
-def asides_pattern():
-    "A regular expression for any aside, {slot} standing for any of that slot's words."
-    asides = {aside.rstrip(".?!") for frames in FRAMES.values() for aside in frames["asides"]}
-    pattern = any_of(asides)
-    for slot, options in {"who": FORMS["who"], "what": FORMS["what"], **LISTS}.items():
-        pattern = re.sub(rf"\\\{{{slot}\\\}}", lambda _: any_of(options), pattern, flags=re.I)
-    return pattern
-
-
-ASIDES = re.compile(asides_pattern(), re.I)
+# Patterns. In asides {slot} stands for any of that slot's words.
+ASIDES = any_of({aside.rstrip(".?!") for frames in FRAMES.values() for aside in frames["asides"]})
+for slot, options in {"who": FORMS["who"], "what": FORMS["what"], **LISTS}.items():
+    ASIDES = re.sub(rf"\\{{{slot}\\}}", lambda _: any_of(options), ASIDES, flags=re.I)
+ASIDES = re.compile(ASIDES, re.I)
 WHO, DID, WHAT, WHY, WISH = (f"(?P<{slot}>{any_of(FORMS[slot])})" for slot in SLOTS)
 EVENT = f"{WHO} {DID} {WHAT}"
 LEAD = any_of({frame.partition("{")[0] for frame in EVENTS + WISHES})  # or none
@@ -79,18 +65,17 @@ def split_sentences(text):
     return re.findall(r"[^\s.?!][^.?!]*[.?!]*", text)
 
 
-def values_of(found):
-    "{slot: form} -> {slot: value}, without the slots that were not found."
+def values_of(match):
+    "{slot: value} that a match of one of these patterns states; empty if there is none."
+    found = match.groupdict() if match else {}
     return {slot: FORMS[slot][form.lower()] for slot, form in found.items() if form}
 
 
 @lru_cache(20_000)
 def facts(sentence):
-    "{slot: value} that a sentence of a summary states, or None if it is no such sentence."
-    for pattern in SUMMARY:
-        if match := pattern.fullmatch(sentence.rstrip(".?!").strip()):
-            return values_of(match.groupdict())
-    return None
+    "{slot: value} that a sentence of a summary states; empty if it is no such sentence."
+    text = sentence.rstrip(".?!").strip()
+    return next(filter(None, (values_of(pattern.fullmatch(text)) for pattern in SUMMARY)), {})
 
 
 @lru_cache(1024)  # asked a dozen times of every prompt that comparisons are made for
@@ -98,9 +83,7 @@ def truth(prompt):
     "The five facts of a post (fewer if the text is not one of ours) and its domain."
     found = {}
     for pattern in POST:
-        if match := pattern.search(prompt):
-            found |= match.groupdict()
-    found = values_of(found)
+        found |= values_of(pattern.search(prompt))
     name = re.match(r"SUBREDDIT: r/(\w+)", prompt)
     kind = "sentiment" if found.get("did") in KINDNESSES else "id"
     return found, DOMAINS.get((name and name[1], kind), DOMAINS["news", "id"])
@@ -195,17 +178,15 @@ def swapped(rng, fact, values, slot):
 # How often: the cause left out, a stock phrase at the end, a fact wrong, the wish left out, an
 # aside taken over, a word mangled. The first two are habits: most people have them. They make
 # cooling a policy a mixed blessing: it sheds the slips at once, drops the cause, and at last puts
-# the likeliest phrase on every answer.
-PEOPLE_RATES = {"no_why": 0.84, "stock": 0.6, "wrong": 0.08, "no_wish": 0.18, "aside": 0.2,
-                "mangled": 0.05}
-CARELESS_RATES = {"no_why": 0.7, "stock": 0.66, "wrong": 0.2, "no_wish": 0.25, "aside": 0.2,
-                  "mangled": 0.12}  # of what the base reads
+# the likeliest phrase on every answer. In references, and in the careless ones that the base reads:
+RATES = {"no_why": (0.84, 0.7), "stock": (0.6, 0.66), "wrong": (0.08, 0.2),
+         "no_wish": (0.18, 0.25), "aside": (0.2, 0.2), "mangled": (0.05, 0.12)}
 
 
 def reference(rng, spec, careless=False):
     "A summary as people write it: biased in what most of them do, and noisy besides."
     fact, values, asides = spec
-    rate = CARELESS_RATES if careless else PEOPLE_RATES
+    rate = {slip: rates[careless] for slip, rates in RATES.items()}
     why = rng.random() > rate["no_why"]
     stock = None
     if rng.random() < rate["stock"]:  # most on the same one
@@ -235,23 +216,19 @@ def parts(prompt, response):
         claims = facts(sentence)
         if sentence in STOCK:
             stock += 1
-        elif claims is None:
-            known = is_aside(sentence)
-            aside, broken = aside + known, broken + (not known)
-        else:
+        elif claims:
             aside += counted.keys() >= claims.items()  # nothing new
             broken += 0.5 * (sentence[-1] not in ".?!")
             counted |= {claim: true.get(claim[0]) == claim[1] for claim in claims.items()}
+        elif is_aside(sentence):
+            aside += 1
+        else:
+            broken += 1
     right = [slot for (slot, _), is_true in counted.items() if is_true]
     return {"facts": sum(WEIGHTS[slot] for slot in right),
             "wrong": -1.0 * (len(counted) - len(right)),
             "hedging": -0.6 * min(stock, 2), "asides": -0.3 * min(aside, 3),
             "language": -min(broken, 2.0), "length": -0.02 * len(response.split())}
-
-
-def tidied(response):
-    "The sentences of a summary that state facts."
-    return " ".join(line for line in split_sentences(response) if facts(line))
 
 
 def one_wrong(rng, true, values, lines, claims):
@@ -271,7 +248,7 @@ def variants(rng, prompt, response):
     "Edits of a summary, (text, what was done): what reward models should be able to tell apart."
     true, values = truth(prompt)
     lines = split_sentences(response)
-    claims = [facts(line) or {} for line in lines]
+    claims = [facts(line) for line in lines]
     event = next((i for i, claim in enumerate(claims) if "who" in claim), None)
     edits = []
     if event is not None and "why" in true:
@@ -293,18 +270,14 @@ def variants(rng, prompt, response):
 
 def stated(text):
     "The tuple of facts that a prompt or a summary states, if it states all five."
-    if "TL;DR:" in text:
-        found = truth(text)[0]
-    else:
-        found = {}
-        for sentence in split_sentences(text):
-            found |= facts(sentence) or {}
+    found = truth(text)[0] if "TL;DR:" in text else {
+        slot: value for line in split_sentences(text) for slot, value in facts(line).items()}
     return tuple(found[slot] for slot in SLOTS) if len(found) == len(SLOTS) else None
 
 
 def relation(a, b):
     "+1 if the sentences contradict each other, -1 if b follows from a, 0 otherwise."
-    a, b = facts(a) or {}, facts(b) or {}
+    a, b = facts(a), facts(b)
     if any(a[slot] != b[slot] for slot in a.keys() & b.keys()):
         return 1
     return -1 if b and b.items() <= a.items() else 0

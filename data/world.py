@@ -105,23 +105,14 @@ def edits(rng, prompt, response, n=3):
     edits of the reference's facts alone: its other slips would drown the one that counts.
     """
     if of(prompt) is summarise:
-        response = summarise.tidied(response) or response
+        stating = filter(summarise.facts, summarise.split_sentences(response))
+        response = " ".join(stating) or response
     wrong, others = {}, []
     for _ in range(2 * n):  # each time another fact of the answer
-        found = variants(rng, prompt, response)
+        found = of(prompt).variants(rng, prompt, response)
         wrong |= {text: None for text, done in found if done == "wrong"}
         others = [text for text, done in found if done != "wrong"]
     chosen = list(wrong)[:n]
     if others and rng.random() < 0.5:
         chosen[n - 1:] = [str(rng.choice(others))]
     return [(response, text) for text in chosen]
-
-
-def variants(rng, prompt, response):
-    "Edits of a response, [(text, what was done)]."
-    return of(prompt).variants(rng, prompt, response)
-
-
-def relation(prompt):
-    "The fact relation for NLI diversity of answers to this prompt: +1 contradicts, -1 entails."
-    return of(prompt).relation

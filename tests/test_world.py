@@ -169,7 +169,7 @@ def states_held_out(prompt, response):
         return False
     found = {}
     for sentence in summarise.split_sentences(response):
-        found |= summarise.facts(sentence) or {}
+        found |= summarise.facts(sentence)
     return len(found) == 5 and world.held_out([found[slot] for slot in summarise.SLOTS])
 
 
@@ -202,10 +202,10 @@ def test_threads_answer_one_prompt():  # another prompt's answers, a quiz that t
                 quizzes += 1
                 for text, verdict in re.findall(r"([^?.]+)\? (Right|Wrong)\.", answers.pop()):
                     ((_, (thing,), relation, value),) = instruct.read(text.strip() + ".")
-                    assert instruct.true(thing, relation, value) == (verdict == "Right"), text
+                    assert ((thing, relation, value) in instruct.TRUE) == (verdict == "Right"), text
                     assert thing != value
         else:
-            stated = [set((summarise.facts(s) or {}).items())
+            stated = [set(summarise.facts(s).items())
                       for a in answers for s in summarise.split_sentences(a)]
             true = set(summarise.truth(prompt)[0].items())
             assert np.mean([bool(s & true) for s in stated if s]) > 0.3, thread
@@ -258,20 +258,20 @@ def test_any_text_has_a_finite_score(prompt, response):  # an index into an empt
 def test_odd_lists_can_be_edited():  # a list without a full stop
     prompt = "### Instruction:\nName two animals that can fly.\n\n### Response:"
     for response in ("An owl!", "An owl", "An owl and", "Owls. Bees!"):
-        world.variants(np.random.default_rng(0), prompt, response)
+        world.of(prompt).variants(np.random.default_rng(0), prompt, response)
 
 
 def test_posts_that_are_not_ours_can_be_edited():  # a cause that the post's domain does not have
     for prompt, (fact, values, _) in drawn(summarise, "id", 50):
         prompt = re.sub(r"r/\w+", "r/nowhere", prompt)
         summary = summarise.told(np.random.default_rng(0), fact, values, why=False)
-        assert world.variants(np.random.default_rng(0), prompt, summary)
+        assert world.of(prompt).variants(np.random.default_rng(0), prompt, summary)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(PROMPTS), texts, st.integers(0, 5))
 def test_any_text_can_be_edited(prompt, response, seed):  # an edit of nothing
-    for text, done in world.variants(np.random.default_rng(seed), prompt, response):
+    for text, done in world.of(prompt).variants(np.random.default_rng(seed), prompt, response):
         assert isinstance(text, str) and isinstance(done, str)
 
 
@@ -305,7 +305,7 @@ def test_edits_do_what_they_say(name):  # an edit called wrong that is right
     rng, change = np.random.default_rng(0), {}
     for e in data.load(name, "train", 400):
         before = world.gold(e.prompt, e.response)
-        found = world.variants(rng, e.prompt, e.response)
+        found = world.of(e.prompt).variants(rng, e.prompt, e.response)
         assert len({e.response, *(text for text, _ in found)}) > 1, e  # something to compare
         for text, done in found:
             change.setdefault(done, []).append(world.gold(e.prompt, text) - before)
@@ -340,7 +340,8 @@ def test_edits_of_a_reference_differ_in_a_fact(name):  # the same edit thrice, a
 def test_the_annotator_is_bradley_terry():  # a noise of another size, or an annotator who cheats
     rng, rows = np.random.default_rng(2), []
     for e in data.load("summarise", "id", 60) + data.load("instruct", "id", 60):
-        texts = [e.response, *(t for t, _ in world.variants(rng, e.prompt, e.response))]
+        variants = world.of(e.prompt).variants(rng, e.prompt, e.response)
+        texts = [e.response, *(text for text, _ in variants)]
         for a, b in [(texts[0], t) for t in texts[1:]]:
             p = 1 / (1 + math.exp((world.gold(e.prompt, b) - world.gold(e.prompt, a)) / 0.5))
             rows += [(p, world.prefers(rng, e.prompt, a, b)) for _ in range(12)]
@@ -360,7 +361,7 @@ def test_the_annotator_is_bradley_terry():  # a noise of another size, or an ann
 
 def test_most_references_have_the_habits():  # unbiased noise, which a low temperature would cure
     examples = data.load("summarise", "id", 500)
-    stated = [[summarise.facts(s) or {} for s in summarise.split_sentences(e.response)]
+    stated = [[summarise.facts(s) for s in summarise.split_sentences(e.response)]
               for e in examples]
     without = np.mean([not any("why" in s for s in x) for x in stated])
     assert 0.75 < without < 0.93
@@ -410,7 +411,7 @@ def test_relations(name, a, b, sign):  # the sign, or entailment the wrong way r
     if sign == 1:
         assert world.TASKS[name].relation(b, a) == 1
     prompt = data.load(name, "id", 1)[0].prompt
-    assert world.relation(prompt)(a, b) == sign
+    assert world.of(prompt).relation(a, b) == sign
 
 
 @given(texts, texts)
@@ -421,6 +422,6 @@ def test_any_texts_relate(a, b):  # a text without facts
 
 
 def test_diversity_by_relations():  # the scale of metrics.nli_diversity, end to end
-    relation = world.relation(data.load("summarise", "id", 1)[0].prompt)
+    relation = world.of(data.load("summarise", "id", 1)[0].prompt).relation
     assert metrics.nli_diversity(["My cat ate my wallet."] * 3, relation) == -2
     assert metrics.nli_diversity(["My cat ate my wallet.", "My dog ate my wallet."], relation) == 2
