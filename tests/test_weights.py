@@ -710,6 +710,16 @@ def test_stages_start_from_a_folder(root, runs, capsys):  # limits, tokeniser or
     assert Path(chosen).exists()
     with pytest.raises(ValueError, match="--prompt-tokens 224"):
         sft.train(sft.Config(**common, init=direct, steps=1))
+    short = {**runs["common"], "out": runs["common"]["out"] + "/short"}
+    capsys.readouterr()
+    sft.train(sft.Config(**short, init=direct, steps=1, batch=4, prompt_tokens=9,
+                         response_tokens=12))
+    for stage, more in ((reward, dict(steps=1, batch=4)), (bon, dict(n=2, prompts=2)),
+                        (ppo, dict(steps=1, batch=4, minibatches=2))):
+        stage.train(stage.Config(**short, **more))
+    said = capsys.readouterr().err
+    assert said.count("8 of 8 prompts were cut to --prompt-tokens 9") == 4, said  # sft's of 2 files
+    assert said.count("2 of 2 prompts were cut") == 1
     with pytest.raises(ValueError, match="another tokenizer"):
         checkpoint.load(root / "opt", "policy", tokenizer=parent["tokenizer"]["fingerprint"])
 
