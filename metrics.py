@@ -7,13 +7,25 @@ They take texts and arrays; judges, encoders and relations are passed in. The st
                                          # input: {"prompt", "outputs": [...], "reference"}
 """
 
-import collections
 import itertools
 import math
 import re
 import statistics
+import unicodedata
 
 import numpy as np
+
+# A letter of Thai, Lao, Burmese, Khmer, Japanese or Chinese with the marks and points behind it.
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-"
+                      "\u9fff\uf900-\ufaff\U00020000-\U0003ffff][^\\w\\s]*")
+
+
+def words(text, blank=None):
+    "The words of a text, as blanks divide it; in a script that sets none, each letter is a word."
+    if not text.isascii():  # composed: "é" is one letter, however it was typed
+        text = UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFC", text))
+    return text.split(blank)
+
 
 # ---- diversity of a set of texts -> float, higher = more diverse ---------------------------------
 
@@ -24,8 +36,8 @@ def ngrams(texts, n):
     for text in texts:
         # The paper's tokenisation, kept to the letter so that numbers can be compared: full stops
         # and newlines vanish (gluing the words around them), only the space separates.
-        words = [w for w in text.replace(".", "").replace("\n", "").split(" ") if w]
-        found += [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        row = [w for w in words(re.sub("[.。\n]", "", text), " ") if w]
+        found += zip(*(row[i:] for i in range(n)))
     return found
 
 
@@ -68,39 +80,33 @@ def embedding_diversity(texts, embed):
 
 def ngram_cosine(texts, n=3):
     """1 - mean cosine similarity of n-gram counts over all pairs of texts, in [0, 1]. A text of
-    fewer than n words is like no other. ValueError for fewer than 2 texts."""
-    counts = [collections.Counter(ngrams([text], n)) for text in texts]
-    column = {gram: k for k, gram in enumerate(dict.fromkeys(itertools.chain(*counts)))}
-    vectors = np.zeros((len(texts), max(len(column), 1)))
-    for row, count in zip(vectors, counts):
-        row[[column[gram] for gram in count]] = list(count.values())
+    fewer than n words counts as one n-gram, like its equals alone. ValueError for n < 2 texts."""
+    found = [ngrams([text], n) or [tuple(ngrams([text], 1))] for text in texts]
+    column = {gram: k for k, gram in enumerate(dict.fromkeys(itertools.chain(*found)))}
+    vectors = np.zeros((len(texts), len(column)))
+    for row, grams in zip(vectors, found):
+        np.add.at(row, [column[gram] for gram in grams], 1)
     return embedding_diversity(texts, lambda texts: vectors)
 
 
-def nli_diversity(texts, relation, sentences=5, seed=0, released=False):
+def nli_diversity(texts, relation, sentences=5, seed=0):
     """Mean contradiction minus entailment over all pairs of texts, from -2, identical one-sentence
     texts, to 2 (Stasaski & Hearst 2022). ValueError for fewer than 2 texts.
 
     `relation(premise, hypothesis)` is 1 for contradiction, 0 neutral, -1 entailment (or that times
-    a model's confidence). Up to `sentences` sentences are drawn from either text of a pair and
-    related in both directions; a text without words relates to nothing: 0. `released` does as the
-    paper's released code: characters for sentences, and 1 - mean / `sentences`, so that more is
-    less diverse; what the paper prints lies in [-2, 2], as without it.
-    """
+    a model's confidence). Up to `sentences` sentences of either text of a pair are related in both
+    directions; a text without words relates to nothing: 0."""
     if len(texts) < 2:
         raise ValueError(f"diversity between texts needs at least 2 of them, not {len(texts)}")
-    split = re.compile(r"(?<=[.!?])\s+|\n+").split
-    pieces = [list(t) if released else [s for s in split(t.strip()) if s] for t in texts]
+    split = re.compile(r"(?<=[.!?])\s+|(?<=[。！？।؟])\s*|\n+").split
+    pieces = [[s for s in split(t.strip()) if s] for t in texts]
     random, values = np.random.default_rng(seed), []
     for a, b in itertools.combinations(pieces, 2):
-        if released:
-            a, b = a[:len(b)], b[:len(a)]
         k = min(sentences, len(a), len(b))
         left, right = (random.choice(len(side), k, replace=False) if k else [] for side in (a, b))
         both = [relation(a[i], b[j]) + relation(b[j], a[i]) for i, j in zip(left, right)]
         values.append(sum(both) / k if k else 0.0)
-    mean = float(np.mean(values))
-    return 1 - mean / sentences if released else mean
+    return float(np.mean(values))
 
 
 def per_input(outputs, diversity):
@@ -116,23 +122,6 @@ def across_inputs(outputs, diversity, column=0):
 def pooled(outputs, diversity):
     'Diversity of all outputs of all inputs together: what "overall" means in the paper\'s code.'
     return diversity([text for samples in outputs for text in samples])
-
-
-def rouge(text, reference):
-    """ROUGE-1, -2 and -L (Lin 2004): F1 of the words, pairs of words and the longest subsequence
-    that a text shares with a reference -> dict, in [0, 1]; lower case, no stemming."""
-    a, b = (re.findall(r"[a-z0-9]+", t.lower()) for t in (text, reference))
-    f1 = lambda overlap, left, right: 2 * overlap / (left + right) if overlap else 0.0
-    found = {}
-    for n in (1, 2):
-        left, right = (collections.Counter(zip(*(words[i:] for i in range(n)))) for words in (a, b))
-        found[f"rouge{n}"] = f1((left & right).total(), left.total(), right.total())
-    row = [0] * (len(b) + 1)  # row[j]: the longest common subsequence of b[:j] and a up to `word`
-    for word in a:
-        above, row = row, [0]
-        for j, other in enumerate(b):
-            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
-    return found | {"rougeL": f1(row[-1], len(a), len(b))}
 
 
 def win_rate(a, b, judge=None):
@@ -176,10 +165,11 @@ def interval(values, level=0.95, resamples=2000, seed=0):
     the independent draws, samples of one prompt are not. To compare two policies pass the
     difference per prompt, which removes the prompts' own spread."""
     values, random = finite(values), np.random.default_rng(seed)
-    n = len(values)
-    # In a loop rather than as one (resamples, N) table, which would not fit for large N.
-    means = [values[random.integers(n, size=n)].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    n, means = len(values), []
+    rows = min(resamples, max(2**20 // n, 1))  # at a time: of large N the whole table does not fit
+    for _ in range(0, resamples, rows):
+        means.extend(values[random.integers(n, size=(rows, n))].mean(1))
+    low, high = np.quantile(means[:resamples], [(1 - level) / 2, (1 + level) / 2])
     return float(values.mean()), float(low), float(high), n
 
 

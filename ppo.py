@@ -261,7 +261,7 @@ def update(config, policy, value, optimizer, rollout, generator):
     steps = []
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout["ids"]), generator=generator)
-        for minibatch in order.tensor_split(config.minibatches):
+        for minibatch in order.tensor_split(min(config.minibatches, len(order))):
             tokens, stats = int(rollout["is_response"][minibatch].sum()), {}
             for rows in minibatch.split(config.micro or len(minibatch)):
                 part = {k: v if v is None else v[rows] for k, v in rollout.items()}
@@ -345,8 +345,8 @@ def mean_gold(gold, texts, tokenizer, responses):
                for text, r in zip(texts, responses)) / len(texts)
 
 
-def summary(before, rows):
-    "The last line: what changed on the same prompts, and how far the last five iterations were."
+def last_line(before, rows):
+    "What changed on the same prompts, and how far the last five iterations were."
     kl = sum(row["kl"] for row in rows[-5:]) / len(rows[-5:])
     moved = ", ".join(f"{name.removeprefix('validation_')} {x:.2f} -> {rows[-1][name]:.2f}"
                       for name, x in before.items())
@@ -394,7 +394,7 @@ def train(config, reward_fn=None):
 
         shown = run.validation(4)
         return run.finish(
-            lambda: summary(run.state["before"], files.read_log(run.journal.path)), PANELS, shown,
+            lambda: last_line(run.state["before"], files.read_log(run.journal.path)), PANELS, shown,
             run.answers({"sft": ref_policy, "rlhf": policy}, shown, config.temperature),
             samples="samples.txt")
 

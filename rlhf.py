@@ -179,7 +179,8 @@ def measure(rows, sft_rows, diversities=PLAIN):
     decides, outputs = scores_of(rows)[0], [row["outputs"] for row in rows]
     score, sft_score = column(rows, decides), column(sft_rows, decides)  # (inputs, samples)
     values = {"vs_sft": metrics.win_rate(score, sft_score[:, :score.shape[1]]).mean(1)}
-    values["words"] = np.array([np.mean([len(t.split()) for t in texts]) for texts in outputs])
+    values["words"] = metrics.per_input(
+        outputs, lambda texts: np.mean([len(metrics.words(t)) for t in texts]))
     for name in scores_of(rows):
         values[name] = column(rows, name).mean(1)
         values[f"win_rate_{name}"] = wins(rows, name).mean(1)
@@ -198,7 +199,7 @@ def stacked(each):
     return {name: np.stack([values[name] for values in each]) for name in each[0]}
 
 
-def expected_best(seeds, n):
+def expected_scores(seeds, n):
     """What is expected of the best of n of these outputs, by the proxy: each score, and "win" ->
     {name: (seeds, inputs)}."""
     each = []
@@ -211,11 +212,10 @@ def expected_best(seeds, n):
 
 def judged_by(judge, rows):
     "Win rate of each row's first output against the reference, by a judge of texts -> (inputs,)."
-    from data.judge import compare
+    from data.judge import both_orders
 
-    prompts, people = ([row[key] for row in rows] for key in ("prompt", "reference"))
-    texts = [row["outputs"][0] for row in rows]
-    return metrics.win_rate(texts, people, compare(judge, prompts, texts, people))
+    shown = [(row["prompt"], row["outputs"][0], row["reference"]) for row in rows]
+    return np.array(both_orders(judge, shown)[0])
 
 
 def measure_all(rows, sft_rows, diversities=PLAIN, judge=None):
@@ -293,9 +293,9 @@ def study(config):
             values[policy] = values.get(policy, {}) | by_split
     with lineage.timed(seconds, "judging the reward model"):
         compared = splits if gold else data.test_splits(config.data, pairs=True)
-        rewards = {split: lineage.quality(config, runs, split) for split in compared}
+        rewards = {split: lineage.reward_quality(config, runs, split) for split in compared}
     sizes = measure_sizes(config, runs, values, splits, seconds) if config.sweeps and gold else {}
-    best_of = {n: (bon.kl_bound(n), {s: expected_best(rows["sft"][s], n) for s in splits})
+    best_of = {n: (bon.kl_bound(n), {s: expected_scores(rows["sft"][s], n) for s in splits})
                for n in (1, 2, 4, 8, 16) if n <= config.samples}
     scores = {name: SCORES[name] for name in scores_of(rows["sft"][splits[0]][0])}
     decides, by_judge = next(iter(scores.values())), judge and not gold
@@ -309,7 +309,7 @@ def study(config):
         "controls": claims.controls(values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched_kl(values, split) for split in splits],
-        "sweep": sweep, "sizes": sizes, "bon": claims.best_of_n(best_of, splits[0]),
+        "sweep": sweep, "sizes": sizes, "bon": claims.bon_rows(best_of, splits[0]),
         "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold") if k in row}
                  for row in files.read_log(run.folder / "ppo.jsonl")] for run in runs],
         "seconds": seconds | {"all": time.time() - began}}

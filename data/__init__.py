@@ -1,24 +1,14 @@
 """
-Records, and the rows and batches of token ids that are made of them.
-
-A dataset is a list of plain-text records, whatever it came from: the embedded world
-("summarise", "instruct"), a public set by its name ("tldr", "alpaca", ...: data/hub.py) or files.
-How text becomes ids is in data/tokenizer.py.
+The rows and batches of token ids that are made of records: plain text, whatever it came from
+(data/hub.py). How text becomes ids is in data/tokenizer.py.
 """
 
-import hashlib
-import random
-import zlib
-from dataclasses import dataclass, field
-from pathlib import Path
+import itertools
 
 import torch
 
-from . import files
-from .files import read_rows, string
-from .tokenizer import Tokenizer, encode_prompt, encode_response  # noqa: F401 (part of this module)
-
-WORLD = ("summarise", "instruct")
+from .hub import *  # noqa: F403 (records, where they come from: part of this module)
+from .tokenizer import Tokenizer, encode_prompt, encode_response  # noqa: F401 (likewise)
 
 
 def join(prompts, responses, pad, device=None):
@@ -29,9 +19,9 @@ def join(prompts, responses, pad, device=None):
         positions    (B, R)  where in `ids` each response token stands
         is_response  (B, R)  True on response tokens, False on padding
 
-    Quantities of the response are gathered once by `positions`, so that nothing downstream
-    counts prompt tokens by hand. Padding repeats a valid position: safe to gather, then masked.
-    ValueError for a prompt without tokens, after which nothing could be predicted.
+    Quantities of the response are gathered once by `positions`: nothing downstream counts prompt
+    tokens. Padding repeats a valid position, safe to gather, then masked. ValueError for a prompt
+    without tokens, after which nothing could be predicted.
     """
     if not all(map(len, prompts)):
         raise ValueError("every prompt needs at least one token")
@@ -56,27 +46,21 @@ def join_groups(prompts, groups, pad):
         column     0    1    2    3    4    5    6    7    8    9
         ids        1    2    3    4    5  EOS    6  EOS  PAD  PAD
         segment    0    0    0    1    1    1    2    2   -1   -1
-        position   0    1    2    3    4    5    3    4              counted by the model's layout
+        place      0    1    2    3    4    5    3    4              counted by the model
         ends                                *         *              where a score is read
 
     A token sees the prompt, and what is before it in its own segment: nothing of other responses.
     """
-    rows, segments, ends = [], [], []
-    for b, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
-        row, segment = [*prompt], [0] * len(prompt)
-        for k, response in enumerate(group, 1):
-            row += response
-            segment += [k] * len(response)
-            ends.append((b, len(row) - 1))
-        rows.append(row)
-        segments.append(segment)
-    return pad_right(rows, pad), pad_right(segments, -1), torch.tensor(ends).unbind(1)
+    ids = pad_right([sum(g, [*p]) for p, g in zip(prompts, groups, strict=True)], pad)  # (B, T)
+    segment = pad_right([[0] * len(p) + [k for k, r in enumerate(g, 1) for _ in r]
+                         for p, g in zip(prompts, groups)], -1)
+    is_last = (segment > 0) & (segment != segment.roll(-1, dims=1))  # (B, T); a row begins with 0
+    return ids, segment, is_last.nonzero().unbind(1)
 
 
 def join_comparisons(tokenizer, groups, device):
-    """Comparisons, a list over prompts of lists, with each prompt and each response once -> ids
-    (B, T), segment (B, T) and ends (N responses), as by join_groups, and pairs (comparisons,
-    2): which of the N was chosen and which rejected."""
+    """Comparisons, a list over prompts of lists, each prompt and response once -> ids, segment and
+    ends as by join_groups, and pairs (comparisons, 2): the chosen and the rejected one's number."""
     answers, pairs, n = [], [], 0
     for group in groups:
         number = {}  # of each of the prompt's responses, the first chosen one first
@@ -91,12 +75,9 @@ def join_comparisons(tokenizer, groups, device):
 
 
 def predicted_at(segment):
-    """
-    Where each token of rows made by `join_groups` is predicted, a column: (B, T) -> (B, T).
-
-    That is one column before it. But a response's first token is predicted where the prompt ends,
-    also if other responses stand between. (A row's very first token is not predicted at all.)
-    """
+    """Where each token of rows made by `join_groups` is predicted: (B, T) -> (B, T), columns. That
+    is one before it, but of a response's first token where the prompt ends, also if other responses
+    stand between. (A row's very first token is not predicted at all.)"""
     column = torch.arange(segment.shape[1], device=segment.device)  # (T,)
     prompt = (segment == 0).sum(1, keepdim=True)  # (B, 1)
     is_first = segment != segment.roll(1, dims=1)  # (B, T)
@@ -115,17 +96,14 @@ def batches(lengths, batch_size, generator=None):
     """
     Lengths of N items -> lists of at most `batch_size` indices that cover each item once.
 
-    Rows of similar length share a batch, because a batch costs B times its longest row. Sorting
-    everything would show the model the same batches every epoch, so items are shuffled first and
-    sorted only within pools of 50 batches: little padding, and still random. Without a
-    `generator`, for evaluation, everything is sorted.
+    Rows of similar length share a batch, which costs B times its longest row. Sorting everything
+    would make the same batches every epoch, so items are shuffled first and sorted only within
+    pools of 50 batches. Without a `generator`, for evaluation, everything is sorted.
     """
-    n = len(lengths)
-    if generator is None:
-        order, pool = range(n), max(n, 1)
-    else:
+    n, cut = len(lengths), []
+    order, pool = range(n), max(n, 1)
+    if generator is not None:
         order, pool = torch.randperm(n, generator=generator).tolist(), 50 * batch_size
-    cut = []
     for i in range(0, n, pool):
         ordered = sorted(order[i : i + pool], key=lambda j: lengths[j])
         cut += [ordered[j : j + batch_size] for j in range(0, len(ordered), batch_size)]
@@ -135,17 +113,14 @@ def batches(lengths, batch_size, generator=None):
 
 
 def shared_rows(prompts, responses, pad, batch_size=128, together=16):
-    """
-    Yields (places, *join_groups): all responses, as lists of ids, about `batch_size` at a time. Up
-    to `together` that stand next to each other and answer the same prompt share a row; `places`
-    says which they are.
-    """
+    """Yields (places, *join_groups): all responses, as lists of ids, about `batch_size` at a time.
+    Up to `together` that stand next to each other and answer the same prompt share a row; `places`
+    says which they are."""
     groups = []
     for i, prompt in enumerate(prompts):
-        if i and prompt == prompts[i - 1] and len(groups[-1]) < together:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
+        if not groups or prompt != prompts[i - 1] or len(groups[-1]) == together:
+            groups.append([])
+        groups[-1].append(i)
     lengths = [len(prompts[g[0]]) + sum(len(responses[i]) for i in g) for g in groups]
     for index in batches(lengths, max(batch_size // max(map(len, groups), default=1), 1)):
         part = [groups[k] for k in index]
@@ -155,215 +130,8 @@ def shared_rows(prompts, responses, pad, batch_size=128, together=16):
 
 def epochs(lengths, batch_size, seed):
     """Yields batches of indices for ever, each epoch in an order of its own that `seed` decides."""
-    epoch = 0
-    while True:
+    for epoch in itertools.count():
         order = torch.Generator().manual_seed(100_003 * seed + epoch)
         # A smaller last batch would be a noisier step; but never drop the only one.
         whole = [b for b in batches(lengths, batch_size, order) if len(b) == batch_size]
         yield from whole or [list(range(len(lengths)))]
-        epoch += 1
-
-
-# --------------------------------------------------------------------------------------------
-# Records
-
-
-@dataclass(frozen=True)
-class Example:
-    """A prompt and the reference response to it; `meta` is whatever else the source knew."""
-
-    prompt: str
-    response: str
-    meta: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two responses to one prompt, of which somebody preferred `chosen`."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    meta: dict = field(default_factory=dict)
-
-
-# --------------------------------------------------------------------------------------------
-# Records: where they come from
-
-
-def load(name_or_path, split, n=None, seed=0):
-    """
-    The examples of a split -> list of Example: all of them, or `n` chosen by `seed`.
-
-    `name_or_path` is "summarise" or "instruct", a public set (data/hub.py), a folder of files named
-    `<split>.jsonl` (or .jsonl.gz, .csv, .parquet), or one such file, cut into train, validation and
-    test by a hash of the prompt (so that a prompt with several responses falls on one side).
-    ValueError names an unknown split or a bad row.
-    """
-    if name_or_path in WORLD:
-        from . import world
-
-        check_split(name_or_path, split, split_names(name_or_path))
-        return [Example(*row) for row in world.examples(name_or_path, split, n, seed)]
-    return records(name_or_path, split, False, n, seed)
-
-
-def comparisons(name_or_path, split, n=None, seed=0):
-    """The comparisons of a split -> list of Comparison, from public sets or files as for `load`."""
-    if name_or_path in WORLD:
-        raise ValueError(f"{name_or_path} has no stored comparisons: reward.py collects them from "
-                         f"the SFT policy and an annotator")
-    return records(name_or_path, split, True, n, seed)
-
-
-def records(name_or_path, split, pairs, n, seed):
-    "Examples, or comparisons if they are `pairs`, of what is not the world; n of them in order."
-    from . import hub
-
-    if hub.knows(name_or_path):
-        found = hub.records(name_or_path, split, pairs)
-    elif pairs:
-        found = [comparison(*row) for row in read_split(name_or_path, split, "comparisons.")]
-    else:
-        found = [example(*row) for row in read_split(name_or_path, split, "")]
-    if n is None or n >= len(found):
-        return found
-    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), n))]
-
-
-def split_names(name_or_path, pairs=False):
-    """The splits that a dataset has, of examples or (`pairs`) of stored comparisons -> tuple."""
-    from . import hub
-
-    if name_or_path in WORLD:
-        from . import world
-
-        return () if pairs else ("train", "validation", *world.SPLITS[name_or_path])
-    if hub.knows(name_or_path):
-        return hub.splits(name_or_path, pairs)
-    path = Path(name_or_path)
-    if not path.is_dir():
-        return ("train", "validation", "test")
-    return tuple(s for s in files.splits(path, "comparisons." if pairs else "") if s != "text")
-
-
-def test_splits(name_or_path, pairs=False):
-    """
-    The splits to test on -> tuple; the first is in distribution ("id" or "test"), the others are
-    shifted. With `pairs`, those of them that have stored comparisons. ValueError without a first.
-    """
-    found = [s for s in split_names(name_or_path)
-             if s not in ("train", "validation", "unlabeled", "ood_validation")
-             and not s.startswith("full_")]
-    first = [s for s in ("id", "test") if s in found][:1]
-    if not first:
-        raise ValueError(f"{name_or_path} has no split 'test', in distribution, to test on")
-    found = (*first, *(s for s in found if s not in first))
-    stored = split_names(name_or_path, True) if pairs else found
-    return tuple(s for s in found if s in stored)
-
-
-def prompts(name_or_path):
-    """The prompts that a policy practises on -> list of texts: of the split "unlabeled" where the
-    dataset keeps some for this, as AlpacaFarm does, else of "train"."""
-    names = split_names(name_or_path)
-    split = "unlabeled" if "unlabeled" in names else "train"
-    return [e.prompt for e in load(name_or_path, split)]
-
-
-def texts(name_or_path, n=None, seed=0):
-    """
-    Raw text to pretrain on -> list of threads, each a tuple of messages; an EOS ends each message.
-    For files: train examples, and the rows of text.jsonl[.gz], as threads of one message.
-    """
-    if name_or_path in WORLD:
-        from . import world
-
-        return list(world.pretraining(n, seed))
-    found, folder = [], Path(name_or_path)
-    there = files.splits(folder, "") if folder.is_dir() else {"train": folder}
-    if "train" in there:
-        found += [(f"{e.prompt} {e.response}",) for e in load(name_or_path, "train")]
-    if "text" in there:
-        found += [(string(row, place, "text"),) for row, place in read_rows(there["text"])]
-    if not found:
-        raise ValueError(f"{name_or_path} holds neither train.jsonl nor text.jsonl")
-    random.Random(seed).shuffle(found)
-    return found[:n]
-
-
-def gold(name):
-    """The world's gold score, a function of (prompt, response) texts; None for real data."""
-    if name not in WORLD:
-        return None
-    from . import world
-
-    return world.gold
-
-
-def run_folder(data, seed=0, out="out"):
-    """
-    Where the runs on a dataset go -> Path: out/<data>, and below it seed-S for S != 0. The folder
-    of owner/name:config is owner--name--config, whatever copies it is read from. Data of your own
-    that is called as a set that has a name gets a number behind it, from its path.
-    """
-    from . import hub
-
-    if data in WORLD or hub.knows(data):
-        name = str(data).partition("=")[0].replace("/", "--").replace(":", "--")
-    else:
-        path = Path(data).resolve()
-        name = files.stem(path)
-        if name in (*WORLD, *hub.NAMES):
-            name += "-" + hashlib.sha256(str(path).encode("utf-8", "replace")).hexdigest()[:8]
-    return Path(out) / name / f"seed-{seed}" if seed else Path(out) / name
-
-
-def check_split(source, split, valid):
-    if split not in valid:
-        raise ValueError(f"{source} has no split {split!r}: choose from {', '.join(valid)}")
-
-
-def read_split(name_or_path, split, prefix):
-    """Yield (row, where it stands) for the rows of one split of a folder or a file."""
-    path = Path(name_or_path)
-    if path.is_dir():
-        found = files.splits(path, prefix)
-        found.pop("text", None)  # raw text, for `texts` only
-        if not found:
-            raise ValueError(f"{path} holds no {prefix}<split>.jsonl (or "
-                             f"{', '.join(files.FORMATS[1:])})")
-        check_split(path, split, found)
-        yield from read_rows(found[split])
-    elif not path.name.endswith(files.FORMATS):
-        from . import hub
-
-        raise ValueError(
-            f"there is no dataset {name_or_path}: give {', '.join((*WORLD, *hub.NAMES))}, "
-            f"OWNER/NAME of the hub, a folder, or a file ({', '.join(files.FORMATS)})"
-        )
-    else:
-        check_split(path, split, ("train", "validation", "test"))
-        for row, place in read_rows(path):
-            if split == part(string(row, place, "prompt")):
-                yield row, place
-
-
-def part(prompt, of=("validation", "test")):
-    "The split that a prompt belongs to: 1 in 20 each for those in `of`, whatever the order."
-    bucket = {0: "validation", 1: "test"}.get(zlib.crc32(prompt.encode("utf-8", "replace")) % 20)
-    return bucket if bucket in of else "train"
-
-
-def example(row, place):
-    key = "response" if "response" in row or "reference" not in row else "reference"
-    meta = {k: v for k, v in row.items() if k not in ("prompt", key)}
-    return Example(string(row, place, "prompt"), string(row, place, key), meta)
-
-
-def comparison(row, place):
-    prompt, chosen, rejected = (string(row, place, key) for key in ("prompt", "chosen", "rejected"))
-    if chosen.strip() == rejected.strip():  # equal in what the model would see
-        raise ValueError(f"{place}: chosen and rejected are equal, so nothing was preferred")
-    meta = {k: v for k, v in row.items() if k not in ("prompt", "chosen", "rejected")}
-    return Comparison(prompt, chosen, rejected, meta)

@@ -9,11 +9,10 @@ Look at any dataset before training on it, and at what a policy says; write a po
 In the embedded world each text also shows its gold score; a dataset's, the parts it is made of.
 """
 
-import argparse
 import sys
 
-from . import WORLD, gold, load, split_names
-from .flags import any_console, fail
+from . import WORLD, gold, load, tables
+from .flags import one_sentence, parser_of
 from .run import pick_device
 
 RULE = "-" * 80
@@ -37,9 +36,7 @@ def look(args):
 
 def say(args):
     "Print what a policy answers to a prompt, or to n validation prompts of the data it is of."
-    import model as m
-
-    from . import Tokenizer, checkpoint
+    from . import Tokenizer, checkpoint, rewards
 
     policy, record = checkpoint.load_frozen(args.checkpoint, "policy", pick_device("auto"))
     tokenizer, prompts = Tokenizer.of(record["tokenizer"]), [args.prompt]
@@ -47,13 +44,10 @@ def say(args):
     if args.prompt is None:
         if name is None:
             raise ValueError(f"{args.checkpoint} is of no dataset: give a prompt")
-        split = "validation" if "validation" in split_names(name) else "train"
+        split = "validation" if "validation" in tables(name) else "train"
         prompts = [e.prompt for e in load(name, split, args.n, args.seed)]
-    ids = m.generate(policy, tokenizer.prompts(prompts), tokenizer.response_tokens,
-                     args.temperature, seed=args.seed)
-    score = gold(name)
-    for prompt, response in zip(prompts, ids):
-        text = tokenizer.decode(response).strip()
+    sample, score = rewards.text_sampler(policy, tokenizer), gold(name)
+    for prompt, (text,) in zip(prompts, sample(prompts, args.temperature, 1, args.seed)):
         print(f"{RULE}\n{prompt}\n{text}" + (f"  [{score(prompt, text):.2f}]" if score else ""))
     print(RULE)
 
@@ -66,37 +60,33 @@ def export(args):
     print(f"wrote {args.folder}: AutoModelForCausalLM.from_pretrained({args.folder!r}) loads it")
 
 
+ARGUMENTS = {
+    "command": dict(choices=["say", "export"]),
+    "checkpoint": dict(help="a policy: sft.pt or ppo.pt of a run folder"),
+    "folder": dict(help="a new one, for config.json, model.safetensors, ..."),
+    "data": dict(help=f"{', '.join(WORLD)}, a public set (tldr, alpaca, hh, OWNER/NAME: see "
+                 "data/hub.py), a folder or a file"),
+    "--split": dict(default="train", help="which split (default train)"),
+    "prompt": dict(nargs="?", help="what to answer (default: its own data's)"),
+    "--temperature": dict(type=float, default=1.0, help="of the samples (default 1)"),
+    "-n": dict(type=int, default=3, help="how many (default 3)"),
+    "--seed": dict(type=int, default=0, help="which ones (default 0)")}
+COMMANDS = {"say": (say, "command checkpoint prompt --temperature -n --seed"),
+            "export": (export, "command checkpoint folder")}
+
+
 def main(argv=None):
-    """A command of the above; whatever goes wrong is one sentence and exit code 2."""
-    any_console()
+    "A command of the above; whatever goes wrong is one sentence and exit code 2."
     argv = sys.argv[1:] if argv is None else argv
-    command = {"say": say, "export": export}.get(argv[0] if argv else "", look)
-    parser = argparse.ArgumentParser(
-        prog="python -m data", description=__doc__.strip(), allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = fail  # one sentence, like every other mistake
-    if command is not look:
-        parser.add_argument("command", choices=["say", "export"])
-        parser.add_argument("checkpoint", help="a policy: sft.pt or ppo.pt of a run folder")
-    if command is export:
-        parser.add_argument("folder", help="a new one, for config.json, model.safetensors, ...")
-    if command is look:
-        parser.add_argument("data", help=f"{', '.join(WORLD)}, a public set (tldr, alpaca, hh, "
-                            "OWNER/NAME: see data/hub.py), a folder or a file")
-        parser.add_argument("--split", default="train", help="which split (default train)")
-    if command is say:
-        parser.add_argument("prompt", nargs="?", help="what to answer (default: its own data's)")
-        parser.add_argument("--temperature", type=float, default=1.0, help="of the samples (1)")
-    if command is not export:
-        parser.add_argument("-n", type=int, default=3, help="how many (default 3)")
-        parser.add_argument("--seed", type=int, default=0, help="which ones (default 0)")
+    run, names = COMMANDS.get(argv[0] if argv else "", (look, "data --split -n --seed"))
+    parser = parser_of(__doc__.strip(), "python -m data")
+    for name in names.split():
+        parser.add_argument(name, **ARGUMENTS[name])
     args = parser.parse_args(argv)
-    try:
-        if command is not export and args.n < 1:
+    with one_sentence():
+        if getattr(args, "n", 1) < 1:
             raise ValueError(f"-n {args.n} is impossible: give a value of at least 1")
-        command(args)
-    except (ValueError, OSError, ImportError) as error:
-        fail(error)
+        run(args)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """
-Pretraining a base: what it has that fine-tuning has not. `python sft.py --stage base` uses it.
-
-The loss is that of sft.py with every token counted as response. The text is raw, rows of it are
-whole threads, and a network that starts from nothing is trained faster by Muon.
+Pretraining a base, `python sft.py --stage base`: the loss of sft.py with every token counted as
+response, rows of raw text that are whole threads, and Muon, which is faster from nothing.
 """
 
 import functools
@@ -21,10 +19,10 @@ def new(config):
     "A network with random weights, of the shape that sft.py's flags give it, and its tokeniser."
     tokenizer = data.Tokenizer(config.tokenizer, config.prompt_tokens or 224,
                                config.response_tokens or 48)
-    shape = m.ModelConfig(vocab_size=tokenizer.vocab_size, context=config.context,
-                          layers=config.layers, heads=config.heads, kv_heads=config.heads,
-                          channels=config.channels, hidden=config.channels * 11 // 4,
-                          eos=(tokenizer.eos,))
+    shape = m.ModelConfig(
+        vocab_size=tokenizer.vocab_size, context=config.context, layers=config.layers,
+        heads=config.heads, kv_heads=config.heads, channels=config.channels,
+        hidden=config.channels * 11 // 4, eos=(tokenizer.eos,))
     return m.Transformer(shape), tokenizer
 
 
@@ -46,8 +44,7 @@ class Together(torch.optim.Optimizer):
 
     def __init__(self, *optimizers):
         self.optimizers = optimizers
-        super().__init__([p for o in optimizers for g in o.param_groups for p in g["params"]], {})
-        self.param_groups = [group for o in optimizers for group in o.param_groups]
+        super().__init__([group for o in optimizers for group in o.param_groups], {})
 
     def step(self):
         for optimizer in self.optimizers:
@@ -63,16 +60,12 @@ class Together(torch.optim.Optimizer):
 
 
 def optimizer(model, lr):
-    """
-    The optimiser of a network that starts from nothing: Muon (Jordan et al. 2024) for the blocks'
-    matrices, AdamW for all else. Reaches AdamW's loss in about 0.7 times the steps. Versions of
-    torch without Muon (before 2.9) use AdamW for everything.
-    """
+    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for all else, and for everything in
+    versions of torch before 2.9. Reaches AdamW's loss in about 0.7 times the steps."""
     if not hasattr(torch.optim, "Muon"):
         return optim.adamw(model, lr)
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
+    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     return Together(
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0))
@@ -81,10 +74,8 @@ def optimizer(model, lr):
 def pretrained(config, train):
     "`sft.py --init scratch`: trains the base, or finishes it -> the config that starts from it."
     path = data.run_folder(config.data, config.seed, config.out) / "base.pt"
-    finished = False
-    if config.resume and path.exists():
-        _, record = checkpoint.load(path, "policy", unfinished=True)
-        finished = record["meta"]["finished"]
+    finished = (config.resume and path.exists()
+                and checkpoint.load(path, "policy", unfinished=True)[1]["meta"]["finished"])
     if not finished:
         train(replace(config, stage="base", steps=config.base_steps, lr=LR, freeze=0.0))
-    return replace(config, init=str(path), resume=finished and config.resume)
+    return replace(config, init=str(path), resume=finished)

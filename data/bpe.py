@@ -156,8 +156,10 @@ if __name__ == "__main__":
 
     import tiktoken
 
+    from .tokenizer import parts
+
     encoding = tiktoken.Encoding("", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
-    tokens = sum(len(encoding.encode_ordinary(text)) for text in texts)
+    tokens = sum(len(encoding.encode_ordinary(x)) for text in texts for x in parts(text))
     size = sum(len(text.encode("utf-8", errors="replace")) for text in texts)
     print(f"{len(ranks) + 1} tokens, {size / max(tokens, 1):.2f} bytes per token on the text, "
           f"written to {args.out}")

@@ -241,7 +241,7 @@ def frontier(values, best_of, splits):
     return points
 
 
-def best_of_n(best_of, split):
+def bon_rows(best_of, split):
     return [{"n": n, "kl": kl, **{name: float(x.mean()) for name, x in by_split[split].items()}}
             for n, (kl, by_split) in best_of.items()]
 

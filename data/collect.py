@@ -1,14 +1,15 @@
 """
 Comparisons to learn from and to test with, and how well a reward function knows the truth.
 
-On the embedded world comparisons are collected: references beside edits of them, and samples of the
-SFT policy beside each other, each pair shown once to a noisy annotator. On any other data they are
-read, or of samples alone, which a language model labels (judge.py).
+On the embedded world they are collected: references beside edits of them, and samples of the SFT
+policy beside each other, each pair shown once to a noisy annotator. On other data they are read, or
+of samples alone, which a language model labels (judge.py).
 
 Everything here is text. What a network does is passed in: `sample(prompts, temperature, n, seed)`
 -> a list over prompts of lists of n texts, and `score(prompts, texts)` -> (N,) numbers.
 """
 
+import functools
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+import metrics
 from data import files
 
 EDITS, SAMPLES = 3, 4  # of each prompt, to collect comparisons of
@@ -30,11 +32,22 @@ def comparisons(config, run, sample):
         found = data.comparisons(source, "train"), data.comparisons(source, "validation")
     else:
         found = collected(config, run, sample)
+    found = [different(run.tokenizer, rows) for rows in found]
     if not all(found):
         raise ValueError(f"{config.comparisons or config.data} has {len(found[0])} comparisons to "
                          f"train on and {len(found[1])} to validate with: both need some")
     run.reads("data", [(r.prompt, r.chosen, r.rejected) for rows in found for r in rows])
     return found
+
+
+def different(tokenizer, rows):
+    "Comparisons of texts that differ in what a model sees of them: from others it learns nothing."
+    ids = functools.lru_cache(tokenizer.response)
+    kept = [row for row in rows if ids(row.chosen) != ids(row.rejected)]
+    if len(kept) < len(rows):
+        print(f"{len(rows) - len(kept)} of {len(rows)} comparisons are equal once they are cut to "
+              f"{tokenizer.response_tokens} tokens, and left out")
+    return kept
 
 
 def collected(config, run, sample):
@@ -57,9 +70,9 @@ def collected(config, run, sample):
 
 
 def collect(config, sample, split, count, judge=None):
-    """Comparisons that the world's annotator, or else a judge as in judge.py, makes for `count`
-    prompts: of a reference with each of up to EDITS edits (world only), then of SAMPLES samples
-    with each other."""
+    """Comparisons that the world's annotator, or a judge as in judge.py, makes for `count` prompts:
+    a reference with each of up to EDITS edits (world only), then SAMPLES samples with each other.
+    """
     from data import world
 
     rng, embedded = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
@@ -98,22 +111,19 @@ def stream(config, rows):
 
     Edits come before samples: kinds keep the order in which `collect` has written them. Whether an
     answer is true is the harder lesson: mixed with the noise of annotators who compare two middling
-    samples it is not learned in so few steps, and what comes after does not undo it.
-    """
+    samples it is not learned in so few steps, and what comes after does not undo it."""
     kinds = {}
     for row in rows:
         prompts = kinds.setdefault(str(row.meta.get("of")), {})
         prompts.setdefault(row.prompt, []).append(row)
     total, seen, taken = sum(map(len, kinds.values())), 0, 0
     for prompts in kinds.values():
-        groups = list(prompts.values())
-        seen += len(groups)
-        steps = round(config.steps * seen / total) - taken  # in proportion to its prompts
-        taken += steps
+        groups, seen = [*prompts.values()], seen + len(prompts)
+        before, taken = taken, round(config.steps * seen / total)  # in proportion to its prompts
         lengths = [len(g[0].prompt) + sum(map(len, {text for row in g for text in
                                                     (row.chosen, row.rejected)})) for g in groups]
         batches = data.epochs(lengths, config.batch, config.seed)
-        for index in itertools.islice(batches, steps):
+        for index in itertools.islice(batches, taken - before):
             yield [groups[i] for i in index]
 
 
@@ -130,16 +140,19 @@ def accuracy(score, rows):
     return float(((better > worse) + 0.5 * (better == worse)).mean())
 
 
-def agreement(score, rows):
-    "The accuracy on `rows`, beside that of whoever always takes the longer one."
-    length = lambda prompts, texts: [len(text.split()) for text in texts]
+def length(prompts, texts):
+    "The score of whoever always takes the longer one: words."
+    return [len(metrics.words(text)) for text in texts]
+
+
+def accuracies(score, rows):
+    "The accuracy on `rows`, beside that of the length."
     return {"pairs": len(rows), "gold": accuracy(score, rows), "length": accuracy(length, rows)}
 
 
 def quality(score, sample, name, split, n, seed=0):
     """How well a `score` knows the world's truth on n prompts of a split -> {name: share}. On other
-    data, how far it agrees with up to n stored comparisons: pairs, gold (their order) and length
-    alone.
+    data, how far it agrees with up to n stored comparisons: pairs, gold (their order) and length.
 
     gold: two samples of the policy, ordered as by gold score (equal ones left out); length: the
     same if the longer one is always taken; wrong_fact: a reference beside itself with one fact
@@ -147,15 +160,14 @@ def quality(score, sample, name, split, n, seed=0):
     What is left above a half there is known without the prompt: taste, or, on instruct, the world.
     """
     if name not in data.WORLD:
-        return agreement(score, [(c.prompt, c.chosen, c.rejected)
+        return accuracies(score, [(c.prompt, c.chosen, c.rejected)
                                  for c in data.comparisons(name, split, n)])
     from data import world
 
     examples = data.load(name, split, n, seed=2 + seed)
     gold, rng = data.gold(name), np.random.default_rng([seed, 5])
     kept, edits = [], []
-    pairs = sample([e.prompt for e in examples], 1.0, 2, seed)
-    for e, (a, b) in zip(examples, pairs):
+    for e, (a, b) in zip(examples, sample([e.prompt for e in examples], 1.0, 2, seed)):
         margin = gold(e.prompt, a) - gold(e.prompt, b)
         if abs(margin) > 1e-9:
             kept.append((e.prompt, *((a, b) if margin > 0 else (b, a))))
@@ -163,14 +175,11 @@ def quality(score, sample, name, split, n, seed=0):
                   world.of(e.prompt).variants(rng, e.prompt, e.response) if done == "wrong"]
     if not kept or not edits:
         return {}  # too few prompts to say anything
-    return {**agreement(score, kept), "permuted": accuracy(score, permuted(kept)),
+    permuted = lambda rows: [(other[0], *pair) for (_, *pair), other in
+                             zip(rows, rows[1:] + rows[:1])]
+    return {**accuracies(score, kept), "permuted": accuracy(score, permuted(kept)),
             "wrong_fact": accuracy(score, edits),
             "wrong_fact_permuted": accuracy(score, permuted(edits))}
-
-
-def permuted(rows):
-    "The same pairs of texts, each under the next one's prompt."
-    return [(other[0], *pair) for (_, *pair), other in zip(rows, rows[1:] + rows[:1])]
 
 
 def findings(config, accuracy, pairs, score_texts, sample):
@@ -179,9 +188,7 @@ def findings(config, accuracy, pairs, score_texts, sample):
             f"were labelled")
     found = config.data in data.WORLD and quality(
         score_texts, sample, config.data, "validation", config.eval_size, config.seed)
-    if found:
-        said += ("\nagainst the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold "
-                 "score does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that "
-                 "differ in one fact ({wrong_fact_permuted:.3f} under other prompts)"
-                 ).format(**found)
-    return said
+    return said + (
+        "\nagainst the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold score "
+        "does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ in one fact "
+        "({wrong_fact_permuted:.3f} under other prompts)").format(**found) if found else said

@@ -22,12 +22,16 @@ def sentences(name):
 
 def nli(name):
     """A classifier of transformers as `relation` for `metrics.nli_diversity`: the score of its
-    likeliest label."""
+    likeliest label. ValueError if its labels do not say which is which."""
     try:
         from transformers import pipeline
     except ImportError:
         raise ImportError("--nli needs: pip install transformers") from None
     classify = pipeline("text-classification", model=name, truncation=True)
+    labels = list(classify.model.config.id2label.values())
+    if not {"contradiction", "entailment"} <= {label.lower() for label in labels}:
+        raise ValueError(f"--nli {name}: its labels are {', '.join(labels)}, not contradiction and "
+                         "entailment: try roberta-large-mnli")
 
     @functools.cache
     def relation(premise, hypothesis):

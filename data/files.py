@@ -9,11 +9,12 @@ import csv
 import gzip
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 
 FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
-LONGEST = 2**24  # bytes of a line: what was written to fill a memory is not read into it
+LONGEST = 2**24  # bytes of a line or a cell: what was written to fill a memory is not read into it
 
 
 def stem(path):
@@ -23,26 +24,47 @@ def stem(path):
 
 
 def splits(folder, prefix):
-    """The files of a folder, `prefix` being "" or "comparisons." -> dict from split to Path."""
+    """The files of a folder, `prefix` being "" or "comparisons." -> dict from split to Path. A
+    split's name is one word: copies ("test (1).jsonl") and what systems and editors leave beside a
+    file ("._test.jsonl", "~$test.csv") are none. ValueError for two files of one split."""
     found = {}
     for path in sorted(folder.iterdir()):
-        belongs = path.name.startswith("comparisons.") == bool(prefix)
-        if belongs and path.name.endswith(FORMATS):
-            found[stem(path).removeprefix(prefix)] = path
+        name = stem(path)
+        if (path.name.endswith(FORMATS) and re.fullmatch(r"[\w-][\w.-]*", name)
+                and name.startswith("comparisons.") == bool(prefix)):
+            other = found.setdefault(name.removeprefix(prefix), path)
+            if other != path:
+                raise ValueError(f"{other} and {path} are one split: keep one of them")
     return found
 
 
 def read_rows(path, unfinished=False):
     """
     Yields (object, "file, line n") for each line of JSON, plain or .gz; ValueError names what is
-    wrong. Rows of CSV and Parquet files likewise. With `unfinished`, a last line without its
-    newline is no row: a kill has cut it short.
+    wrong. Rows of CSV and Parquet files, and of an array in a .json file, likewise. With
+    `unfinished`, a last line without its newline is no row: a kill has cut it short.
     """
     path = Path(path)
-    if path.suffix in (".csv", ".parquet"):
-        for number, row in enumerate(open_table(path, path), 1):
+    if path.suffix == ".csv":
+        yield from csv_rows(path)
+    elif path.suffix == ".parquet" or path.suffix == ".json" and path.read_bytes()[:1] == b"[":
+        for number, row in enumerate(foreign(path, lambda: whole(path)), 1):
             yield row, f"{path}, row {number}"
-        return
+    else:
+        for line, place in lines(path):
+            if unfinished and not line.endswith("\n") or not line.strip():
+                continue  # a blank line, as at the end of many files, is no row
+            try:
+                row = json.loads(line.strip())
+            except (ValueError, RecursionError):
+                raise ValueError(f"{place}: not JSON") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{place}: not a JSON object")
+            yield row, place
+
+
+def lines(path):
+    "Yields (text with its newline, its place) for each line of a file, plain or .gz."
     number, unpacked, size = 0, 0, path.stat().st_size
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
@@ -52,25 +74,56 @@ def read_rows(path, unfinished=False):
                 if len(line) > LONGEST or unpacked > max(LONGEST, 200 * size):
                     raise ValueError(f"{place}: more text than any data has: lines of at most "
                                      f"{LONGEST:,} bytes, packed to no less than a 200th")
-                if unfinished and not line.endswith(b"\n"):
-                    return
                 try:
-                    line = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                    row = json.loads(line) if line else None
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError:
-                    raise ValueError(f"{place}: not UTF-8") from None
-                except (ValueError, RecursionError):
-                    raise ValueError(f"{place}: not JSON") from None
-                if line:  # a blank line, as at the end of many files, is no row
-                    if not isinstance(row, dict):
-                        raise ValueError(f"{place}: not a JSON object")
-                    yield row, place
+                    raise ValueError(f"{place}: not UTF-8: save the file as that") from None
+                yield text, place
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}, after line {number}: broken gzip ({error})") from None
 
 
+def csv_rows(path):
+    """Every cell is text: "007" is no number, "NA" not missing. A column without a name, as pandas
+    writes its index, is left out; in a row of other length than the first, cells are shifted."""
+    csv.field_size_limit(LONGEST)
+    reader, names, begin = csv.reader((line for line, _ in lines(path)), strict=True), None, 1
+    try:
+        for cells in filter(None, reader):  # a blank line is no row
+            place, begin, names = f"{path}, line {begin}", reader.line_num + 1, names or cells
+            row = {name: cell for name, cell in zip(names, cells) if name}
+            if len(cells) != len(names) or len(row) < len([*filter(None, names)]):
+                raise ValueError(f"{place}: {len(cells)} cells for the columns {', '.join(names)}: "
+                                 f"each needs one and a name of its own; quote texts with commas")
+            if cells is not names:
+                yield row, place
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {begin}: not CSV ({error})") from None
+
+
+def whole(path):
+    if path.suffix == ".json":
+        return [*map(dict, json.loads(path.read_bytes()))]
+    from pyarrow import parquet  # which `datasets` brings along
+
+    with open(path, "rb") as file:
+        return parquet.ParquetFile(file).read().to_pylist()
+
+
+def foreign(source, read, remedy=""):
+    "read(), by a package of others; whatever goes wrong is one sentence about the `source`."
+    try:
+        return read()
+    except ImportError:
+        raise ModuleNotFoundError(f"{source} needs a package that is not installed: pip install "
+                                  f"datasets, or give JSON lines instead") from None
+    except Exception as error:  # of the network, the hub, the cache, a parser: no common class
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise OSError(f"cannot read {source} ({reason}){remedy}") from error
+
+
 def string(row, place, key):
-    """The text under `key` of a row; ValueError says where and what is wrong with it."""
+    "The text under `key` of a row; ValueError says where and what is wrong with it."
     if key not in row:
         raise ValueError(f'{place}: no "{key}"')
     if not isinstance(row[key], str):
@@ -91,11 +144,8 @@ def write_rows(path, rows):
 
 
 def write_file(path, content):
-    """
-    Write text, bytes, or whatever content(file) writes, beside `path`, then rename. Lone
-    surrogates, which no file can hold, become "?". OSError names the file that there was no room
-    for.
-    """
+    """Write text, bytes, or whatever content(file) writes, beside `path`, then rename. Lone
+    surrogates, which no file can hold, become "?". OSError names the file without room for it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, str):
@@ -112,40 +162,3 @@ def write_file(path, content):
                       f"of that name is still whole") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-# ---- tables, by the package `datasets` -----------------------------------------------------------
-
-
-def load_dataset(source, *args, remedy="", **options):
-    """
-    datasets.load_dataset; whatever goes wrong in it is one sentence that names the `source`, and,
-    of what lies on the hub, the `remedy`.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise ModuleNotFoundError(f"{source} needs a package that is not installed: pip install "
-                                  f"datasets, or give JSON lines instead") from None
-    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # before 4.0 a set could bring a script
-    if not remedy:  # else reading a file on disk reports to the hub, and waits where there is none
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    if "columns" in options:  # all of them text
-        options["features"] = datasets.Features(
-            dict.fromkeys(options.pop("columns"), datasets.Value("string")))
-    try:
-        return datasets.load_dataset(*args, **options)
-    except Exception as error:  # of the network, the hub, the cache, a parser: no common class
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise OSError(f"cannot {'get' if remedy else 'read'} {source} ({reason})"
-                      f"{f' from the hub. {remedy}' if remedy else ''}") from error
-
-
-def open_table(path, source, remedy=""):
-    "A CSV, Parquet or JSON file, or several by a pattern, on disk or on the hub -> its rows."
-    options, suffix = {}, Path(path).suffix
-    if suffix == ".csv":  # every cell is text: an answer of "007" is no number, "NA" not missing
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            options = {"columns": next(csv.reader(f), []), "na_filter": False}
-    kind = {".csv": "csv", ".parquet": "parquet"}.get(suffix, "json")
-    return load_dataset(source, kind, data_files=str(path), split="train", remedy=remedy, **options)

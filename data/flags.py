@@ -5,6 +5,7 @@ Whatever goes wrong after that is one sentence too, and where memory runs out, a
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import gc
@@ -35,12 +36,12 @@ def within(config, low, high, *names):
 
 
 def comments(Config):
-    """The comment after each field of a dataclass -> dict; it is the field's help text."""
+    "The comment after each field of a dataclass -> dict; it is the field's help text."
     return dict(re.findall(r"^ +(\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
 
 
-def options(kind, default):
-    """What argparse needs to know about a field of this type and default -> dict."""
+def options(kind):
+    "What argparse needs to know about a field of this type -> dict."
     if typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
         shown = "|".join(map(str, choices))
@@ -97,23 +98,16 @@ def cli(Config, train, argv=None):
     """
     Run `train(Config(...))` with one flag per field; batch_size becomes --batch-size.
 
-    A mistake, in the flags or in the data, is one sentence on stderr and exit code 2 (set the
-    variable TRACEBACK to see where it was raised). Ctrl-C, which a stage passes on once it has
-    saved, exits 130. Help is the docstring of Config's module and the comments of its fields.
+    A mistake, in the flags or in the data, is one sentence. Ctrl-C, which a stage passes on once it
+    has saved, exits 130. Help is the docstring of Config's module and the comments of its fields.
     """
-    any_console()
-    parser = argparse.ArgumentParser(
-        description=sys.modules[Config.__module__].__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --b would be --beta today and --batch tomorrow
-    )
-    parser.error = lambda message: fail(message.removeprefix("argument ") + " (try --help)")
+    parser = parser_of(sys.modules[Config.__module__].__doc__)
     hints, notes = typing.get_type_hints(Config), comments(Config)
     for f in dataclasses.fields(Config):
         note = notes.get(f.name, "").replace("%", "%%")  # argparse formats help texts
-        note += "" if f.default is None else f" (default {f.default})"
-        parser.add_argument(flag(f.name), default=f.default, help=note.strip(),
-                            **options(hints[f.name], f.default))
+        note += f" (default {f.default})" if f.default != "" else ""
+        given = parser.add_argument(flag(f.name), default=f.default, **options(hints[f.name]))
+        given.help = note.strip()  # only now: of a bool, Python 3.10 would add the default again
     if hasattr(Config, "micro"):
         parser.add_argument("--auto-batch", action="store_true",
                             help="where memory runs out, halve --micro and go on")
@@ -124,14 +118,32 @@ def cli(Config, train, argv=None):
         fail(f"there is no {unknown[0]}: " + (f"try {close[0]}" if close else "--help lists all"))
     auto_batch = vars(args).pop("auto_batch", False)
     try:
-        config = Config(**vars(args))
-        return fitted(config, train, auto_batch)
+        with one_sentence():
+            return fitted(Config(**vars(args)), train, auto_batch)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parser_of(doc, prog=None):
+    "A parser of a command line whose help begins with `doc` and whose mistakes are one sentence."
+    any_console()
+    parser = argparse.ArgumentParser(
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False)  # --b would be --beta today and --batch tomorrow
+    parser.error = lambda message: fail(message.removeprefix("argument ") + " (try --help)")
+    return parser
+
+
+@contextlib.contextmanager
+def one_sentence():
+    """What goes wrong inside, in the data or on the way, is one sentence on stderr and exit code 2
+    (set the variable TRACEBACK to see where it was raised)."""
+    try:
+        yield
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("TRACEBACK"):
             raise
         fail(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def fail(problem):

@@ -176,13 +176,13 @@ def kept(path, of, make):
     "The rows of a file that was made `of` the same things; else they are made anew, and kept."
     mark = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
     rows = files.read_log(path) if path.exists() else []
-    if not rows or any(row["of"] != mark for row in rows):
+    if not rows or any(row.get("of") != mark for row in rows):
         rows = [row | {"of": mark} for row in make()]
         files.write_rows(path, rows)
     return rows
 
 
-def quality(config, runs, split):
+def reward_quality(config, runs, split):
     """What the reward model of each run knows of the truth -> {measure: [number of each seed]}, see
     collect.quality."""
     def of_run(run):

@@ -1,16 +1,18 @@
 """
-`python metrics.py OUTPUTS.jsonl`: anybody's outputs, read, measured and printed.
+`python metrics.py OUTPUTS.jsonl`: anybody's outputs, read, measured and printed. And ROUGE, of
+which the study has no need.
 """
 
-import argparse
+import collections
 import json
+from unicodedata import category, normalize
 
 import numpy as np
 
 import metrics
 from data import encoders
 from data.files import read_rows, write_file
-from data.flags import any_console, fail
+from data.flags import one_sentence, parser_of
 
 
 def read_outputs(path):
@@ -21,10 +23,8 @@ def read_outputs(path):
         texts = row.get("outputs")
         if not isinstance(texts, list) or not texts:
             raise ValueError(f'{place}: no "outputs", a list with at least one text')
-        if not all(isinstance(t, str) for t in texts):
-            raise ValueError(f"{place}: an output is not text")
-        if not isinstance(row.get("reference", ""), str):
-            raise ValueError(f"{place}: the reference is not text")
+        if not all(isinstance(t, str) for t in [*texts, row.get("reference", "")]):
+            raise ValueError(f"{place}: an output, or the reference, is not text")
         if outputs and len(texts) != len(outputs[0]):
             raise ValueError(f"{place}: {len(texts)} outputs where the lines before have "
                              f"{len(outputs[0])}; give every input as many")
@@ -33,6 +33,30 @@ def read_outputs(path):
     if not outputs:
         raise ValueError(f"{path} holds no outputs")
     return outputs, None if None in references else references
+
+
+def rouge(text, reference):
+    """ROUGE-1, -2 and -L (Lin 2004): F1 of the words, pairs of words and the longest subsequence
+    that a text shares with a reference -> dict, in [0, 1]; lower case, no stemming. Letters, their
+    marks and digits make words, of any script."""
+    def plain(text):
+        letters = [c for c in normalize("NFKC", text).lower() if category(c) != "Cf"]
+        return metrics.words("".join(c if category(c)[0] in "LMN" else " " for c in letters))
+
+    a, b, count = plain(text), plain(reference), collections.Counter
+    places = collections.defaultdict(int)  # of each word in b, a bit
+    for j, word in enumerate(b):
+        places[word] |= 1 << j
+    # Bit j of `row` is 0 where the longest common subsequence of b[:j + 1] and a, so far, is longer
+    # than that of b[:j] (Hyyro 2004, "Bit-parallel LCS-length computation revisited").
+    row = whole = (1 << len(b)) - 1
+    for word in a:
+        met = row & places[word]
+        row = (row + met | row - met) & whole
+    both, f1 = len(a) + len(b), lambda shared, both: 2 * shared / both if shared else 0.0
+    return {"rouge1": f1((count(a) & count(b)).total(), both),
+            "rouge2": f1((count(zip(a, a[1:])) & count(zip(b, b[1:]))).total(), both - 2),
+            "rougeL": f1(len(b) - row.bit_count(), both)}
 
 
 def measure(outputs, references=None, embed=None, relation=None):
@@ -45,22 +69,22 @@ def measure(outputs, references=None, embed=None, relation=None):
     if relation:
         diversities["nli"] = lambda texts: metrics.nli_diversity(texts, relation)
     each = lambda f: metrics.interval([np.mean([f(t) for t in texts]) for texts in outputs])
-    found = {"words": each(lambda t: len(t.split())), "empty": each(lambda t: not t.strip())}
+    found = {"words": each(lambda t: len(metrics.words(t))), "empty": each(lambda t: not t.strip())}
     if len(outputs[0]) > 1:
         for name, diversity in diversities.items():
             values = metrics.per_input(outputs, diversity)
             found[f"per_input_{name}"] = (*metrics.interval(values), float(values.std()))
     if len(outputs) > 3:
         for name, diversity in diversities.items():
-            # of a relation that is a forward pass for each pair of inputs: once, without interval
-            interval = metrics.across_interval
-            if name == "nli":
-                interval = lambda outputs, relation: (metrics.across_inputs(outputs, relation),)
-            found[f"across_input_{name}"] = interval(outputs, diversity)
+            if name == "nli":  # a forward pass for each pair of inputs: once, without interval
+                interval = (metrics.across_inputs(outputs, diversity),)
+            else:
+                interval = metrics.across_interval(outputs, diversity)
+            found[f"across_input_{name}"] = interval
     for name in ("ead", "distinct"):
         found[f"pooled_{name}"] = (metrics.pooled(outputs, diversities[name]),)
     if references:
-        scores = [[metrics.rouge(t, r) for t in texts] for texts, r in zip(outputs, references)]
+        scores = [[rouge(t, r) for t in texts] for texts, r in zip(outputs, references)]
         for name in ("rouge1", "rouge2", "rougeL"):
             found[name] = metrics.interval([np.mean([s[name] for s in row]) for row in scores])
     return {k: dict(zip(("mean", "low", "high", "n", "std"), row)) for k, row in found.items()}
@@ -68,10 +92,7 @@ def measure(outputs, references=None, embed=None, relation=None):
 
 def main(argv=None):
     "Measure a file, print the figures and keep them; whatever is wrong is one sentence."
-    any_console()
-    parser = argparse.ArgumentParser(description=metrics.__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: fail(message + " (try --help)")
+    parser = parser_of(metrics.__doc__)
     parser.add_argument("file", help="JSON lines, plain or .gz")
     parser.add_argument("--encoder", help="sentence-transformers model for embedding diversity, "
                         "such as the paper's bert-large-nli-stsb-mean-tokens")
@@ -79,13 +100,11 @@ def main(argv=None):
     parser.add_argument("--out", help="where to write the figures (default: FILE.metrics.json)")
     args = parser.parse_args(argv)
     path = args.out or f"{args.file}.metrics.json"
-    try:
+    with one_sentence():
         outputs, references = read_outputs(args.file)
         embed = args.encoder and encoders.sentences(args.encoder)
         found = measure(outputs, references, embed, args.nli and encoders.nli(args.nli))
         write_file(path, json.dumps(found, indent=1))
-    except (ValueError, OSError, ImportError) as error:
-        fail(error)
     print(f"{len(outputs)} inputs, {len(outputs[0])} outputs each\n\n"
           f"{'':28}{'mean':>9}{'95 % interval':>20}{'std':>9}")
     for name, row in found.items():

@@ -52,7 +52,7 @@ WEIGHT = 1.0  # of likeness in a diverse choice; on validation summarise asks fo
 def overlaps(responses):
     """How much two responses share: of the word pairs of the one with fewer, the share that the
     other has too. List of S texts -> symmetric (S, S) in [0, 1], ones on the diagonal."""
-    pairs = [set(zip(["", *words], [*words, ""])) for words in map(str.split, responses)]
+    pairs = [set(zip(["", *words], [*words, ""])) for words in map(metrics.words, responses)]
     return np.array([[len(a & b) / min(len(a), len(b)) for b in pairs] for a in pairs])
 
 

@@ -61,9 +61,14 @@ def of_file(path):
 
 
 def text_scorer(fn, tokenizer):
-    "A reward function as a function of texts: prompts, responses -> (N,) numpy."
-    return lambda prompts, responses: fn([tokenizer.prompt(p) for p in prompts],
-                                         [tokenizer.response(r) for r in responses]).numpy()
+    """A reward function as a function of texts: prompts, responses -> (N,) numpy. Texts that are
+    equal once they are cut have equal scores, to the last bit, wherever they stood in a batch."""
+    def score(prompts, responses):
+        ids = [tokenizer.prompt(p) for p in prompts], [tokenizer.response(r) for r in responses]
+        first = {}
+        places = [first.setdefault((*p, -1, *r), i) for i, (p, r) in enumerate(zip(*ids))]
+        return fn(*ids).numpy()[places]
+    return score
 
 
 def text_sampler(policy, tokenizer):

@@ -21,6 +21,7 @@ TURN = re.compile(
     r"(?im:^[#* ]*(?:human|user|assistant|system|bot|ai|prompter|instruction|response|question|q|"
     r"answer|a)\**:)|\b(?:HUMAN|USER|ASSISTANT):|\[/?INST\]|<start_of_turn>\w+|"
     r"<\|(?:im_start|start_header_id)\|>\w+|<\|(?:human|user|assistant|system|prompter)\|>")
+BLANKS = re.compile(r"(?<!\s)\s{100000,}")
 
 
 class Tokenizer:
@@ -105,8 +106,10 @@ class Tokenizer:
         becomes seven ordinary tokens or so. Lone surrogates become U+FFFD. SentencePiece puts a
         space before every text; not before one that is `inside` another, and goes on from it.
         """
-        inside = inside and "spec" in self.kept
-        return self.encoding.encode_inside(text) if inside else self.encoding.encode_ordinary(text)
+        encode = self.encoding.encode_ordinary
+        further = getattr(self.encoding, "encode_inside", encode)
+        first, *more = parts(text)
+        return (further if inside else encode)(first) + [i for part in more for i in further(part)]
 
     def decode(self, ids):
         """Ids (a list or a tensor) -> text, without PAD, EOS and BOS; broken UTF-8 is U+FFFD. Ids
@@ -114,6 +117,12 @@ class Tokenizer:
         silent = {self.pad, self.eos, self.bos, *self.special.values()}
         return self.encoding.decode([i for i in map(int, ids)
                                      if i not in silent and i < self.encoding.n_vocab])
+
+
+def parts(text):
+    "A text, cut wherever it has 100,000 blanks in a row: tiktoken ends the process at a million."
+    cuts = [i for run in BLANKS.finditer(text) for i in range(run.start(), run.end(), 100_000)]
+    return [text[i:j] for i, j in zip([0, *cuts], [*cuts, None])]
 
 
 def trained(path, is_gpt2):

@@ -28,7 +28,7 @@ import model as m
 import reward
 import sft
 from data import checkpoint, collect, rewards
-from data.judge import compare, llm
+from data.judge import both_orders, llm
 from data.run import pick_device
 
 POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf")
@@ -37,21 +37,25 @@ POLICIES = [("base", 1.0)] + [(policy, temperature) for policy in ("sft", "rlhf"
 
 def judged(judge, examples, texts):
     "Win rate of texts against the examples' references by a judge."
-    prompts, references = [e.prompt for e in examples], [e.response for e in examples]
-    verdict = compare(judge, prompts, texts, references)
-    return float(metrics.win_rate(texts, references, verdict).mean())
+    rows = [(e.prompt, text, e.response) for e, text in zip(examples, texts)]
+    return float(np.mean(both_orders(judge, rows)[0]))
 
 
-def evaluate(name, seed, n, out, judge=None):
-    folder = data.run_folder(name, seed, out)
-    device = pick_device("auto")
-    base, _ = checkpoint.load_frozen(sft.BASE, "policy", device)
-    policy, record = checkpoint.load_frozen(folder / "sft.pt", "policy", device)
-    rlhf, _ = checkpoint.load_frozen(folder / "ppo.pt", "policy", device)
-    scorer, _ = checkpoint.load_frozen(folder / "reward.pt", "reward", device)
-    tokenizer, gold = data.Tokenizer.of(record["tokenizer"]), data.gold(name)
-    fn = reward.scorer(scorer, tokenizer.pad)
-    networks, found = {"base": base, "sft": policy, "rlhf": rlhf}, {}
+def loaded(folder, base):
+    "A run's tokenizer, its policies by name, and its reward function."
+    load = lambda path, kind, *fingerprint: checkpoint.load_frozen(
+        path, kind, pick_device("auto"), *fingerprint)
+    policy, record = load(folder / "sft.pt", "policy")
+    networks = {"base": load(base, "policy", record["tokenizer"]["fingerprint"])[0], "sft": policy,
+                "rlhf": load(folder / "ppo.pt", "policy")[0]}
+    tokenizer = data.Tokenizer.of(record["tokenizer"])
+    scorer, _ = load(folder / "reward.pt", "reward")
+    return tokenizer, networks, reward.scorer(scorer, tokenizer.pad)
+
+
+def evaluate(name, seed, n, folder, base, judge=None):
+    tokenizer, networks, fn = loaded(folder, base)
+    policy, gold, found = networks["sft"], data.gold(name), {}
     for split in data.test_splits(name):
         examples = data.load(name, split, n)
         prompts = [tokenizer.prompt(e.prompt) for e in examples]
@@ -75,7 +79,7 @@ def evaluate(name, seed, n, out, judge=None):
             rows[f"{which} T={temperature:g}"] = {
                 "win_rate": mean, "low": low, "high": high, "gold": float(np.mean(scores)),
                 "kl": float(own.mean() - by_sft[k]),
-                "words": float(np.mean([len(t.split()) for t in texts])),
+                "words": float(np.mean([len(metrics.words(t)) for t in texts])),
                 "ended": float(np.mean([r[-1] == tokenizer.eos for r in mine])),
                 "proxy": float(proxy[k])}
             if judge:
@@ -92,18 +96,10 @@ def evaluate(name, seed, n, out, judge=None):
     return found
 
 
-def evaluate_text(name, seed, n, out, base, judge=None):
+def evaluate_text(name, seed, n, folder, base, judge=None):
     "What can be said without a gold score, of one run on a user's own data."
-    folder = data.run_folder(name, seed, out)
-    device = pick_device("auto")
-    policy, record = checkpoint.load_frozen(folder / "sft.pt", "policy", device)
-    start, _ = checkpoint.load_frozen(base, "policy", device, record["tokenizer"]["fingerprint"])
-    rlhf, _ = checkpoint.load_frozen(folder / "ppo.pt", "policy", device)
-    networks = {"base": start, "sft": policy, "rlhf": rlhf}
-    scorer, _ = checkpoint.load_frozen(folder / "reward.pt", "reward", device)
-    tokenizer = data.Tokenizer.of(record["tokenizer"])
-    fn = reward.scorer(scorer, tokenizer.pad)
-    found = {"splits": {}, "reward model": {}}
+    tokenizer, networks, fn = loaded(folder, base)
+    policy, found = networks["sft"], {"splits": {}, "reward model": {}}
     for split in data.test_splits(name):
         examples = data.load(name, split, n)
         prompts = [tokenizer.prompt(e.prompt) for e in examples]
@@ -115,7 +111,7 @@ def evaluate_text(name, seed, n, out, base, judge=None):
             ids = m.generate(network, prompts, tokenizer.response_tokens, seed=seed)
             kl = (bon.loglikelihood(network, prompts, ids, 1.0, tokenizer.pad)
                   - bon.loglikelihood(policy, prompts, ids, 1.0, tokenizer.pad))
-            row[which] = {"loss": sft.evaluate(network, rows, tokenizer.pad, device),
+            row[which] = {"loss": sft.evaluate(network, rows, tokenizer.pad, pick_device("auto")),
                           "proxy": float(fn(prompts, ids).mean()), "kl": float(kl.mean()),
                           "length": float(np.mean([len(r) for r in ids])),
                           "ended": float(np.mean([r[-1] == tokenizer.eos for r in ids]))}
@@ -131,10 +127,10 @@ def evaluate_text(name, seed, n, out, base, judge=None):
     return found
 
 
-def measured(folder, n, judge=None):
-    "What kept figures are of: the records beside a run's checkpoints, the prompts, the judge."
+def measured(folder, n, *more):
+    "What kept figures are of: the records beside a run's checkpoints, prompts, judge and base."
     records = [(folder / f"{stage}.json").read_text() for stage in ("sft", "reward", "ppo")]
-    return hashlib.sha256(json.dumps([*records, n] + [judge] * bool(judge)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*records, n, *filter(None, more)]).encode()).hexdigest()
 
 
 def show(name, seed, split, found):
@@ -155,7 +151,7 @@ def spread(values):
     return f"{mean:.3f} +- {high - mean:.3f} ({seeds})" if n > 1 else f"{mean:.3f}"
 
 
-def summary(name, results):
+def over_seeds(name, results):
     """The claims, split by split, over the seeds of `results` {seed: {split: found}}.
 
     SFT's temperature is the best by its mean over the seeds, RLHF's the best of those
@@ -208,14 +204,13 @@ if __name__ == "__main__":
     results = {}
     for seed in args.seeds:
         folder = data.run_folder(args.data, seed, args.out)
-        path, of = folder / "evaluate.json", measured(folder, args.n, args.judge)
+        path, of = folder / "evaluate.json", measured(folder, args.n, args.judge, args.base)
         kept = json.loads(path.read_text()) if path.exists() else {}
         if kept.pop("of", None) != of:
-            kept = (evaluate(args.data, seed, args.n, args.out, judge)
-                    if args.data in data.WORLD else evaluate_text(
-                        args.data, seed, args.n, args.out, args.base or sft.BASE, judge))
+            measure = evaluate if args.data in data.WORLD else evaluate_text
+            kept = measure(args.data, seed, args.n, folder, args.base or sft.BASE, judge)
             path.write_text(json.dumps(kept | {"of": of}, indent=1))
             print(f"\nwrote {path}")
         results[seed] = kept
     if args.data in data.WORLD:
-        summary(args.data, results)
+        over_seeds(args.data, results)

@@ -16,7 +16,7 @@ from tiktoken.load import load_tiktoken_bpe
 
 import data
 from data import __main__ as look
-from data import bpe
+from data import bpe, files
 
 ROOT = Path(__file__).parent.parent
 CORPUS = [
@@ -30,6 +30,9 @@ UNICODE = [
     "don't we'll I'M", "x" * 5000,
     "".join(map(chr, range(0x3000))),
 ]
+
+
+BLANKS = ["a" + blank * 1_100_000 + "b" for blank in (" ", "\t\n", "\u3000")]
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +134,11 @@ def test_broken_vocabulary_files_are_refused(path, tmp_path, edit, words):
 def test_bpe_command_reads_every_kind_of_file(tmp_path):
     write(tmp_path / "a.jsonl", [{"prompt": "the cat", "response": "sat on the mat", "id": 3}])
     write(tmp_path / "b.jsonl.gz", [{"chosen": "the rat", "rejected": "the hat", "post": None}])
-    (tmp_path / "c.txt").write_text("the\n\nbat\n")
-    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.txt")]
-    found = [text for name in files for text in bpe.read(name)]
-    assert found == ["the cat", "sat on the mat", "the rat", "the hat", "the\n\nbat\n"]
-    command = [sys.executable, "-m", "data.bpe", *files, "--vocab", "262", "--out"]
+    (tmp_path / "c.txt").write_text("the\n\nbat\n" + BLANKS[0])
+    paths = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl.gz", "c.txt")]
+    found = [text for name in paths for text in bpe.read(name)]
+    assert found == ["the cat", "sat on the mat", "the rat", "the hat", "the\n\nbat\n" + BLANKS[0]]
+    command = [sys.executable, "-m", "data.bpe", *paths, "--vocab", "262", "--out"]
     done = subprocess.run([*command, str(tmp_path / "out.bpe")], cwd=ROOT, capture_output=True,
                           text=True)
     assert done.returncode == 0 and "RuntimeWarning" not in done.stderr
@@ -147,8 +150,9 @@ def test_bpe_command_reads_every_kind_of_file(tmp_path):
 
 
 def test_any_text_round_trips(tokenizer):
-    for text in UNICODE + CORPUS:
+    for text in UNICODE + CORPUS + BLANKS:  # of a million, tiktoken panics
         assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(" " * 99_999 + "a b")[:9] == tokenizer.encode(" " * 9)
     assert tokenizer.decode(tokenizer.encode("lone \ud800 half")) == "lone \ufffd half"
 
 
@@ -434,7 +438,6 @@ def test_bad_rows_are_named(tmp_path, line, words):
 
 
 @pytest.mark.parametrize("row, words", [
-    ({"prompt": "p", "chosen": "a", "rejected": "a "}, "equal"),
     ({"prompt": "p", "chosen": "a"}, 'no "rejected"'),
     ({"prompt": "", "chosen": "a", "rejected": "b"}, "empty"),
 ])
@@ -443,6 +446,82 @@ def test_bad_comparisons_are_named(tmp_path, row, words):
     with pytest.raises(ValueError, match=words) as error:
         data.comparisons(tmp_path, "train")
     assert "line 1: " in str(error.value)
+
+
+def test_comparisons_of_equal_texts(tmp_path, capsys):  # a run refused for one of thousands, or
+    # trained on what says nothing
+    row = {"prompt": "p", "chosen": "a", "rejected": "a "}
+    write(tmp_path / "comparisons.train.jsonl", [row, row | {"rejected": "b"}])
+    assert data.comparisons(tmp_path, "train") == [data.Comparison("p", "a", "b")]
+    said = capsys.readouterr().err
+    assert "1 of 2 comparisons prefer nothing" in said and "line 1)" in said
+    with pytest.raises(ValueError, match="line 7: .*equal"):
+        data.comparison(row, "line 7")
+
+
+CSV = b"prompt,response\n"
+
+
+@pytest.mark.parametrize("content, words", [
+    (CSV + b"p,r\np,r, so\n", "line 3: 3 cells"), (CSV + b"p,r\np\n", "line 3: 1 cells"),
+    (CSV + b"p,r,\n" * 3, "line 2: 3 cells"), (CSV + b'"a\n\nb",r\np,r,x\n', "line 5: 3 cells"),
+    (CSV + b'p,r\np,"r\np,r\n', "line 3: not CSV"), (CSV + b'"p" said,r\n', "line 2: not CSV"),
+    (b"prompt,response,response\np,r,r\n", "line 1: .*a name of its own"),
+    (CSV + "p,ré\n".encode("latin-1"), "line 2: not UTF-8"),
+    (CSV.decode().encode("utf-16"), "line 1: not UTF-8"),
+    (CSV + b"p," + b"x" * files.LONGEST, "line 2: more text"),
+    (CSV + b'p,"' + (b"x" * 999 + b"\n") * (files.LONGEST // 999), "line 2: not CSV .field larger"),
+])
+def test_bad_csv_is_named(tmp_path, content, words):  # columns shifted in silence, an empty answer,
+    # a sentence without the file, a traceback
+    (tmp_path / "train.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=words) as error:
+        data.load(tmp_path, "train")
+    assert f"{tmp_path / 'train.csv'}, line" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [
+    b",prompt,response\n0,p,r\n1,p,r\n", CSV[:-1] + b",\np,r,\np,r,\n",
+    b"\xef\xbb\xbf\r\n" + CSV + b"\r\np,r\r\n\np,r"])
+def test_csv_of_other_programs(tmp_path, content):  # pandas' index, a comma at every end, a mark
+    folder = tmp_path / "data [v2]"  # taken for a pattern
+    folder.mkdir()
+    (folder / "train.csv").write_bytes(content)
+    assert data.load(folder, "train") == [data.Example("p", "r")] * 2
+    (folder / "train.csv").write_bytes(CSV + b"p," + b"x" * 200_000)  # more than csv's own limit
+    assert len(data.load(folder, "train")[0].response) == 200_000
+
+
+def test_what_lies_beside_the_files(tmp_path):  # a shifted split of macOS's, an editor's or mine
+    for name in ("train.jsonl", "test.jsonl", "other.v2.csv", "._other.jsonl", ".test.jsonl",
+                 "~$test.csv", "test (1).jsonl", "Copy of test.jsonl", "test.jsonl~",
+                 "#test.jsonl#", ".#test.jsonl", "test.jsonl.bak", "Thumbs.db", ".DS_Store",
+                 "._comparisons.test.jsonl"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7" if "_" in name else GOOD)
+    assert tuple(data.tables(tmp_path)) == ("other.v2", "test", "train")
+    assert data.test_splits(tmp_path) == ("test", "other.v2")
+    assert data.tables(tmp_path, pairs=True) == {}
+    (tmp_path / "test.csv").write_bytes(CSV)
+    with pytest.raises(ValueError, match="test.csv and .*test.jsonl are one split"):
+        data.load(tmp_path, "train")
+
+
+def test_nothing_to_read_is_an_error(tmp_path, capsys):  # a stage that waits for a row for ever
+    for name in ("train.jsonl", "test.jsonl.gz", "other.csv", "comparisons.train.jsonl"):
+        write(tmp_path / name, [])
+    (tmp_path / "head.csv").write_bytes(CSV)
+    for name in ("train", "test", "other", "head"):
+        with pytest.raises(ValueError, match=f"{name}.* no examples for .*: add some"):
+            data.load(tmp_path, name)
+    with pytest.raises(ValueError, match="no comparisons"):
+        data.comparisons(tmp_path, "train")
+    for read in (data.prompts, data.texts, look.main):
+        with pytest.raises((ValueError, SystemExit)) as error:
+            read([str(tmp_path)] if read == look.main else tmp_path)
+        assert "no examples" in f"{error.value}{capsys.readouterr().err}"
+    write(tmp_path / "text.jsonl", [{"text": "raw"}])
+    (tmp_path / "train.jsonl").unlink()
+    assert data.texts(tmp_path) == [("raw",)]
 
 
 def test_broken_gzip_is_named(tmp_path):

@@ -30,6 +30,9 @@ def test_the_summary_of_kept_figures(tmp_path, capsys, monkeypatch):
     assert said.count("instruct, ") == len(found)
     assert "SFT's best: T=0.7, win rate 0.500 +- 0.000 (0.50 0.50), KL 1.00" in said
     assert "at no higher KL: T=1, win rate 0.600" in said and "gain 0.100" in said
+    of = [measured(folder, n, *more) for n, *more in (
+        (50,), (60,), (50, None, "base.pt"), (50, "a-judge", "base.pt"))]
+    assert of[0] == measured(folder, 50, None, None) and len(set(of)) == 4
     (folder / "ppo.json").write_text(json.dumps({"stage": "ppo", "step": 2}))  # trained again
     with pytest.raises(FileNotFoundError, match="sft.pt does not exist"):
         runpy.run_path(evaluate.__file__, run_name="__main__")

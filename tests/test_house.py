@@ -26,10 +26,10 @@ TABLE = {
     "bon.py": ("torch numpy model data data.checkpoint data.pools data.run metrics reward", ""),
     "rlhf.py": ("numpy data data.claims data.files data.lineage data.pools data.report data.run "
                 "metrics bon", "data.judge"),
-    "data/__init__.py": ("torch data.files data.tokenizer", "data.world data.hub"),
-    "data/__main__.py": ("data data.flags data.run", "data.checkpoint data.world model"),
+    "data/__init__.py": ("torch data.hub data.tokenizer", ""),
+    "data/__main__.py": ("data data.flags data.run", "data.checkpoint data.rewards data.world"),
     "data/tokenizer.py": ("", "tiktoken data.bpe data.weights"),
-    "data/files.py": ("", "datasets"),
+    "data/files.py": ("", "pyarrow"),
     "data/flags.py": ("", ""),
     "data/run.py": ("torch tqdm filelock data data.checkpoint data.files data.flags data.tokenizer",
                     "matplotlib model"),
@@ -45,21 +45,22 @@ TABLE = {
     "data/words.py": ("", ""),
     "data/summarise.py": ("data.words", ""),
     "data/instruct.py": ("data.words", ""),
-    "data/bpe.py": ("tqdm data.files data.flags", "tiktoken"),
+    "data/bpe.py": ("tqdm data.files data.flags", "tiktoken data.tokenizer"),
     "data/encoders.py": ("", "sentence_transformers transformers"),
-    "data/hub.py": ("data data.files", ""),
-    "data/collect.py": ("numpy tqdm data data.files", "data.judge data.world"),
+    "data/hub.py": ("data.files", "data.world datasets"),
+    "data/collect.py": ("numpy tqdm data data.files metrics", "data.judge data.world"),
     "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub data.bpe"),
     # Its command, and nothing else in it, measures reward checkpoints too, and has intervals.
-    "data/judge.py": ("tqdm data data.files", "openai data.flags metrics reward"),
+    "data/judge.py": ("tqdm data data.files", "data.collect data.flags data.measured metrics "
+                      "reward"),
     "data/claims.py": ("numpy metrics", ""),
     "data/lineage.py": ("numpy torch data data.checkpoint data.collect data.encoders data.files "
                         "data.rewards data.run metrics sft reward ppo", "data.world"),
     "data/figures.py": ("numpy data.claims data.files", "matplotlib"),
     "data/report.py": ("numpy data.figures data.files data.claims", ""),
 }
-OPTIONAL = {"safetensors", "tokenizers", "sentence_transformers", "transformers", "openai",
-            "datasets", "huggingface_hub"}
+OPTIONAL = {"safetensors", "tokenizers", "sentence_transformers", "transformers", "datasets",
+            "huggingface_hub"}
 FOR_TESTS = {"pytest", "hypothesis", "regex", "ruff"}
 LOCAL = {path.stem for path in ROOT.glob("*.py")} | {"data", "tests"}
 
@@ -129,7 +130,7 @@ def test_requirements_name_what_is_imported():  # a package that only the author
     assert core <= {"torch", "numpy", "tiktoken", "datasets", "tqdm", "matplotlib"}
     for path in code_files():
         used = {name.split(".")[0] for name, _ in imports(path)} - LOCAL
-        used -= {"filelock"}  # which torch and datasets bring along
+        used -= {"filelock", "pyarrow"}  # which torch and datasets bring along
         assert used <= core | OPTIONAL, used - core - OPTIONAL
 
 

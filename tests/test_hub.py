@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -129,6 +130,8 @@ def copies(tmp_path_factory):
         lines(root / f"hh-rlhf/{kind}/train.jsonl.gz", dialogues(f"{kind} train", 100))
         lines(root / f"hh-rlhf/{kind}/test.jsonl.gz", dialogues(f"{kind} test", 10))
     lines(root / "hh-rlhf/red-team-attempts/train.jsonl.gz", [{"transcript": "not this"}])
+    for path in [p for p in root.rglob("*.*") if p.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")  # macOS's, on other disks
     yield root
     datasets.config.HF_DATASETS_CACHE = cache
 
@@ -166,7 +169,7 @@ CUES = {"tldr": "\nTL;DR:", "alpaca": "\n\n### Response:", "hh": "\n\nAssistant:
 def test_every_prompt_ends_as_the_papers(copies, name):  # a split read by another's template
     cue = CUES[name.split("-")[0]]
     for pairs, read in ((False, data.load), (True, data.comparisons)):
-        for split in data.split_names(at(copies, name), pairs):
+        for split in data.tables(at(copies, name), pairs):
             found = read(at(copies, name), split)
             assert found or split in CUT, split
             start = "ARTICLE: " if split == "cnn" else "SUBREDDIT: r/"
@@ -179,7 +182,7 @@ def test_every_prompt_ends_as_the_papers(copies, name):  # a split read by anoth
 @pytest.mark.parametrize("name", hub.NAMES)
 def test_no_prompt_is_in_two_splits(copies, name):  # validation left in train, rows not prompts cut
     for pairs, read in ((False, data.load), (True, data.comparisons)):
-        splits = [s for s in data.split_names(at(copies, name), pairs)
+        splits = [s for s in data.tables(at(copies, name), pairs)
                   if s in ("train", "validation", "unlabeled") or s in
                   data.test_splits(at(copies, name))]
         prompts = [{row.prompt for row in read(at(copies, name), s)} for s in splits]
@@ -338,7 +341,7 @@ def test_no_network_and_no_package(monkeypatch, capsys):  # a page of somebody e
         raise RuntimeError("name not\nknown")
     monkeypatch.setattr(datasets, "load_dataset", fail)
     for name in ("tldr", "someone/set"):
-        with pytest.raises(OSError, match="cannot get .*(name not known).*NAME=FOLDER.*train"):
+        with pytest.raises(OSError, match="cannot read .*(name not known).*NAME=FOLDER.*train"):
             data.load(name, "train")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ModuleNotFoundError, match="pip install datasets"):
@@ -365,10 +368,10 @@ GOOD = reddit("train", 3)
 
 @pytest.mark.parametrize("change, words", [
     (lambda rows: [r.pop("post") for r in rows],
-     'openai-tldr-filtered/train.jsonl has no column "post": found id, subreddit, title, summary'),
-    (lambda rows: rows[1].update(title=None), 'row 2: "title" is not text but None'),
-    (lambda rows: rows[2].pop("summary"), 'train.jsonl, row 3: "summary" is not text but None'),
-    (lambda rows: [r.update(summary=7) for r in rows], 'row 1: "summary" is not text but 7')])
+     'openai-tldr-filtered/train.jsonl, line 1: no "post": found id, subreddit, title, summary'),
+    (lambda rows: rows[1].update(title=None), 'line 2: "title" is not text but None'),
+    (lambda rows: rows[2].pop("summary"), 'train.jsonl, line 3: no "summary": found id, subr'),
+    (lambda rows: [r.update(summary=7) for r in rows], 'line 1: "summary" is not text but 7')])
 def test_malformed_rows_are_named(tmp_path, change, words):  # a prompt that says None
     rows = [dict(row) for row in GOOD]
     change(rows)
@@ -398,8 +401,14 @@ def test_a_dialogue_needs_an_answer():  # a prompt of nothing
 def test_broken_files_are_named(tmp_path):  # datasets' own error
     (tmp_path / "openai-tldr-filtered").mkdir()
     (tmp_path / "openai-tldr-filtered/train.jsonl").write_text('{"post": "a"}\n{"post": \n')
-    with pytest.raises(OSError, match="cannot read openai-tldr-filtered/train.jsonl"):
+    with pytest.raises(ValueError, match="openai-tldr-filtered/train.jsonl, line 2: not JSON"):
         data.load(at(tmp_path, "tldr"), "train")
+    for name in ("train.parquet", "set/data/test.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"PAR1 no")
+    for name in (tmp_path / "train.parquet", at(tmp_path, "someone/set")):
+        with pytest.raises(OSError, match="cannot read .*(train.parquet|someone/set)"):
+            data.load(name, "test")
 
 
 # ---- any other set, and files
@@ -409,11 +418,11 @@ def test_other_sets_of_the_hub(tmp_path, copies):  # only the paper's sets
     rows = [{"prompt": f"p{i}", "completion": f"c{i}", "n": i} for i in range(300)]
     parquet(tmp_path / "set/data/train-00000-of-00001.parquet", rows)
     name = at(tmp_path, "someone/set")
-    assert data.split_names(name) == ("train", "validation", "test")
-    found = {s: data.load(name, s) for s in data.split_names(name)}
+    assert tuple(data.tables(name)) == ("train", "validation", "test")
+    found = {s: data.load(name, s) for s in data.tables(name)}
     assert sum(map(len, found.values())) == 300 and found["test"]
     assert data.Example("p7", "c7", {"n": 7}) in [e for part in found.values() for e in part]
-    with pytest.raises(ValueError, match='no column "chosen", "rejected": found prompt, compl'):
+    with pytest.raises(ValueError, match='row 1: no "chosen", "rejected": found prompt, co'):
         data.comparisons(name, "train")
     pairs = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(300)]
     parquet(tmp_path / "pairs/data/train-00000-of-00001.parquet", pairs)
@@ -421,6 +430,11 @@ def test_other_sets_of_the_hub(tmp_path, copies):  # only the paper's sets
     name = at(tmp_path, "some.one/pairs")
     assert data.comparisons(name, "test") == [data.Comparison(f"p{i}", "a", "b") for i in range(9)]
     assert data.load(name, "test")[0] == data.Example("p0", "a", {"rejected": "b"})
+    path = tmp_path / "pairs/data/test-00000-of-00001.parquet"
+    before = path.stat()
+    parquet(path, pairs[1:9])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(data.load(name, "test")) == 8  # not what a cache has of that time
 
 
 ROWS = [{"prompt": f"prompt {i}", "response": answer} for i, answer in enumerate(
@@ -443,15 +457,19 @@ def test_csv_and_parquet(tmp_path, copies, write, end):  # "NA" missing, "007" a
     parts = [data.load(path, s) for s in ("train", "validation", "test")]
     assert sorted((e for part in parts for e in part), key=lambda e: int(e.prompt[7:])) == wanted
     assert data.run_folder(path).name == "all"
-    folder = tmp_path / "folder"
+    folder = tmp_path / "folder [v2]"  # taken for a pattern
     folder.mkdir()
     write(folder / f"test.{end}", ROWS)
     pairs = [{"prompt": "p", "chosen": "1", "rejected": "2"}]
     write(folder / f"comparisons.train.{end}", pairs)
     assert data.load(folder, "test") == wanted
+    before = (folder / f"test.{end}").stat()
+    write(folder / f"test.{end}", ROWS[1:])
+    os.utime(folder / f"test.{end}", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert data.load(folder, "test") == wanted[1:]  # not what a cache has of that time
     assert data.comparisons(folder, "train") == [data.Comparison("p", "1", "2")]
     write(folder / f"train.{end}", [{"prompt": "p", "answer": "r"}])
-    with pytest.raises(ValueError, match=f'train.{end}, row 1: no "response"'):
+    with pytest.raises(ValueError, match=f'train.{end}, (row 1|line 2): no "response"'):
         data.load(folder, "train")
 
 

@@ -1,15 +1,21 @@
 "Numbers against hand-worked cases, definitions and brute force."
 
+import functools
 import json
 import math
 import sys
+import time
 import types
+import unicodedata
 
 import numpy as np
 import pytest
 
 import metrics
-from data import encoders, measured
+import rlhf
+from data import collect, encoders, measured, pools
+
+CAT, DOG = "猫坐在垫子上。", "狗坐在垫子上。"  # the cat, the dog sits on the mat, of six words each
 
 # ---- diversity
 
@@ -76,20 +82,39 @@ def test_nli_diversity_samples_sentences():
         metrics.nli_diversity(["one"], relation)
 
 
-def test_released_nli_arithmetic():  # the paper's defects, when asked for
-    same = lambda a, b: -1.0
-    assert metrics.nli_diversity(["I quit."] * 3, same, released=True) == pytest.approx(1.4)
-    seen = []
-    metrics.nli_diversity(["abcdefgh", "xy"], lambda a, b: seen.append(a + b) or 0.0, released=True)
-    assert len(seen) == 4 and set("".join(seen)) == set("abxy")  # characters, tails cut
-    contrary = metrics.nli_diversity(["Yes.", "Oh no."], lambda a, b: 1.0, released=True)
-    assert contrary == pytest.approx(0.6)  # more contradiction, less "diversity"
+def test_words_are_of_any_script():  # ASCII, a letter and its accent apart, a text as one word
+    equal = [["Кошка сидит на ковре.", "кошка СИДИТ на ковре"], [CAT, CAT], ["ＡＢ ﬁx", "ab fix"],
+             ["Là-bas, l’été", unicodedata.normalize("NFD", "là bas l été")],
+             ["हिन्दी में", "हिन्दी, में!"], ["القطة على السجادة؟", "القطة على السجادة"],
+             ["می\u200cروم به خانه", "\u200eمیروم به خانه"]]
+    for a, b in equal:
+        assert measured.rouge(a, b) == {"rouge1": 1, "rouge2": 1, "rougeL": 1}, (a, b)
+    assert measured.rouge("हिन्दी में", "हिन्दी")["rouge1"] == pytest.approx(2 / 3)
+    assert measured.rouge(CAT, DOG) == pytest.approx({"rouge1": 5 / 6, "rouge2": 4 / 5,
+                                                     "rougeL": 5 / 6})
+    assert metrics.words("An été\tя  don't! ") == ["An", "été", "я", "don't!"]
+    assert metrics.words(f"GPT-4说：{CAT} かな、漢字") == [
+        "GPT-4", "说：", *"猫坐在垫子", "上。", "か", "な、", "漢", "字"]
+    assert metrics.ead([CAT, CAT]) == pytest.approx(1 / 2, abs=1e-3)
+    assert metrics.distinct([CAT, DOG[:-1]]) == pytest.approx(
+        (7 / 12 + 6 / 10 + 5 / 8 + 4 / 6 + 3 / 4) / 5)
+    assert metrics.ngram_cosine([CAT, DOG]) == pytest.approx(1 - 3 / 4)
+    assert pools.overlaps([CAT, DOG])[0, 1] == pytest.approx(5 / 7)
+    row = {"outputs": [CAT, CAT + DOG], "proxy": [0, 0], "reference_proxy": 0, "kl": None,
+           "length": None}
+    assert rlhf.measure([row], [row])["words"] == [9]
+    assert measured.measure([row["outputs"]])["words"]["mean"] == 9
+    assert collect.accuracies(lambda p, t: [1, 0], [("", CAT + DOG, CAT)])["length"] == 1
+    seen = set()
+    metrics.nli_diversity([CAT + DOG] * 2, lambda a, b: seen.update((a, b)) or 0.0)
+    assert seen == {CAT, DOG}
 
 
 def test_ngram_cosine_by_hand():  # texts without n-grams, counts turned into sets
     assert metrics.ngram_cosine(["a b c", "a b c"]) == pytest.approx(0)
     assert metrics.ngram_cosine(["a b c", "d e f"]) == pytest.approx(1)
-    assert metrics.ngram_cosine(["a b", "a b"], n=3) == pytest.approx(1)  # too short for any
+    assert metrics.ngram_cosine(["Yes."] * 8) == pytest.approx(0)  # too short for any
+    assert metrics.ngram_cosine(["a b", "a b", "b a", ""], n=3) == pytest.approx(1 - 1 / 6)
     # a:2 b:1 against a:1 c:1 -> 2 / sqrt(5 * 2)
     assert metrics.ngram_cosine(["a b a", "c a"], n=1) == pytest.approx(1 - 2 / math.sqrt(10))
 
@@ -111,12 +136,30 @@ def test_pooled_is_neither_of_the_two():  # inputs kept apart, or one output eac
 
 
 def test_rouge_by_hand():  # precision for F1, a substring for a subsequence
-    found = metrics.rouge("The cat sat on the mat.", "the CAT on a mat")
+    found = measured.rouge("The cat sat on the mat.", "the CAT on a mat")
     # words: the, cat, on, mat of 6 and 5; pairs: "the cat" of 5 and 4; LCS: the cat on mat
     assert found == pytest.approx({"rouge1": 8 / 11, "rouge2": 2 / 9, "rougeL": 8 / 11})
-    assert metrics.rouge("a b", "b a")["rougeL"] == pytest.approx(0.5)
-    assert set(metrics.rouge("", "a").values()) == {0.0}
-    assert metrics.rouge("a a a", "a")["rouge1"] == pytest.approx(0.5)  # counted once
+    assert measured.rouge("a b", "b a")["rougeL"] == pytest.approx(0.5)
+    assert set(measured.rouge("", "a").values()) == {0.0}
+    assert measured.rouge("a a a", "a")["rouge1"] == pytest.approx(0.5)  # counted once
+
+
+def test_the_longest_common_subsequence():  # a row too short, a carry lost, a loop over pairs
+    @functools.cache
+    def longest(a, b):
+        if not a or not b:
+            return 0
+        return max(longest(a[1:], b), longest(a, b[1:]), (a[0] == b[0]) + longest(a[1:], b[1:]))
+
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 3, 5) * 40:
+        a, b = ("".join(rng.choice(list("abcde"[:size]), rng.integers(12))) for _ in range(2))
+        expected = 2 * longest(a, b) / max(len(a) + len(b), 1)
+        assert measured.rouge(" ".join(a), " ".join(b))["rougeL"] == pytest.approx(expected)
+    a, b = (" ".join(map(str, rng.integers(300, size=3000))) for _ in range(2))
+    began = time.process_time()
+    assert measured.rouge(a, a)["rougeL"] == 1 and 0.05 < measured.rouge(a, b)["rougeL"] < 0.2
+    assert time.process_time() - began < 0.5  # each 10 ms; in a loop over pairs, 1.4 s
 
 
 def test_per_input_and_across_inputs_slice_differently():
@@ -168,6 +211,11 @@ def test_interval_matches_the_normal_one_and_repeats():
     narrow = metrics.interval(values, level=0.5)
     assert low < narrow[1] < narrow[2] < high
     assert metrics.interval([0.25]) == (0.25, 0.25, 0.25, 1)
+    for n in (1, 7, 300):  # drawn in several tables, as in one loop
+        wide, rng = values[:n], np.random.default_rng(0)
+        means = [wide[rng.integers(n, size=n)].mean() for _ in range(10_000)]
+        assert metrics.interval(wide, resamples=10_000)[1:3] == tuple(
+            np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2]))
     for bad in ([], [1, math.nan], [math.inf]):
         with pytest.raises(ValueError, match="finite values"):
             metrics.interval(bad)

@@ -20,7 +20,7 @@ import rlhf
 import sft
 from data import checkpoint, claims, files, judge, lineage, report, world
 from data.claims import BEST, FRONTIER, POLICIES
-from tests.test_judge import EVIL, chromium, opened  # noqa: F401 (a fixture)
+from tests.test_judge import EVIL, chromium, from_the_right, opened  # noqa: F401 (a fixture)
 
 SPLITS = ("id", "near", "far")
 
@@ -174,7 +174,7 @@ def test_the_frontier():  # splits or families exchanged, the best by gold, the 
                   for s in SPLITS} for p in {**POLICIES, **FRONTIER}}
     row = {"outputs": ["a", "b"], "gold": [1.0, 3.0], "proxy": [0.5, 0.2], "reference_gold": 2.0}
     other = row | {"proxy": [0.2, 0.5]}  # here the proxy is right
-    best_of = {n: (bon.kl_bound(n), {s: rlhf.expected_best([[row] * 3 + [other]] * 2, n)
+    best_of = {n: (bon.kl_bound(n), {s: rlhf.expected_scores([[row] * 3 + [other]] * 2, n)
                                      for s in SPLITS}) for n in (1, 2)}
     found = claims.frontier(values, best_of, SPLITS)
     assert [p["label"] for p in found["sft"]] == ["T 1", "T 0.8", "T 0.7", "T 0.5", "T 0.3", "T 0"]
@@ -254,6 +254,7 @@ def test_the_page_says_what_the_report_says(study):  # a table of another measur
     found = lambda pattern: re.findall(pattern, re.sub(r"</?small>", "", page))
     assert found(r"<td[^>]*>(\d\.\d+ \[[^<]*\])</td>") == re.findall(
         r"(?<=\| )(\d\.\d+ \[[^|]*\])(?= \|)", text)
+    assert 'class: "text", dir: "auto"' in page  # of all prompts and answers
     assert found(r"<h2>([^<]*)</h2>") == re.findall("^## (.*)", text, re.M)
     held = json.loads(page.split('id="data">')[1].split("</script>")[0])
     rows = {(split, p): files.read_log(path.parent / "samples" / f"{split}.{p}.jsonl")
@@ -312,6 +313,7 @@ def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noq
         kept = [k for k, item in enumerate(shown) if split in (None, item["split"])]
         return sorted(kept, key=lambda k: -value(shown[k]["answers"]))
 
+    assert all(from_the_right(tab, f"#body td:nth-child({k}) .text") for k in range(1, 5))
     apart = lambda a: max(abs(a["sft"]["apart"]), abs(a["rlhf"]["apart"]))
     assert numbers() == ordered(apart)[:12]
     first = shown[ordered(apart)[0]]

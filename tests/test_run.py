@@ -7,6 +7,7 @@ where the checkpoint is. After a test's name stands the bug that turns it red.
 
 import contextlib
 import errno
+import importlib
 import io
 import itertools
 import json
@@ -43,6 +44,7 @@ class Config:
     kl: Literal["k1", "k2"] = "k1"  # which estimator
 
     steps: int = 4  # stop early
+    init: str = ""  # where from (default: anew)
     level: Literal[1, 2] = 1
 
     def __post_init__(self):
@@ -53,8 +55,8 @@ class Config:
 def test_flags_become_a_config():
     got = lambda argv: cli(Config, lambda config: config, argv.split())
     assert got("") == Config() and got("--no-resume").resume is False
-    assert got("--data x.jsonl --batch-size 2 --lr 1e-2 --resume --kl k2 --steps 9 --level 2"
-               ) == Config("x.jsonl", 2, 0.01, True, "k2", 9, 2)
+    assert got("--data x.jsonl --batch-size 2 --lr 1e-2 --resume --kl k2 --steps 9 --init i --level"
+               " 2") == Config("x.jsonl", 2, 0.01, True, "k2", 9, "i", 2)
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -86,7 +88,22 @@ def test_help_is_the_comments_and_the_module(capsys):
     assert "--batch-size N rows per step; 100% of them are used (default 8)" in shown
     assert "--lr X step size # of Adam (default 0.001)" in shown
     assert "--kl k1|k2 which estimator (default k1)" in shown
-    assert "--steps N stop early (default 4)" in shown
+    assert "--resume, --no-resume go on from the checkpoint (default False) --kl" in shown
+    assert "--steps N stop early (default 4) --init TEXT where from (default: anew)" in shown
+
+
+@pytest.mark.parametrize("name", [
+    "sft", "reward", "ppo", "bon", "rlhf", "data.__main__", "data.measured", "data.judge",
+    *(f"tests.{name}" for name in ("bench", "chaos", "fuzz", "gpu", "handout", "leaderboard",
+                                   "memory", "mutants", "__main__"))])
+def test_no_help_ends_in_an_empty_default(name, capsys):
+    module = importlib.import_module(name)
+    main = getattr(module, "main", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"]) if main else cli(module.Config, module.train, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "-h, --help" in shown
+    assert not re.search(r"\(default:?( None)?\s*\)", shown)
 
 
 def test_mistakes_in_training_are_one_sentence(capsys, monkeypatch):

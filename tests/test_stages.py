@@ -283,11 +283,34 @@ def test_accuracy_of_a_score():  # ties that win, a pair taken apart, no number 
     length = lambda prompts, texts: seen.extend(zip(prompts, texts)) or [len(t) for t in texts]
     assert collect.accuracy(length, rows) == 0.5
     assert seen == [(p, text) for p, *pair in rows for text in pair]
-    assert collect.agreement(lambda prompts, texts: [t == "bb" for t in texts], rows) == {
+    assert collect.accuracies(lambda prompts, texts: [t == "bb" for t in texts], rows) == {
         "pairs": 3, "gold": pytest.approx(1 / 3), "length": 0.5}
     for score, some in ((length, []), (lambda prompts, texts: [math.nan] * len(texts), rows)):
         with pytest.raises(ValueError):
             collect.accuracy(score, some)
+
+
+def test_pairs_that_are_equal_once_they_are_cut(toy, tmp_path, mistake, capsys):  # a loss of .693,
+    # and an accuracy that rounding decides
+    rows = files.read_log(toy / "data/comparisons.train.jsonl")
+    long = {"prompt": "a b c", **{key: "a b c d " * 9 + key for key in ("chosen", "rejected")}}
+    for split, more in (("whole", []), ("cut", [long])):
+        (tmp_path / split).mkdir()
+        for name in ("train", "validation"):
+            files.write_rows(tmp_path / split / f"comparisons.{name}.jsonl", [*more, *rows])
+        chaos.go("reward", toy, tmp_path / "out", comparisons=tmp_path / split, variant=split)
+    assert capsys.readouterr().out.count(f"1 of {len(rows) + 1} comparisons are equal once ") == 2
+    whole, cut = (chaos.found(tmp_path / f"out/data/{name}") for name in ("whole", "cut"))
+    assert whole["reward.jsonl"] == cut["reward.jsonl"]
+    files.write_rows(tmp_path / "cut/comparisons.validation.jsonl", [long])
+    said = mistake(chaos.go, "reward", toy, tmp_path / "out", comparisons=tmp_path / "cut")
+    assert "0 to validate with" in said
+    score = rewards.text_scorer(lambda prompts, texts: torch.arange(len(texts)) / 7,
+                                data.Tokenizer("world", 20, 8))
+    rows = [("p", long["chosen"], long["rejected"]), ("q", "a", "b")]
+    assert score("pppqp", ["a", *rows[0][1:], "a", "b"]).tolist() == pytest.approx(
+        [0, 1 / 7, 1 / 7, 3 / 7, 4 / 7])
+    assert collect.accuracy(score, rows) == 0.25  # half of a tie, and a rise
 
 
 @pytest.mark.parametrize("name", data.WORLD)
@@ -702,6 +725,30 @@ def test_bad_rows_are_named(toy, mistake, tmp_path):  # a row skipped
     found = mistake(chaos.go, "sft", toy, tmp_path / "out", data=tmp_path)
     assert "line 2" in found and "response" in found
     assert not list((tmp_path / "out").rglob("*.pt"))
+
+
+@pytest.mark.parametrize("stage", ["sft", "base", "reward", "ppo", "bon"])
+def test_empty_files_are_named(stage, toy, runs, mistake, tmp_path, monkeypatch):
+    # a loop that waits for a row for ever, a traceback, a word after the training
+    monkeypatch.setattr(sft.itertools, "count", lambda: range(9))  # it would be red, and not hang
+    shutil.copytree(toy / "data", tmp_path / "data")
+    flags = {"base": {"stage": "base"}, "bon": {"split": "train"}}.get(stage, {})
+    for split in ("train", "validation")[:1 + (stage not in ("bon", "base"))]:
+        for path in (tmp_path / "data").glob(f"*{split}.jsonl"):
+            path.write_text("\n")
+        said = mistake(chaos.go, "sft" if stage == "base" else stage, toy, tmp_path / "out",
+                       data=tmp_path / "data", **flags)
+        assert f"{split}.jsonl has no " in said and "add some" in said, said
+        shutil.copytree(toy / "data", tmp_path / "data", dirs_exist_ok=True)
+    assert not list((tmp_path / "out").rglob("*.pt"))
+
+
+def test_fewer_prompts_than_minibatches(toy, runs, tmp_path):  # a minibatch of no rows: a traceback
+    files.write_rows(tmp_path / "train.jsonl", [{"prompt": "a b c", "response": "d"}])
+    shutil.copy(toy / "data/validation.jsonl", tmp_path)
+    log = chaos.go("ppo", toy, tmp_path / "out", data=tmp_path, steps=1).with_suffix(".jsonl")
+    (row,) = files.read_log(log)
+    assert all(math.isfinite(x) for x in row.values())
 
 
 # ---- the commands themselves ---------------------------------------------------------------------

@@ -3,11 +3,15 @@ The frontier and what is beyond it. After each test's name stands the bug that t
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+import data
 import model as m
+import rlhf
 from tests import tradeoff
 
 X, Y = [0.2, 0.3, 0.4, 0.5, 0.1, 0.4], [0.8, 0.75, 0.6, 0.2, 0.7, 0.3]
@@ -62,6 +66,38 @@ def test_the_figure(tmp_path):  # a series of no family or without a point, a ga
         found = {"rows": [row, row], "drawn": [points + mine, points + mine]}
         tradeoff.figure(tmp_path / family, "summarise", json.loads(json.dumps(found)))
         assert (tmp_path / family).stat().st_size > 5000
+
+
+def test_what_is_kept_is_of_its_run(tmp_path, monkeypatch):  # a key without one of what it is of
+    drawn = []
+
+    def generate(policy, prompts, new, temperature, n, seed, min_p=0.0):
+        drawn.append((policy, temperature, n))
+        return [[1 + k % 9] for k in range(len(prompts) * n)]
+
+    monkeypatch.setattr(m, "generate", generate)
+    names, config = ("sft", "ppo", "reward", "base"), rlhf.Config(inputs=5)
+    run = SimpleNamespace(
+        folder=tmp_path, seed=0, tokenizer=data.Tokenizer("world"), embed=lambda t: np.eye(len(t)),
+        networks=dict(zip(names, names)), digests=dict(zip(names, "abcd")),
+        judges={"proxy": lambda prompts, ids: torch.arange(len(ids)).float()})
+    measured = lambda how: tradeoff.measured(run, config, "id", "a family", how[0], how)
+    new = lambda how: (drawn.clear(), measured(how), len(drawn))[2]  # how often samples are drawn
+    sample, best = ("sample", "sft", 1.0, 0), ("pool", "sft", "best", 2)
+    other = ("pool", "sft", "diverse", 16, 1.0)
+    assert [new(how) for how in (sample, sample, best, best, other, best)] == [1, 0, 1, 0, 0, 0]
+    assert len(measured(best)["win_rate"]) == 5
+    for how in [("sample", *x) for x in (("sft", 0.9, 0), ("sft", 0.9, 0.1), ("ppo", 0.9, 0.1))]:
+        assert new(how) == 1 and drawn == [(how[1], how[2], 8)] and new(how) == 0
+    for where, name, value in (
+            (config, "inputs", 6), (config, "data", "instruct"), (run, "seed", 1),
+            (tradeoff, "SAMPLES", 4), *((run, "digests", dict(zip(names, now)))
+                                        for now in ("ebcd", "ebed", "ebee"))):
+        measured(sample), measured(best)
+        monkeypatch.setattr(where, name, value)
+        assert [new(how) for how in (sample, best, sample, best)] == [1, 1, 0, 0], (name, value)
+    monkeypatch.setitem(tradeoff.POOLS, "sft", ("sft", 8, 1.0, 0.5))
+    assert [new(how) for how in (sample, best, best)] == [0, 1, 0]
 
 
 def test_every_point_has_its_own_file():  # one method's outputs read as another's

@@ -8,12 +8,11 @@ frontier to beat is drawn by SFT and RLHF at every temperature, RLHF at other be
 n. Its upper hull counts: a coin between two policies reaches every point of the line between them.
 A method's knob is chosen on the validation split of seed 0 alone, by its gain on the hull there;
 what counts is the gain of that one setting on the test splits, where win rate and diversity are
-means over the shifts. What is measured is kept in tradeoff/ beside the checkpoints, so that an
-interrupted run goes on: remove that folder after training anew, or for another --inputs. The table
-of data/RESULTS.md has more methods: those that lost are in the commit that it names.
+means over the shifts. What is measured is kept in tradeoff/ beside the checkpoints, with a mark of
+these and of all settings, so that an interrupted run goes on and none reads what is another's. The
+table of data/RESULTS.md has more methods: those that lost are in the commit that it names.
 """
 
-import argparse
 import copy
 import json
 
@@ -25,7 +24,8 @@ import data
 import metrics
 import model as m
 import rlhf
-from data import checkpoint, figures, files, lineage, pools
+from data import figures, lineage, pools
+from data.flags import parser_of
 
 SAMPLES = 8  # outputs of each prompt, as every measure sees them
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)
@@ -33,42 +33,33 @@ MIN_P = ((1.0, 0.03), (1.0, 0.07), (1.0, 0.15), (1.5, 0.07), (1.5, 0.15), (1.5, 
          (2.0, 0.3))
 
 # ---- what is drawn: {family: {label: how}}; how is ("sample", policy, temperature, min_p), or
-# ("pool", pool, choose), where choose picks SAMPLES of a pool by scores and texts
-
-
-def best(n):
-    return lambda scores, texts, seed: bon.disjoint_bests(scores, n, SAMPLES, seed)
-
-
-def diverse(size, weight):
-    return lambda scores, texts, seed: bon.diverse_bests(
-        scores[:size], bon.overlaps(texts[:size]), SAMPLES, weight)
-
+# ("pool", pool, "best", n) or ("pool", pool, "diverse", size, weight): SAMPLES chosen of a pool
 
 BETAS = {"summarise": ("k1-0.03", "k1-0.1", "k1-1"), "instruct": ("k1-0.1",)}  # and the main run's
 ALL = BETAS["summarise"]
 BASELINE = {
     "SFT, temperature": {f"T {t:g}": ("sample", "sft", t, 0) for t in TEMPERATURES},
-    "RLHF, temperature": {f"T {t:g}": ("sample", "rlhf", t, 0) for t in TEMPERATURES},
+    "RLHF, temperature": {f"T {t:g}": ("sample", "ppo", t, 0) for t in TEMPERATURES},
     **{f"RLHF, beta {name[3:]}": {f"T {t:g}": ("sample", name, t, 0) for t in (1.0, 0.7)}
        for name in ALL},
-    "best of n": {f"n {n}": ("pool", "sft", best(n)) for n in (2, 4, 8, 16)}}
+    "best of n": {f"n {n}": ("pool", "sft", "best", n) for n in (2, 4, 8, 16)}}
 METHODS = {
-    "RLHF, min-p": {f"T {t:g}, p {p:g}": ("sample", "rlhf", t, p) for t, p in MIN_P},
+    "RLHF, min-p": {f"T {t:g}, p {p:g}": ("sample", "ppo", t, p) for t, p in MIN_P},
     "mean of the seeds' RLHF weights": {f"T {t:g}": ("sample", "seeds", t, 0)
                                         for t in (1.0, 0.7, 0.5)},
-    "best of n, min-p": {f"T 1, p 0.03, n {n}": ("pool", "sft-min-p", best(n)) for n in (2, 4, 8)},
-    "diverse best of 64": {f"weight {w:g}": ("pool", "sft", diverse(64, w))
+    "best of n, min-p": {f"T 1, p 0.03, n {n}": ("pool", "sft-min-p", "best", n)
+                         for n in (2, 4, 8)},
+    "diverse best of 64": {f"weight {w:g}": ("pool", "sft", "diverse", 64, w)
                            for w in (0.5, 1.0, 2.0, 4.0)},
     "diverse best of 64, min-p": {
-        f"T 1, p 0.03, weight {w:g}": ("pool", "sft-min-p", diverse(64, w))
+        f"T 1, p 0.03, weight {w:g}": ("pool", "sft-min-p", "diverse", 64, w)
         for w in (0.5, 1.0, 2.0)},
     "diverse best of 32 of RLHF, min-p": {
-        f"T 1.5, p 0.07, weight {w:g}": ("pool", "rlhf-min-p", diverse(32, w))
+        f"T 1.5, p 0.07, weight {w:g}": ("pool", "rlhf-min-p", "diverse", 32, w)
         for w in (0.5, 1.0, 2.0)}}
 POOLS = {  # name: (policy, size, temperature, min_p)
     "sft": ("sft", 16 * SAMPLES, 1.0, 0.0), "sft-min-p": ("sft", 8 * SAMPLES, 1.0, 0.03),
-    "rlhf-min-p": ("rlhf", 4 * SAMPLES, 1.5, 0.07)}
+    "rlhf-min-p": ("ppo", 4 * SAMPLES, 1.5, 0.07)}
 
 
 def mean_weights(networks):
@@ -80,55 +71,53 @@ def mean_weights(networks):
     return made
 
 
-def network_of(runs, run, name):
-    "A policy by its name in the tables above, loaded or made once."
-    if name not in run.networks:
-        if name == "seeds":
-            run.networks[name] = mean_weights([r.networks["rlhf"] for r in runs])
-        else:
-            path = run.folder / name / "ppo.pt"
-            run.networks[name], _ = checkpoint.load(path, "policy", run.device)
-    return run.networks[name]
+def kept(run, config, name, policy, settings, make):
+    "What `make` returns, from disk if it is of the same checkpoints and settings."
+    of = [*(run.digests[network] for network in (policy, "reward", "base")), config.data,
+          config.inputs, SAMPLES, run.seed, *settings]
+    name = name.replace(" ", "_").replace(",", "")
+    return lineage.kept(run.folder / "tradeoff" / f"{name}.jsonl", of, lambda: [make()])[0]
 
 
-def kept(path, make):
-    "What `make` returns, from disk if it is there."
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = make()
-        files.write_rows(path, [found])
-    return files.read_log(path)[0]
-
-
-def pool_of(runs, run, config, split, name):
+def pool_of(run, config, split, name):
     "Samples of a policy with their reward-model scores."
     policy, size, temperature, min_p = POOLS[name]
 
     def make():
         examples = data.load(config.data, split, config.inputs)
         prompts = [run.tokenizer.prompt(e.prompt) for e in examples]
-        pool = pools.sample_pool(network_of(runs, run, policy), prompts, size,
+        pool = pools.sample_pool(run.networks[policy], prompts, size,
                                  run.tokenizer.response_tokens, temperature, run.seed, min_p)
         ids = [response for samples in pool for response in samples]
         scores = run.judges["proxy"]([p for p in prompts for _ in range(size)], ids)
         texts = [run.tokenizer.decode(r).strip() for r in ids]
         return {"texts": [texts[i:i + size] for i in range(0, len(texts), size)],
                 "scores": scores.view(-1, size).tolist()}
-    return kept(run.folder / "tradeoff" / f"{split}.pool-{name}.jsonl", make)
+    return kept(run, config, f"{split}.pool-{name}", policy, POOLS[name], make)
 
 
-def measured(runs, run, config, split, family, label, how):
+def places(scores, texts, seed, choice, *options):
+    "Which SAMPLES of one prompt's pool are chosen."
+    if choice == "best":
+        return bon.disjoint_bests(scores, *options, SAMPLES, seed)
+    size, weight = options
+    return bon.diverse_bests(scores[:size], bon.overlaps(texts[:size]), SAMPLES, weight)
+
+
+def measured(run, config, split, family, label, how):
     "Win rate, EAD and embedding diversity of one point on one split, each one number a prompt."
+    kind, source, *options = how
+
     def make():
         examples = data.load(config.data, split, config.inputs)
-        if how[0] == "pool":
-            pool = pool_of(runs, run, config, split, how[1])
-            texts = [[row[k] for k in how[2](np.array(scores), row, run.seed)]
+        if kind == "pool":
+            pool = pool_of(run, config, split, source)
+            texts = [[row[k] for k in places(np.array(scores), row, run.seed, *options)]
                      for row, scores in zip(pool["texts"], pool["scores"])]
         else:
-            _, name, temperature, min_p = how
+            temperature, min_p = options
             prompts = [run.tokenizer.prompt(e.prompt) for e in examples]
-            ids = m.generate(network_of(runs, run, name), prompts, run.tokenizer.response_tokens,
+            ids = m.generate(run.networks[source], prompts, run.tokenizer.response_tokens,
                              temperature, SAMPLES, run.seed, min_p=min_p)
             texts = [run.tokenizer.decode(r).strip() for r in ids]
             texts = [texts[i:i + SAMPLES] for i in range(0, len(texts), SAMPLES)]
@@ -140,8 +129,9 @@ def measured(runs, run, config, split, family, label, how):
                 "ead": metrics.per_input(texts, metrics.ead).tolist(),
                 "embedding": metrics.per_input(texts, lambda t: metrics.embedding_diversity(
                     t, run.embed)).tolist(), "outputs": texts[0]}
-    name = f"{split}.{family}.{label}".replace(" ", "_").replace(",", "")
-    return kept(run.folder / "tradeoff" / f"{name}.jsonl", make)
+    policy, settings = (POOLS[source][0], [*how, *POOLS[source]]) if kind == "pool" else (
+        source, how)
+    return kept(run, config, f"{split}.{family}.{label}", policy, settings, make)
 
 
 # ---- the frontier and what is beyond it ----------------------------------------------------------
@@ -206,10 +196,9 @@ def having(config, families):
     return {family: points for family, points in there.items() if points}
 
 
-def points_of(config, runs, run, families, splits):
+def points_of(config, run, families, splits):
     "{(family, label): [row of each split]}"
-    return {(family, label): [measured(runs, run, config, split, family, label, how)
-                              for split in splits]
+    return {(family, label): [measured(run, config, split, family, label, how) for split in splits]
             for family, points in families.items() for label, how in points.items()}
 
 
@@ -219,14 +208,12 @@ def drawing(points):
                     for k in ("win_rate", "ead", "embedding")}] for key, point in points.items()]
 
 
-def choose(config, runs, methods):
+def choose(config, run, methods):
     """{family: (label, gain)} by the smaller of the gains at equal EAD and at equal embedding
-    diversity, on the validation split of seed 0."""
-    base = list(points_of(config, runs, runs[0], having(config, BASELINE),
-                          ["validation"]).values())
+    diversity, on the validation split of one run."""
+    base = list(points_of(config, run, having(config, BASELINE), ["validation"]).values())
     chosen = {}
-    for (family, label), point in points_of(config, runs, runs[0], methods,
-                                            ["validation"]).items():
+    for (family, label), point in points_of(config, run, methods, ["validation"]).items():
         means = {key: np.array([np.mean(p[0][key]) for p in (*base, point)])
                  for key in ("win_rate", "ead", "embedding")}
         gain = min(np.nan_to_num(gains(means[k][-1], means["win_rate"][-1],
@@ -241,10 +228,11 @@ def choose(config, runs, methods):
 
 
 def load(config):
-    "The runs of every seed, with an encoder."
+    "The runs of every seed, with the mean of their policies and an encoder."
     runs = lineage.load_runs(config)
+    mean = mean_weights([run.networks["ppo"] for run in runs])
     for run in runs:
-        run.networks["rlhf"] = run.networks["ppo"]
+        run.networks["seeds"], run.digests["seeds"] = mean, [r.digests["ppo"] for r in runs]
         run.embed = lineage.encoder(run, [e.response for e in data.load(config.data, "validation",
                                                                         200)])
     return runs
@@ -257,11 +245,11 @@ def compare(config):
             lineage.train_variant(config, seed, name)
     runs, splits = load(config), data.test_splits(config.data)[1:]
     methods, baseline = having(config, METHODS), having(config, BASELINE)
-    chosen = choose(config, runs, methods)
+    chosen = choose(config, runs[0], methods)
     rows, drawn = [], []
     for run in runs:
-        base = points_of(config, runs, run, baseline, splits)
-        mine = points_of(config, runs, run, {
+        base = points_of(config, run, baseline, splits)
+        mine = points_of(config, run, {
             family: {label: methods[family][label]} for family, (label, gain) in chosen.items()
             if run.seed == 0 or gain > 0}, splits)
         drawn.append(drawing(base | mine))
@@ -317,15 +305,15 @@ def figure(path, task, found):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--data", default="summarise", choices=data.WORLD)
     parser.add_argument("--seeds", type=int, default=3, help="how many runs there are")
     parser.add_argument("--inputs", type=int, default=60, help="prompts a split")
     parser.add_argument("--out", default="out")
     args = parser.parse_args()
     torch.manual_seed(0)
-    found = compare(rlhf.Config(data=args.data, seeds=args.seeds, inputs=args.inputs, out=args.out))
+    found = compare(rlhf.Config(data=args.data, seeds=args.seeds, inputs=args.inputs, out=args.out,
+                                sweeps=True))  # so that the other betas are loaded
     folder = data.run_folder(args.data, 0, args.out)
     (folder / "tradeoff.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     figure(folder / "tradeoff.png", args.data, found)
