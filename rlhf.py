@@ -4,18 +4,16 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
     generalisation   win rate against people's references, in distribution and under each shift
     diversity        per input: D(16 samples of one prompt); across inputs: D(one sample of each)
                                                         Eq. 2-3, Kirk et al. 2024, arXiv:2310.06452
-    python rlhf.py                       # about eleven minutes on two CPU cores: trains what is
-                                         # missing, samples every policy on every split, writes
-                                         # report.md and .html; the last lines are the claims
-    python rlhf.py --full                # both tasks, 500 inputs x 16 outputs as in the paper, 3
-                                         # seeds, all sweeps: a long night
-    python rlhf.py --data tldr --init gpt2 --judge gpt-4.1            # the same on other data
+    python rlhf.py           # about eleven minutes on two CPU cores: trains what is missing,
+                             # samples every policy on every split, writes report.md and .html; the
+                             # last lines are the claims
+    python rlhf.py --full    # both tasks, 500 inputs x 16 outputs as in the paper, 3 seeds, all
+                             # sweeps: a long night
+    python rlhf.py --data tldr --init gpt2 --judge gpt-4.1    # the same on other data
 
-Every policy is sampled, scored and measured by the same code. Outputs are kept as JSON lines and
-used again, so an interrupted study goes on where it stopped, and a new measure costs no sampling.
-
-Not here: how the runs are trained and loaded (data/lineage.py), the claims and their statistics
-(data/claims.py), figures (data/figures.py) and pages (data/report.py).
+Outputs are kept as JSON lines and used again: an interrupted study goes on where it stopped. Not
+here: which runs are trained (data/lineage.py), the statistics of the claims (data/claims.py),
+figures (data/figures.py) and pages (data/report.py).
 """
 
 import time
@@ -79,12 +77,11 @@ PLAIN = {"ead": metrics.ead, "distinct": metrics.distinct}  # diversities that n
 def answers_of(run, policy, network, prompts, pool, samples, temperature):
     "What a policy answers to prompts, all as ids: `samples` of each, chosen from a larger pool."
     answers = pools.sample_pool(network, prompts, pool, run.tokenizer.response_tokens, temperature,
-                              run.seed, MIN_P if policy == "diverse" else 0.0)
+                                run.seed, MIN_P if policy == "diverse" else 0.0)
     if pool == samples:
         return answers
     scores = run.judges["proxy"]([p for p in prompts for _ in range(pool)], [*chain(*answers)])
-    bests = bon.disjoint_bests if pool >= N * samples else bon.simulated_bests
-    chosen = []
+    bests, chosen = bon.disjoint_bests if pool >= N * samples else bon.simulated_bests, []
     for ids, row in zip(answers, scores.view(-1, pool).numpy()):
         if policy == "diverse":  # in the order of sampling: the first is no better than the last
             overlap = pools.overlaps([run.tokenizer.decode(r) for r in ids])
@@ -96,7 +93,7 @@ def answers_of(run, policy, network, prompts, pool, samples, temperature):
 
 
 def outputs_of(run, config, policy, split):
-    """Rows of a policy's outputs on a split, from disk if they are of the same checkpoints:
+    """Rows of a policy's outputs on a split, from disk if all that they are made of is the same:
 
     {"prompt", "reference", "outputs", and for each output its "length" in tokens, "kl", the
     log-ratio to SFT at temperature 1 (None of a set), and the scores "gold" (in the world), "proxy"
@@ -105,15 +102,13 @@ def outputs_of(run, config, policy, split):
     """
     how = {**POLICIES, **FRONTIER, "diverse": ("sft", 1.0)}
     source, temperature = how.get(policy, (policy, 1.0))  # else a run of the sweep
-    samples = pool = 1 if policy in FRONTIER or temperature == 0 else config.samples
-    if policy == BEST:
-        pool = N * samples if config.full else 4 * N
-    if policy == "diverse":
-        pool = DIVERSE * samples
+    samples = 1 if policy in FRONTIER or temperature == 0 else config.samples
+    pool = {BEST: N * samples if config.full else 4 * N, "diverse": DIVERSE * samples}.get(
+        policy, samples)
+    examples = data.load(config.data, split, config.inputs)
 
     def make():
         network, tokenizer, gold = run.networks[source], run.tokenizer, data.gold(config.data)
-        examples = data.load(config.data, split, config.inputs)
         prompts = [tokenizer.prompt(e.prompt) for e in examples]
         references = [tokenizer.response(e.response) for e in examples]
         answers = answers_of(run, policy, network, prompts, pool, samples, temperature)
@@ -121,15 +116,14 @@ def outputs_of(run, config, policy, split):
         pairs = [p for p in prompts for _ in range(samples)], [*chain(*answers)]
         kl = (pools.loglikelihood(network, *pairs, temperature, tokenizer.pad)
               - pools.loglikelihood(run.networks["sft"], *pairs, 1.0, tokenizer.pad))
-        if policy == BEST:
-            kl += bon.kl_bound(N)
+        kl += bon.kl_bound(N) if policy == BEST else 0.0
         columns = {"prompt": [e.prompt for e in examples],
                    "reference": [e.response for e in examples], "outputs": texts,
-                   "kl": kl.reshape(len(prompts), -1).tolist(),
+                   # the members of a set are not samples of any policy
+                   "kl": ([None] * len(prompts) if policy == "diverse" else
+                          kl.reshape(len(prompts), -1).tolist()),
                    "length": [[len(ids) for ids in row] for row in answers],
                    "reference_length": [len(ids) for ids in references]}
-        if policy == "diverse":  # a set, whose members are not samples of any policy
-            columns["kl"] = [None] * len(prompts)
         if gold:
             columns["gold"] = [[gold(e.prompt, t) for t in row] for e, row in zip(examples, texts)]
             columns["reference_gold"] = [gold(e.prompt, e.response) for e in examples]
@@ -140,7 +134,8 @@ def outputs_of(run, config, policy, split):
 
     digests = [run.digests.get(name) for name in (source, "sft", "reward", "other")]
     return lineage.kept(run.folder / "samples" / f"{split}.{policy}.jsonl",
-                        [*digests, temperature, samples, pool, config.inputs, policy], make)
+                        [*digests, temperature, samples, pool, policy, run.seed,
+                         [[e.prompt, e.response] for e in examples]], make)
 
 
 def sampled(config, runs, where):
@@ -151,8 +146,7 @@ def sampled(config, runs, where):
 
 def reference_rows(rows):
     "People's references as if they were a policy's outputs, one per prompt."
-    names = ["length", *scores_of(rows)]
-    return [row | {name: [row[f"reference_{name}"]] for name in names}
+    return [row | {name: [row[f"reference_{name}"]] for name in ("length", *scores_of(rows))}
             | {"kl": None, "outputs": [row["reference"]]} for row in rows]
 
 
@@ -185,12 +179,11 @@ def measure(rows, sft_rows, diversities=PLAIN):
         values[name] = column(rows, name).mean(1)
         values[f"win_rate_{name}"] = wins(rows, name).mean(1)
     values["win_rate"] = values[f"win_rate_{decides}"]
-    for name in ("kl", "length"):
-        if rows[0][name] is not None:
-            values[name] = column(rows, name).mean(1)
+    values |= {name: column(rows, name).mean(1) for name in ("kl", "length")
+               if rows[0][name] is not None}
     if score.shape[1] > 1:
-        for name, diversity in diversities.items():
-            values[f"per_input_{name}"] = metrics.per_input(outputs, diversity)
+        values |= {f"per_input_{name}": metrics.per_input(outputs, diversity)
+                   for name, diversity in diversities.items()}
     return values
 
 
@@ -204,9 +197,9 @@ def expected_scores(seeds, n):
     {name: (seeds, inputs)}."""
     each = []
     for rows in seeds:
-        values = {name: column(rows, name) for name in scores_of(rows)}
-        values["win"] = wins(rows, scores_of(rows)[0])
-        each.append({name: bon.expected_best(values["proxy"], x, n) for name, x in values.items()})
+        scores, known = column(rows, "proxy"), scores_of(rows)
+        values = {name: column(rows, name) for name in known} | {"win": wins(rows, known[0])}
+        each.append({name: bon.expected_best(scores, x, n) for name, x in values.items()})
     return stacked(each)
 
 
@@ -220,13 +213,13 @@ def judged_by(judge, rows):
 
 def measure_all(rows, sft_rows, diversities=PLAIN, judge=None):
     """Of {policy: {split: rows of each seed}}: values and reports, as data/claims.py has them.
-    `sft_rows` {split: rows of each seed}; where there are none, a policy stands beside itself.
-    Across inputs a policy is measured where `diversities` has an encoder."""
+    `sft_rows`: {split: rows of each seed}. Across inputs a policy is measured where `diversities`
+    has an encoder."""
     values, reports = {}, {}
     for policy, by_split in rows.items():
         values[policy], reports[policy] = {}, {}
         for split, seeds in by_split.items():
-            pairs = zip(seeds, sft_rows.get(split, seeds))
+            pairs = zip(seeds, sft_rows[split])
             measured = stacked([measure(own, sft, diversities) for own, sft in pairs])
             if judge and (policy in POLICIES or "gold" not in measured):
                 measured["win_rate_judge"] = np.stack([judged_by(judge, own) for own in seeds])
@@ -239,22 +232,27 @@ def measure_all(rows, sft_rows, diversities=PLAIN, judge=None):
     return values, reports
 
 
-def measure_sizes(config, runs, values, splits, seconds):
+def measure_sizes(config, runs, values, splits, lap):
     """SFT and RLHF of every width with the first seed, their base included, which is trained here
-    -> {width: {policy: {split: summaries}}}."""
-    widths = {}
+    -> {width: {policy: {split, or "shifts", all of them together: summaries}}}."""
+    widths, sizes = {str(runs[0].networks["sft"].config.channels): values}, {}
     for name, size in lineage.SIZES.items():
-        with lineage.timed(seconds, f"width {name}"):
-            small = replace(config, out=f"{config.out}/size-{name}", init="scratch", seeds=1,
-                            full=False, sweeps=False)
-            lineage.train_all(small, **size)
-            rows = sampled(small, [lineage.load_run(small, 0)], {"sft": splits, "rlhf": splits})
-            widths[name], _ = measure_all(rows, {})
-    widths[str(runs[0].networks["sft"].config.channels)] = values
-    first_seed = lambda x: {k: x[k][:1] for k in ("win_rate", "per_input_ead")}
-    return {name: {policy: {split: claims.summaries(first_seed(by_policy[policy][split]))
-                            for split in splits} for policy in ("sft", "rlhf")}
-            for name, by_policy in widths.items()}
+        if name in widths:  # the main run
+            continue
+        small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False, sweeps=False)
+        lineage.train(lineage.all_runs(small, config, init="scratch", **size))
+        rows = sampled(small, [lineage.load_run(small, 0)], {"sft": splits, "rlhf": splits})
+        widths[name], _ = measure_all(rows, rows["sft"])
+        lap(f"width {name}")
+    for name, by_policy in widths.items():
+        sizes[name] = {}
+        for policy in ("sft", "rlhf"):
+            first = {s: {k: by_policy[policy][s][k][:1] for k in ("win_rate", "per_input_ead")}
+                     for s in splits}
+            first["shifts"] = {k: np.concatenate([first[s][k] for s in splits[1:]], axis=1)
+                               for k in first[splits[0]]}
+            sizes[name][policy] = {part: claims.summaries(x) for part, x in first.items()}
+    return sizes
 
 
 # ---- the study -----------------------------------------------------------------------------------
@@ -278,39 +276,47 @@ def study(config):
         judge = llm(config.judge, Path(config.out) / "judge.jsonl")
     folder = data.run_folder(config.data, 0, config.out)
     _held = lock(folder)  # until this function ends
-    seconds = lineage.train_all(config)
+    seconds = lineage.train(lineage.all_runs(config))
     runs = lineage.load_runs(config)
-    with lineage.timed(seconds, "sampling and scoring"):
-        policies = [*POLICIES, *FRONTIER] + ([config.recipe] if config.recipe else [])
-        rows = sampled(config, runs, dict.fromkeys(policies, splits))
-        rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
-        swept = sampled(config, runs, lineage.sweep_splits(runs, splits)) if config.sweeps else {}
-    with lineage.timed(seconds, "measuring"):
-        diversities = PLAIN | lineage.diversities_of(config, runs[0], rows["sft"][splits[0]][0])
-        values, reports = measure_all(rows, rows["sft"], diversities, judge)
-        swept_values, sweep = measure_all(swept, {})
-        for policy, by_split in swept_values.items():
-            values[policy] = values.get(policy, {}) | by_split
-    with lineage.timed(seconds, "judging the reward model"):
-        compared = splits if gold else data.test_splits(config.data, pairs=True)
-        rewards = {split: lineage.reward_quality(config, runs, split) for split in compared}
-    sizes = measure_sizes(config, runs, values, splits, seconds) if config.sweeps and gold else {}
+
+    def lap(what):  # what has taken the time since the last one
+        seconds[what] = time.time() - began - sum(seconds.values())
+
+    policies = [*POLICIES, *FRONTIER] + ([config.recipe] if config.recipe else [])
+    rows = sampled(config, runs, dict.fromkeys(policies, splits))
+    rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
+    swept = sampled(config, runs, lineage.sweep_splits(config, splits))
+    lap("sampling and scoring")
+    diversities = PLAIN | lineage.diversities_of(config, runs[0], rows["sft"][splits[0]][0])
+    values, reports = measure_all(rows, rows["sft"], diversities, judge)
+    swept_values, sweep = measure_all(swept, rows["sft"] | swept.get("sft", {}))
+    for policy, by_split in swept_values.items():
+        values[policy] = values.get(policy, {}) | by_split
+    lap("measuring")
+    compared = splits if gold else data.test_splits(config.data, pairs=True)
+    rewards = {split: lineage.reward_quality(config, runs, split) for split in compared}
+    lap("judging the reward model")
+    sizes = measure_sizes(config, runs, values, splits, lap) if config.sweeps and gold else {}
     best_of = {n: (bon.kl_bound(n), {s: expected_scores(rows["sft"][s], n) for s in splits})
                for n in (1, 2, 4, 8, 16) if n <= config.samples}
     scores = {name: SCORES[name] for name in scores_of(rows["sft"][splits[0]][0])}
     decides, by_judge = next(iter(scores.values())), judge and not gold
     if judge:
         scores["judge"] = f"{config.judge}, 1 if better than the reference"
+    main = lineage.made_with(folder, "ppo")
     result = {
         "settings": asdict(config), "policies": reports,
-        **{name: lineage.main_flags(config, 0)[name] for name in ("beta", "lr")},
+        **{name: main[name] for name in ("beta", "lr")}, "estimator": main["kl"],
         "judge": config.judge if by_judge else decides, "score": decides, "scores": scores,
-        "reward_model": rewards, "claims": claims.decide(values, reports, rewards, splits),
+        "reward_model": rewards,
+        "claims": claims.decide(values, reports, rewards, splits, main["kl"]),
         "controls": claims.controls(values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched_kl(values, split) for split in splits],
-        "sweep": sweep, "sizes": sizes, "bon": claims.bon_rows(best_of, splits[0]),
-        "ppo": [[{k: row[k] for k in ("step", "kl", "proxy", "gold") if k in row}
+        "sweep": sweep, "sizes": sizes,
+        "bon": [{"n": n, "kl": kl, **{k: float(x.mean()) for k, x in by_split[splits[0]].items()}}
+                for n, (kl, by_split) in best_of.items()],
+        "ppo": [[{k: row[k] for k in row if k in ("step", "kl") or k.endswith(("proxy", "gold"))}
                  for row in files.read_log(run.folder / "ppo.jsonl")] for run in runs],
         "seconds": seconds | {"all": time.time() - began}}
     path = report.write(folder, result, report.samples(rows, values, splits))

@@ -3,21 +3,25 @@
 import functools
 
 
+def cached(states):
+    "`embed` for `metrics.embedding_diversity`: each text is embedded once, however many ask."
+    cache = {}
+
+    def embed(texts):
+        new = list(dict.fromkeys(text for text in texts if text not in cache))
+        cache.update(zip(new, states(new) if new else ()))
+        return [cache[text] for text in texts]
+    return embed
+
+
 def sentences(name):
-    """A model of sentence-transformers as `embed` for `metrics.embedding_diversity`; each text is
-    embedded once, however many measures ask."""
+    "A model of sentence-transformers as `embed`."
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise ImportError("--encoder needs: pip install sentence-transformers") from None
-    model, cache = SentenceTransformer(name), {}
-
-    def embed(texts):
-        new = list(dict.fromkeys(t for t in texts if t not in cache))
-        if new:
-            cache.update(zip(new, model.encode(new, show_progress_bar=len(new) > 256)))
-        return [cache[t] for t in texts]
-    return embed
+    model = SentenceTransformer(name)
+    return cached(lambda new: model.encode(new, show_progress_bar=len(new) > 256))
 
 
 def nli(name):

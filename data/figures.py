@@ -164,7 +164,7 @@ def betas(path, result, split):
         for kl, style, colour in (("k1", "o-", COLOURS["rlhf"]), ("k2", "s--", "#CC79A7")):
             runs = {float(name[3:]): by_split for name, by_split in result["sweep"].items()
                     if name.startswith(f"{kl}-")}
-            if kl == "k1":
+            if kl == result["estimator"]:
                 runs[result["beta"]] = result["policies"]["rlhf"]
             line(axis, sorted(runs), [runs[beta][split][measure] for beta in sorted(runs)],
                  fmt=style, color=colour, label=f"rlhf, {kl}")
@@ -180,16 +180,14 @@ def betas(path, result, split):
 def sizes(path, result):
     "Win rate in and out of distribution, and diversity, against the width of the model."
     made, axes = figure(3, 3.4, 3.2)
-    widths, (near, *far) = sorted(map(int, result["sizes"])), result["policies"]["sft"]
-    panels = [("win rate, in distribution", "win_rate", [near]),
-              ("win rate, mean of the shifts", "win_rate", far),
-              ("per-input EAD, in distribution", "per_input_ead", [near])]
-    for axis, (label, measure, splits) in zip(axes, panels):
+    widths, near = sorted(map(int, result["sizes"])), next(iter(result["policies"]["sft"]))
+    panels = [("win rate, in distribution", "win_rate", near),
+              ("win rate, mean of the shifts", "win_rate", "shifts"),
+              ("per-input EAD, in distribution", "per_input_ead", near)]
+    for axis, (label, measure, part) in zip(axes, panels):
         for policy in ("sft", "rlhf"):
-            rows = [[result["sizes"][str(w)][policy][s][measure] for s in splits] for w in widths]
-            means = [{k: np.mean([row[k] for row in each]) for k in ("mean", "low", "high")}
-                     for each in rows]
-            line(axis, widths, means, fmt="o-", color=COLOURS[policy], label=policy)
+            rows = [result["sizes"][str(w)][policy][part][measure] for w in widths]
+            line(axis, widths, rows, fmt="o-", color=COLOURS[policy], label=policy)
         axis.set(xticks=widths, xlabel="channels", ylabel=label)
     axes[0].legend(frameon=False, fontsize=8)
     save(made, path)

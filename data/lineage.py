@@ -1,13 +1,16 @@
 """
 The runs that a study stands on: trained where they are missing, loaded, and refused where they do
 not go together. What is made of them is kept beside them, with a mark of what it was made of.
+
+The main run is that of the first seed, perhaps made by hand. Every other run has its flags, and
+differs in one thing: the seed, what SWEEP names, the labels of the reward model, or the width.
 """
 
-import contextlib
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, astuple, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +22,7 @@ import ppo
 import reward
 import sft
 from data import checkpoint, collect, encoders, files, rewards
-from data.run import pick_device
+from data.run import FREE, flag, pick_device
 
 # Weight of the KL penalty, chosen on each task's validation split. On instructions a lower
 # temperature alone brings SFT far at little KL, so that a policy further away gains nothing on it.
@@ -30,93 +33,134 @@ SWEEP = {  # name: what is different from the main run of ppo.py
     "lr-1e-4": dict(lr=1e-4), "lr-4e-4": dict(lr=4e-4),
     "gold": dict(reward="gold", value="shared"), "beta-10": dict(beta=10.0), "shuffled": {}}
 SIZES = {"64": dict(channels=64, heads=2), "192": dict(channels=192, heads=6)}  # beside 128
+PLACE = ("data", "seed", "out", "device", "resume", "variant")  # flags that say which run it is
 
 
-@contextlib.contextmanager
-def timed(seconds, what):
-    began = time.time()
-    yield
-    seconds[what] = time.time() - began
+def home(config, seed):
+    return data.run_folder(config.data, seed, config.out)
 
 
 # ---- training ------------------------------------------------------------------------------------
 
 
-def train_stage(config, seed, module, variant="", **flags):
-    "Train a stage of this seed, or what is left of it, unless it is there -> {name: seconds}."
-    stage, began = module.__name__, time.time()
-    path = data.run_folder(config.data, seed, config.out) / variant / f"{stage}.pt"
-    if path.exists():
-        kind = "reward" if module is reward else "policy"
-        _, record = checkpoint.load(path, kind, unfinished=True)
-        if record["meta"].get("finished", True):
-            return {}
-        flags["resume"] = True
-    if variant:
-        flags["variant"] = variant
-    module.train(module.Config(data=config.data, seed=seed, out=config.out, device=config.device,
-                               **flags))
-    return {f"{variant or stage}, seed {seed}": time.time() - began}
+def made_with(folder, name):
+    """The flags, less PLACE, that <name>.pt in a seed's folder was trained with; {} if it is not
+    there. A parent in that folder goes by what names it for every seed."""
+    read = lambda name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["config"]
+    if not (folder / f"{name}.pt").exists():
+        return {}
+    flags = {key: value for key, value in read(name).items() if key not in PLACE}
+    for key, own in (("init", "sft.pt"), ("reward", "reward.pt")):
+        if flags.get(key) and Path(flags[key]).resolve() == (folder / own).resolve():
+            flags[key] = ""
+    if Path(flags["init"]).name == "base.pt" and (folder / "base.json").exists():
+        if read("base")["init"] == "scratch":  # and not made by hand, as one for all seeds
+            flags["init"] = "scratch"
+    return flags
 
 
-def main_flags(config, seed):
-    """The flags of the main run of ppo.py, which its variants have too: those that it was trained
-    with, perhaps by hand, or will be."""
-    path = data.run_folder(config.data, seed, config.out) / "ppo.json"
-    if not path.exists():
-        return {"beta": BETA[config.data]} if config.data in BETA else {}
-    flags = json.loads(path.read_text(encoding="utf-8"))["config"]
-    own = ("data", "seed", "out", "device", "resume", "variant")
-    return {name: value for name, value in flags.items() if name not in own}
+def main_flags(config, stage):
+    "The flags of the main run of a stage: of the first seed that has it, or what it will have."
+    given = {"init": config.init} if stage is sft and config.init != "base" else {}
+    for seed in range(config.seeds):
+        if flags := made_with(home(config, seed), stage.__name__):
+            return flags | given
+    if stage is ppo and config.data in BETA:
+        given["beta"] = BETA[config.data]
+    if stage is not sft:  # as the stage before it, so that the frozen layers are the same
+        before = main_flags(config, sft if stage is reward else reward)
+        given["freeze"] = before.get("freeze", 0.0)
+    return given
+
+
+def sweep(config):
+    "{name: flags of ppo.py} of the runs in SWEEP, less those that are the main run once more."
+    main = asdict(ppo.Config(**main_flags(config, ppo)))
+    return {name: changes for name, changes in SWEEP.items()
+            if config.sweeps and (main != main | changes or name == "shuffled")
+            and (name != "gold" or config.data in data.WORLD)}  # nothing else has a gold score
+
+
+def run_of(config, seed, stage, flags):
+    return stage, stage.Config(data=config.data, seed=seed, out=config.out, device=config.device,
+                               **flags)
+
+
+def variant(config, seed, name):
+    """Yields (stage, its Config): PPO once more with one thing changed, for the `shuffled` control
+    after a reward model of shuffled labels."""
+    flags = main_flags(config, ppo) | SWEEP[name] | {"variant": name}
+    if name == "shuffled":
+        folder = home(config, seed) / name
+        labels = {"comparisons": str(folder), "annotator": "world", "variant": name}
+        yield run_of(config, seed, reward, main_flags(config, reward) | labels)
+        flags["reward"] = str(folder / "reward.pt")
+    yield run_of(config, seed, ppo, flags)
+
+
+def all_runs(config, like=None, **size):
+    """Yields (stage, its Config), of every stage of every seed, and of the sweep. `size`: flags of
+    a base that is pretrained first, all others being those of the study `like`."""
+    flags = {stage: main_flags(like or config, stage) for stage in (sft, reward, ppo)}
+    flags[sft] |= size
+    for seed in range(config.seeds):
+        yield from (run_of(config, seed, *stage) for stage in flags.items())
+        for name in sweep(config):
+            yield from variant(config, seed, name)
+
+
+def train(runs):
+    """Train what is not there of `runs`, (stage, its Config) each, or what is left of it -> {name:
+    seconds}. ValueError, before that, if one that is there was trained with other flags."""
+    wanted, seconds = [], {}
+    for stage, config in runs:
+        folder, name = home(config, config.seed), getattr(config, "variant", "") or stage.__name__
+        file = name if name == stage.__name__ else f"{name}/{stage.__name__}"
+        wanted.append((stage, config, folder, folder / f"{file}.pt", f"{name}, seed {config.seed}"))
+        for key, had in made_with(folder, file).items():
+            needed = getattr(config, key)
+            # Of paths, the last part counts: a folder may have been moved.
+            if key not in FREE and had != needed and Path(str(had)).name != Path(str(needed)).name:
+                raise ValueError(
+                    f"{folder / file}.pt was trained with {flag(key)} {had}, and this study needs "
+                    f"{needed}: a run has the flags of seed 0 but for what it is to show; move it "
+                    f"away, and it is trained again")
+    for stage, config, folder, path, name in wanted:
+        began = time.time()
+        if path.exists():
+            _, record = checkpoint.load(path, "reward" if stage is reward else "policy",
+                                        unfinished=True)
+            if record["meta"].get("finished", True):
+                continue
+            config = replace(config, resume=True)
+        elif stage is reward and config.variant:
+            shuffled_labels(config.data, folder, config.seed)
+        stage.train(config)
+        seconds[name] = seconds.get(name, 0) + time.time() - began
+    return seconds
 
 
 def shuffled_labels(name, folder, seed):
-    "A folder of the run's comparisons, each of which prefers the other text half of the time."
-    rng, collected = np.random.default_rng(seed), folder / "comparisons.jsonl"
+    """Writes the comparisons that the reward model in this folder learned from, each of which now
+    prefers the other text half of the time."""
+    rng, main = np.random.default_rng(seed), made_with(folder, "reward")
+    source = main["comparisons"] or name
+    collected = source in data.WORLD or main["annotator"] != "world"
     for split in ("train", "validation"):
-        if collected.exists():
-            rows = [row for row in files.read_log(collected) if row["split"] == split]
-        else:
-            rows = [asdict(pair) for pair in data.comparisons(name, split)]
+        rows = (files.read_log(folder / "comparisons.jsonl") if collected else
+                [asdict(c) | c.meta | {"split": split} for c in data.comparisons(source, split)])
+        rows = [row for row in rows if row["split"] == split]
         for row in rows:
             if rng.random() < 0.5:
                 row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
         files.write_rows(folder / "shuffled" / f"comparisons.{split}.jsonl", rows)
-    return folder / "shuffled"
 
 
-def train_variant(config, seed, name):
-    """PPO once more with one thing changed; for the `shuffled` control, the reward model too ->
-    {name: seconds}."""
-    flags = main_flags(config, seed) | SWEEP[name]
-    if name == "shuffled":
-        folder = data.run_folder(config.data, seed, config.out)
-        if not (folder / name / "reward.pt").exists():
-            shuffled_labels(config.data, folder, seed)
-        train_stage(config, seed, reward, name, comparisons=str(folder / name))
-        flags["reward"] = str(folder / name / "reward.pt")
-    return train_stage(config, seed, ppo, name, **flags)
-
-
-def train_all(config, **size):
-    """Every stage of every seed, and the sweep, unless they are there -> {name: seconds}. `size`:
-    the flags of a base that is pretrained first."""
-    seconds = {}
-    for seed in range(config.seeds):
-        seconds |= train_stage(config, seed, sft, init=config.init, **size)
-        seconds |= train_stage(config, seed, reward)
-        seconds |= train_stage(config, seed, ppo, **main_flags(config, seed))
-        for name in SWEEP if config.sweeps else ():
-            if name != "gold" or config.data in data.WORLD:  # only the world has a gold score
-                seconds |= train_variant(config, seed, name)
-    return seconds
-
-
-def sweep_splits(runs, splits):
+def sweep_splits(config, splits):
     "{policy: splits} of the sweep; on validation, too, is what a choice is made among."
-    where = {name: splits for name in SWEEP if name in runs[0].networks}
-    where |= {name: ("validation", *splits) for name in where if name.startswith("lr-")}
-    return where | {"rlhf": ["validation"], "sft": ["validation"]}
+    where = {name: ("validation", *splits) if name.startswith("lr-") else splits
+             for name in sweep(config)}
+    return where | {"rlhf": ["validation"], "sft": ["validation"]} if where else {}
 
 
 # ---- loading -------------------------------------------------------------------------------------
@@ -125,11 +169,11 @@ def sweep_splits(runs, splits):
 def load_run(config, seed):
     """The checkpoints of one seed, loaded once, with their digests. ValueError if they do not go
     together: another tokeniser, or trained from another sft.pt or reward.pt."""
-    folder, device = data.run_folder(config.data, seed, config.out), pick_device(config.device)
+    folder, device = home(config, seed), pick_device(config.device)
     policy, record = checkpoint.load_frozen(folder / "sft.pt", "policy", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     networks, digests = {"sft": policy}, {"sft": record["digest"]}
-    init = record["meta"]["config"]["init"]
+    init = made_with(folder, "sft")["init"]
     paths = {"base": {"base": sft.BASE, "scratch": folder / "base.pt"}.get(init, init),
              "reward": folder / "reward.pt", "ppo": folder / "ppo.pt"}
     if config.sweeps:
@@ -137,12 +181,12 @@ def load_run(config, seed):
     for name, path in paths.items():
         kind = "reward" if name == "reward" else "policy"
         networks[name], record = checkpoint.load_frozen(path, kind, device, tokenizer.fingerprint)
-        digests[name] = record["digest"]
-        parents = {} if name == "base" else {"init": "sft"}
-        if name == "ppo" and not record["meta"]["config"]["reward"]:
-            parents["reward"] = "reward"
-        for parent, stage in parents.items():
-            if record["meta"]["parents"].get(parent) != digests[stage]:
+        digests[name], made = record["digest"], record["meta"]
+        stands_on = {} if name == "base" else {"init": "sft"}
+        if name != "base" and made["config"].get("reward") == "":
+            stands_on["reward"] = "reward"
+        for parent, stage in stands_on.items():
+            if made["parents"].get(parent) != digests[stage]:
                 raise ValueError(f"{path} was not trained from {folder / stage}.pt, but from "
                                  f"another: move it away, and it is trained again")
     return SimpleNamespace(
@@ -154,18 +198,16 @@ def load_runs(config):
     """The runs of all seeds. With several, each has a second judge of its answers: the reward model
     of the next seed, which its policy was not trained against (the paper's proxy check). One run
     alone has it too, where `reward.py --seed 1 --init` that run's sft.pt has made one."""
-    runs = [load_run(config, seed) for seed in range(config.seeds)]
+    runs, others = [load_run(config, seed) for seed in range(config.seeds)], []
     if len(runs) > 1:
-        for run, following in zip(runs, runs[1:] + runs[:1]):
-            run.judges["other"] = following.judges["proxy"]
-            run.digests["other"] = following.digests["reward"]
-    elif (path := data.run_folder(config.data, 1, config.out) / "reward.pt").exists():
-        [run] = runs
-        model, record = checkpoint.load_frozen(path, "reward", run.device,
-                                               run.tokenizer.fingerprint)
-        if record["meta"]["parents"]["init"] == run.digests["sft"]:
-            run.judges["other"] = reward.scorer(model, run.tokenizer.pad)
-            run.digests["other"] = record["digest"]
+        others = [(run.judges["proxy"], run.digests["reward"]) for run in runs[1:] + runs[:1]]
+    elif (path := home(config, 1) / "reward.pt").exists():
+        model, record = checkpoint.load_frozen(path, "reward", runs[0].device,
+                                               runs[0].tokenizer.fingerprint)
+        if record["meta"]["parents"]["init"] == runs[0].digests["sft"]:
+            others = [(reward.scorer(model, runs[0].tokenizer.pad), record["digest"])]
+    for run, (judge, digest) in zip(runs, others):
+        run.judges["other"], run.digests["other"] = judge, digest
     return runs
 
 
@@ -185,22 +227,23 @@ def kept(path, of, make):
 def reward_quality(config, runs, split):
     """What the reward model of each run knows of the truth -> {measure: [number of each seed]}, see
     collect.quality."""
-    def of_run(run):
-        found = collect.quality(rewards.text_scorer(run.judges["proxy"], run.tokenizer),
-                                rewards.text_sampler(run.networks["sft"], run.tokenizer),
-                                config.data, split, max(config.inputs * 5 // 2, 60), run.seed)
-        return [found]
-
-    each = [kept(run.folder / "samples" / f"{split}.quality.json",
-                 [run.digests["sft"], run.digests["reward"], config.inputs], lambda: of_run(run))[0]
-            for run in runs]
+    n, each, stored = max(config.inputs * 5 // 2, 60), [], []
+    if config.data not in data.WORLD:
+        stored = [astuple(c)[:3] for c in data.comparisons(config.data, split, n)]
+    for run in runs:
+        [row] = kept(run.folder / "samples" / f"{split}.quality.json",
+                     [run.digests["sft"], run.digests["reward"], n, stored], lambda: [
+                         collect.quality(rewards.text_scorer(run.judges["proxy"], run.tokenizer),
+                                         rewards.text_sampler(run.networks["sft"], run.tokenizer),
+                                         config.data, split, n, run.seed)])
+        each.append(row)
     return {name: [row[name] for row in each] for name in each[0] if name != "of"}
 
 
 def encoder(run, texts):
     """`embed` for embedding diversity: mean hidden state of the base model over a text's tokens,
-    less the mean over `texts` (uncentred, all states point the same way). Cached by text."""
-    network, tokenizer, cache = run.networks["base"], run.tokenizer, {}
+    less the mean over `texts` (uncentred, all states point the same way)."""
+    network, tokenizer = run.networks["base"], run.tokenizer
 
     @torch.no_grad()
     def states(new):
@@ -214,13 +257,7 @@ def encoder(run, texts):
         return out
 
     centre = states(texts).mean(0)
-
-    def embed(wanted):
-        new = list(dict.fromkeys(text for text in wanted if text not in cache))
-        if new:
-            cache.update(zip(new, states(new) - centre))
-        return [cache[text] for text in wanted]
-    return embed
+    return encoders.cached(lambda new: states(new) - centre)
 
 
 def diversities_of(config, run, rows):

@@ -33,17 +33,15 @@ def numbers(result):
                 for p in POLICIES if p != "base" and measure in policies[p][splits[0]]}
         return mean | {"top": max(mean, key=mean.get), "best": max(mean.values())}
 
-    lost = {}
-    for kind in ("per", "across"):
-        ead = means(f"{kind}_input_ead", splits[:1])
-        lost[kind] = 1 - ead["rlhf"] / ead["sft"]
-    ids = {verdict: [c["id"] for c in result["claims"] if c["verdict"] == verdict]
+    ead = {kind: means(f"{kind}_input_ead", splits[:1]) for kind in ("per", "across")}
+    ids = {verdict: ", ".join(c["id"] for c in result["claims"] if c["verdict"] == verdict)
            for verdict in ("supported", "not supported", "inconclusive")}
     gains = [row["gain"]["mean"] for row in result["matched_kl"] if row["gain"]]
     quality = next(iter(result["reward_model"].values()), {"pairs": [0]})
     return {"near": means("win_rate", splits[:1]), "far": means("win_rate", splits[1:]),
-            "ead": means("per_input_ead", splits), "lost": lost,
-            "verdicts": "; ".join(f"{verdict}: {', '.join(x)}" for verdict, x in ids.items() if x),
+            "ead": means("per_input_ead", splits),
+            "lost": {kind: 1 - mean["rlhf"] / mean["sft"] for kind, mean in ead.items()},
+            "verdicts": "; ".join(f"{verdict}: {x}" for verdict, x in ids.items() if x),
             "kl": policies["rlhf"][splits[0]]["kl"]["mean"], "first": splits[0],
             "better": sum(gain > 0 for gain in gains), "shifts": len(splits) - 1,
             "number": len(splits), "n": policies["sft"][splits[0]]["win_rate"]["n"],
@@ -66,31 +64,30 @@ def contents(folder, result, texts):
     """What the report says, its figures drawn into the folder -> [(title, parts)], where a part is
     a paragraph of `texts`, a Figure or a Table."""
     policies, splits = list(POLICIES), list(result["policies"]["sft"])
-    measured = result["policies"]["rlhf"][splits[0]]
+    measured, sweep = result["policies"]["rlhf"][splits[0]], result["sweep"]
 
     def drawn(draw, name, what, *more):
         draw(folder / f"{name}.png", result, *more)
         return Figure(f"{name}.png", what, texts[name])
 
     def tables(names, **measures):  # {measure: label}
-        for measure, label in measures.items():
-            if measure in measured:
-                yield Table([label, *splits], [
+        return [Table([label, *splits], [
                     [p, *(cell(by_split[s][measure]) for s in splits)] for p in names
                     if measure in (by_split := result["policies"][p])[splits[0]]])
+                for measure, label in measures.items() if measure in measured]
 
     if not result["settings"]["full"]:
         texts["diversity"] += " " + texts["overlapping"]
     if "gold" not in result["bon"][0]:
         texts["overoptimisation"] = texts["path"]
-    for name in ("other", "judge"):
-        if f"win_rate_{name}" in measured:
-            texts["judges"] += ", " + texts[name]
-    texts["judges"] += "."
+    texts["judges"] = ", ".join([texts["judges"], *(
+        texts[name] for name in ("other", "judge") if f"win_rate_{name}" in measured)]) + "."
     matched = [[row["split"], row["sft"], f"{row['sft_kl']:.2f}", *(
         [row["rlhf"], f"{row['rlhf_kl']:.2f}", cell(row["gain"]),
          " ".join(f"{x:+.2f}" for x in row["gain"]["seeds"])] if row["rlhf"] else
         ["none so near", "", "", ""])] for row in result["matched_kl"]]
+    diversity = dict(per_input_ead="per-input EAD", per_input_embedding="per-input embedding")
+    rates = {"1e-4": "lr-1e-4", f"{result['lr']:g} (the main run)": "rlhf", "4e-4": "lr-4e-4"}
     sections = [
         ("In short", [texts["abstract"], drawn(figures.overview, "overview", "overview")]),
         ("The claims", [Table(["claim", "verdict", "what it says", "evidence"], [
@@ -102,41 +99,36 @@ def contents(folder, result, texts):
                   "sft at T 1")]),
         ("What does it cost in diversity?", [
             drawn(figures.diversities, "diversity", "diversity"),
-            *tables(figures.VARIED, per_input_ead="per-input EAD",
-                    per_input_embedding="per-input embedding", per_input_nli="per-input NLI",
+            *tables(figures.VARIED, **diversity, per_input_nli="per-input NLI",
                     across_input_ead="across-input EAD")]),
         ("What win rate at what KL?", [
             drawn(figures.frontiers, "frontier", "frontier"), texts["matched_kl"],
             Table(["split", "SFT's best", "KL", "RLHF", "KL", "gain in win rate", "each seed"],
                   matched),
-            drawn(figures.overoptimisation, "overoptimisation", "over-optimisation")])]
-    if result["reward_model"]:
-        sections.append(("Does the reward model know what it judges?", [
-            drawn(figures.reward_accuracy, "reward_model", "reward model")]))
-    if "diverse" in result["policies"]:
-        sections.append(("A recipe that keeps diversity", [
-            texts["diverse"], *tables(["sft", "sft-t0.7", BEST, "rlhf", "diverse"],
-                                      win_rate="win rate", per_input_ead="per-input EAD",
-                                      per_input_embedding="per-input embedding")]))
-    sections.append(("Do other judges agree?", [texts["judges"], *tables(
-        policies, win_rate_proxy="proxy", win_rate_other="other", win_rate_judge="judge")]))
-    if result["sweep"]:
-        rates = {"1e-4": "lr-1e-4", f"{result['lr']:g} (the main run)": "rlhf", "4e-4": "lr-4e-4"}
-        sections += [
-            ("What does the KL penalty do?", [drawn(figures.betas, "betas", "beta", splits[0])]),
-            ("How was the learning rate of PPO chosen?", [Table(
-                ["learning rate", "win rate on validation", "KL"],
-                [[name, *(cell(result["sweep"][run]["validation"][k]) for k in ("win_rate", "kl"))]
-                 for name, run in rates.items()])]),
-            ("Controls", [Table(["control", "expected", "found", "holds"], [
-                [c["control"], c["expected"], c["found"], "yes" if c["holds"] else "NO"]
-                for c in result["controls"]])])]
-    if result["sizes"]:
-        sections.append(("How much is the size of the model?", [
-            drawn(figures.sizes, "sizes", "sizes")]))
-    return [*sections, ("Which method for which use", [texts["advice"]]),
-            ("Time", [Table(["what", "minutes"], [
-                [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()])])]
+            drawn(figures.overoptimisation, "overoptimisation", "over-optimisation")]),
+        ("Does the reward model know what it judges?", [
+            drawn(figures.reward_accuracy, "reward_model", "reward model")]
+         if result["reward_model"] else []),
+        ("A recipe that keeps diversity", [texts["diverse"], *tables(
+            ["sft", "sft-t0.7", BEST, "rlhf", "diverse"], win_rate="win rate", **diversity)]
+         if "diverse" in result["policies"] else []),
+        ("Do other judges agree?", [texts["judges"], *tables(
+            policies, win_rate_proxy="proxy", win_rate_other="other", win_rate_judge="judge")]),
+        ("What does the KL penalty do?",
+         [drawn(figures.betas, "betas", "beta", splits[0])] if sweep else []),
+        ("How was the learning rate of PPO chosen?", [
+            Table(["learning rate", "win rate on validation", "KL"], [
+                [name, *(cell(sweep[run]["validation"][k]) for k in ("win_rate", "kl"))]
+                for name, run in rates.items() if run in sweep])] if sweep else []),
+        ("Controls", [Table(["control", "expected", "found", "holds"], [
+            [c["control"], c["expected"], c["found"], "yes" if c["holds"] else "NO"]
+            for c in result["controls"]])] if sweep else []),
+        ("How much is the size of the model?",
+         [drawn(figures.sizes, "sizes", "sizes")] if result["sizes"] else []),
+        ("Which method for which use", [texts["advice"]]),
+        ("Time", [Table(["what", "minutes"], [
+            [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()])])]
+    return [(title, parts) for title, parts in sections if parts]
 
 
 def in_markdown(part):
@@ -250,9 +242,8 @@ def write(folder, result, shown):
 def last_lines(result, path):
     "What the screen shows at the end."
     rows = [(c["id"], c["verdict"], c["claim"], c["evidence"]) for c in result["claims"]]
-    for c in result["controls"]:
-        rows.append(("", "holds" if c["holds"] else "FAILS", f"{c['control']}: {c['expected']}",
-                     c["found"]))
+    rows += [("", "holds" if c["holds"] else "FAILS", f"{c['control']}: {c['expected']}",
+              c["found"]) for c in result["controls"]]
     lines = [f"{id:>4} {verdict:>14}  {what}\n{'':21}{evidence}"
              for id, verdict, what, evidence in rows]
     seeds, inputs, outputs = (result["settings"][key] for key in ("seeds", "inputs", "samples"))

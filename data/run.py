@@ -206,6 +206,7 @@ def stop_signal():
 # ---- a run ---------------------------------------------------------------------------------------
 
 TIMING = ("seconds", "tokens_per_second")  # of a log: the fields that differ between equal runs
+FREE = ("resume", "out", "device", "every", "micro", "max_kl")  # flags that make no other run of it
 
 
 def pick_device(name):
@@ -309,9 +310,8 @@ class Run:
         """
         model, record = checkpoint.load(self.path, self.kind, unfinished=True)
         saved = record["meta"]["config"]
-        free = ("resume", "out", "device", "every", "micro", "max_kl")  # make no other run of it
         for name, value in dataclasses.asdict(self.config).items():
-            if name not in free and name in saved and value != saved[name]:
+            if name not in FREE and name in saved and value != saved[name]:
                 raise CannotResume(f"--resume goes on with the flags of the interrupted run, and "
                                    f"that had {flag(name)} {saved[name]}, not {value}")
         if record["meta"]["finished"]:

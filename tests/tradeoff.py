@@ -242,7 +242,7 @@ def compare(config):
     "Everything -> what tradeoff.json holds. With every seed: what gains on validation."
     for seed in range(config.seeds):
         for name in BETAS[config.data]:
-            lineage.train_variant(config, seed, name)
+            lineage.train(lineage.variant(config, seed, name))
     runs, splits = load(config), data.test_splits(config.data)[1:]
     methods, baseline = having(config, METHODS), having(config, BASELINE)
     chosen = choose(config, runs[0], methods)
