@@ -121,7 +121,7 @@ def train(config):
                                   tokenizer.fingerprint)
     reward_fn, gold = reward.scorer(reward_model, tokenizer.pad), data.gold(config.data)
     examples = data.load(config.data, config.split, config.prompts)
-    prompts = [tokenizer.prompt(e.prompt) for e in examples]
+    prompts = tokenizer.prompts([e.prompt for e in examples])
     _held = lock(folder)  # until this function ends
 
     # the pool, its scores, and whatever else is known of each sample

@@ -363,7 +363,7 @@ def train(config, reward_fn=None):
         optimizer = optim.adamw(both, config.lr, betas=(0.9, 0.999), eps=1e-5)
         sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
         texts = data.prompts(config.data)
-        prompts = [tokenizer.prompt(text) for text in texts]
+        prompts = tokenizer.prompts(texts)
         run.reads("data", prompts)
         # prompts of like length share an iteration, in an order that depends on the seed alone
         batches = data.epochs([len(p) for p in prompts], config.batch, config.seed)

@@ -164,6 +164,7 @@ def train(config):
         sample = rewards.text_sampler(policy, tokenizer)
         score_texts = rewards.text_scorer(scorer(model, tokenizer.pad), tokenizer)
         rows, validation = collect.comparisons(config, run, sample)
+        tokenizer.prompts({row.prompt for row in rows})  # says how many are cut
 
         for step, batch in run.steps(collect.stream(config, rows), model, optimizer=optimizer):
             lr = optim.set_lr(optimizer, optim.schedule(config.lr, step, config.steps))

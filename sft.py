@@ -43,7 +43,7 @@ class Config:
     device: str = "auto"  # auto, cpu or cuda
 
     stage: Literal["sft", "base"] = "sft"  # base: pretrain on raw text instead of fine-tuning
-    prompt_tokens: int = 0  # longer prompts lose their post's end (0: as --init; a new base: 224)
+    prompt_tokens: int = 0  # longer prompts are cut (0: as --init; of a new base: 224)
     response_tokens: int = 0  # longer responses are cut, then ended (0: as --init; a new base: 48)
     base_steps: int = 3000  # steps of the pretraining that --init scratch does first
     tokenizer: str = "world"  # of a new base: world, gpt2, or a file made by python -m data.bpe
@@ -74,7 +74,8 @@ def loss(logp, is_response, tokens=None):
 
 def encode(tokenizer, examples):
     "Examples -> rows, (prompt ids, response ids)."
-    return [(tokenizer.prompt(e.prompt), tokenizer.response(e.response)) for e in examples]
+    prompts = tokenizer.prompts([e.prompt for e in examples])
+    return list(zip(prompts, [tokenizer.response(e.response) for e in examples]))
 
 
 def stream(config, rows_of):

@@ -1,11 +1,10 @@
 """
 Train a byte-level byte-pair encoding, and write it in tiktoken's own file format.
 
-Start from the 256 bytes. Again and again, glue together the pair of neighbouring tokens that
-is most frequent in the text, and call the result a new token (Sennrich et al. 2016,
-arXiv:1508.07909; over bytes as in GPT-2). The order of the merges is the vocabulary: a
-token's rank is both its id and its priority when text is encoded, so a file with one
-`base64(token) rank` per line says everything, and tiktoken reads it.
+Start from the 256 bytes. Again and again, glue together the pair of neighbouring tokens that is
+most frequent in the text, and call the result a new token (Sennrich et al. 2016, arXiv:1508.07909;
+over bytes as in GPT-2). The order of the merges is the vocabulary: a token's rank is both its id
+and its priority when text is encoded, so a file of tokens and ranks says everything.
 
     python -m data.bpe corpus.txt more.jsonl.gz --vocab 2048 --out my.bpe
 """
@@ -15,7 +14,6 @@ import base64
 import gzip
 import heapq
 import re
-import sys
 import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -23,11 +21,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .files import read_rows, write_file
+from .flags import fail
 
-# GPT-2's rule for what may become one token (a word with the space before it, a run of digits,
-# of punctuation, of blanks), spelled as in tiktoken's r50k_base. It is written out because the
-# tokeniser's fingerprint covers it: another spelling in a later tiktoken must not make old
-# checkpoints look foreign.
+# GPT-2's rule for what may become one token (a word with the space before it, a run of digits, of
+# punctuation, of blanks), as in tiktoken's r50k_base. It is written out because the tokeniser's
+# fingerprint covers it: in another spelling of tiktoken's, checkpoints must not look foreign.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 # The same rule for the standard library's `re`, to count words by. It has no \p{L}: what it calls a
 # letter includes numerals such as superscripts, so a merge of those is learned that no text uses.
@@ -59,7 +57,6 @@ def train(texts, vocab_size, progress=False):
     # falls are noticed when the entry comes up. The first entry that is up to date is the best.
     heap = [(-n, pair) for pair, n in counts.items()]
     heapq.heapify(heap)
-
     ranks = {bytes([b]): b for b in range(256)}
     with tqdm(total=vocab_size - 257, desc="merges", disable=not progress) as bar:
         while len(ranks) < vocab_size - 1:
@@ -95,7 +92,7 @@ def merge(word, pair, token):
     """Replace each occurrence of `pair` in a list of tokens by `token`, from the left."""
     out = []
     for part in word:
-        if part == pair[1] and out and out[-1] == pair[0]:
+        if part == pair[1] and out[-1:] == [pair[0]]:
             out[-1] = token
         else:
             out.append(part)
@@ -103,28 +100,22 @@ def merge(word, pair, token):
 
 
 def save(path, ranks):
-    """Write ranks to a file, as `dump` puts them."""
     write_file(path, dump(ranks))
 
 
 def dump(ranks):
     """Ranks as tiktoken writes them: base64 of the token, a space, its rank, one per line."""
-    return "".join(f"{base64.b64encode(token).decode()} {rank}\n"
-                   for token, rank in sorted(ranks.items(), key=lambda item: item[1]))
+    return "".join(f"{base64.b64encode(token).decode()} {ranks[token]}\n"
+                   for token in sorted(ranks, key=ranks.get))
 
 
-def load(path):
+def load(path, content=None):
     """
-    Read a file of ranks -> dict from token (bytes) to rank; ValueError if it is not one.
-
-    tiktoken's own loader keeps a copy by path in the temporary folder and so would go on
-    returning the old vocabulary after a new one was trained; hence this one.
+    A file of ranks, or its `content` -> dict from token (bytes) to rank; ValueError names the path
+    if it is none. (tiktoken's own loader keeps a copy by path in the temporary folder, and so goes
+    on returning the old vocabulary after a new one was trained.)
     """
-    return undump(Path(path).read_bytes(), path)
-
-
-def undump(content, path):
-    """The ranks that `dump` wrote; ValueError names the `path` if they are none."""
+    content = Path(path).read_bytes() if content is None else content
     ranks = {}
     for number, line in enumerate(content.rstrip(b"\n").split(b"\n"), 1):
         try:
@@ -161,8 +152,7 @@ if __name__ == "__main__":
         ranks = train(texts, args.vocab, progress=True)
         save(args.out, ranks)
     except (ValueError, OSError, EOFError, zlib.error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
 
     import tiktoken
 

@@ -17,9 +17,12 @@ import torch
 
 import model as m
 from data import files, networks, weights
+from data.tokenizer import Tokenizer
 
 FORMAT = 2
 MADE_BY = {"policy": "python sft.py", "reward": "python reward.py"}
+HOLDS = {"format": int, "kind": str, "model": dict, "weights": dict, "tokenizer": dict,
+         "meta": dict, "digest": str}
 
 
 def digest(record):
@@ -80,29 +83,6 @@ def save(path, kind, model, tokenizer, meta, state=None, dtype=None):
     files.write_file(path, write)
 
 
-def read(path, remedy):
-    "The record of a checkpoint file, whole and unaltered; ValueError says what is wrong with it."
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {remedy}")
-    try:
-        with zipfile.ZipFile(path) as parts:  # torch packs nothing: what would grow is not its own
-            if sum(part.file_size for part in parts.infolist()) > path.stat().st_size:
-                raise ValueError("more inside than outside")
-        # weights_only: nothing in a file can run code
-        record = torch.load(path, map_location="cpu", weights_only=True)
-        actual = digest(record)
-    except Exception as error:  # truncated, altered or foreign: torch has a dozen ways to say so
-        raise ValueError(f"{path} is damaged or not a checkpoint; {remedy}") from error
-    if not {"format", "kind", "model", "weights", "tokenizer", "meta", "digest"} <= record.keys():
-        raise ValueError(f"{path} is not a checkpoint of this project; {remedy}")
-    if record["format"] != FORMAT:
-        raise ValueError(f"{path} has format {record['format']}, and this version reads format "
-                         f"{FORMAT}; {remedy}")
-    if record["digest"] != actual:
-        raise ValueError(f"{path} was altered after it was written; {remedy}")
-    return record
-
-
 def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
     """
     (module, record) from a checkpoint; weights come back as fp32 parameters. Whatever is wrong
@@ -117,14 +97,31 @@ def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
         return model, {"tokenizer": own.record, "meta": {"stage": "pretrained", "finished": True},
                        "digest": digest({"weights": model.state_dict()})}
     path, remedy = Path(path), f"make a {kind} with `{MADE_BY[kind]}`."
-    record = read(path, remedy)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {remedy}")
+    try:
+        with zipfile.ZipFile(path) as parts:  # torch packs nothing: what would grow is not its own
+            if sum(part.file_size for part in parts.infolist()) > path.stat().st_size:
+                raise ValueError("more inside than outside")
+        # weights_only: nothing in a file can run code
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        actual = digest(record)
+    except Exception as error:  # truncated, altered or foreign: torch has a dozen ways to say so
+        raise ValueError(f"{path} is damaged or not a checkpoint; {remedy}") from error
+    if not all(isinstance(record.get(name), of) for name, of in HOLDS.items()):
+        raise ValueError(f"{path} is not a checkpoint of this project; {remedy}")
+    if record["format"] != FORMAT:
+        raise ValueError(f"{path} has format {record['format']}, and this version reads format "
+                         f"{FORMAT}; {remedy}")
+    if record["digest"] != actual:
+        raise ValueError(f"{path} was altered after it was written; {remedy}")
     if record["kind"] != kind:
         raise ValueError(f"{path} is a {record['kind']}, not a {kind}; {remedy}")
-    if tokenizer is not None and record["tokenizer"]["fingerprint"] != tokenizer:
-        raise ValueError(f"{path} was made with another tokenizer ({record['tokenizer']['name']}); "
-                         f"{remedy}")
-    if not unfinished and not record["meta"].get("finished", True):
-        raise ValueError(f"{path} was saved at step {record['meta']['step']} of a run that was "
+    own, meta = record["tokenizer"], record["meta"]
+    if tokenizer not in (None, own.get("fingerprint")):
+        raise ValueError(f"{path} was made with another tokenizer ({own.get('name')}); {remedy}")
+    if not unfinished and not meta.get("finished", True):
+        raise ValueError(f"{path} was saved at step {meta.get('step')} of a run that was "
                          f"interrupted: finish it with the same command and --resume.")
     make = m.Transformer if kind == "policy" else m.ScalarModel
     try:
@@ -150,23 +147,22 @@ def load_frozen(path, kind, device, tokenizer=None):
     return networks.to_device(model.requires_grad_(False), device), record
 
 
-# ---- everybody else's files ----------------------------------------------------------------------
-
-
 def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_tokens=224,
                     response_tokens=48):
     """
     (Transformer, Tokenizer) from a local folder or a name of the Hugging Face hub: GPT-2, OPT,
-    LLaMA 1 to 3 and Qwen2, in the format of `transformers`. The weights are read one by one into
-    their places, of `dtype` on `device`: never is more than one file held beside the model.
-    Whatever is wrong with the files is said in one sentence, and nothing is half loaded.
+    LLaMA 1 to 3 and Qwen2, in the format of `transformers`; the weights of `dtype` on `device`.
+    Whatever is wrong with the files is said in one sentence.
     """
     folder = weights.find(name_or_folder)
     family, settings = weights.settings(folder)
-    tokenizer = weights.tokenizer(name_or_folder, prompt_tokens, response_tokens)
+    tokenizer = Tokenizer(name_or_folder, prompt_tokens, response_tokens)
     settings["eos"] = tuple(dict.fromkeys((tokenizer.eos, *settings["eos"])))
-    with torch.device("meta"):  # shapes without memory
-        model = m.Transformer(m.ModelConfig(**settings))
+    try:
+        with torch.device("meta"):  # shapes without memory
+            model = m.Transformer(m.ModelConfig(**settings))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
     weights.fill(model, family, folder, device, dtype)
     if model.position is None:
         model.table = m.rope_table(model.config).to(device, dtype)
@@ -176,4 +172,4 @@ def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_to
 def export(path, folder):
     "Write a checkpoint's policy and its tokeniser to a new folder that `transformers` loads alone."
     model, record = load(path, "policy")
-    weights.write(model, record["tokenizer"], folder)
+    weights.write(model, Tokenizer.of(record["tokenizer"]), folder)

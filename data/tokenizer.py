@@ -1,19 +1,26 @@
 """
 Text to token ids and back, and the templates: how a prompt and a response become ids.
 
-    prompt    [BOS] + ids of the prompt, cut so that its last line (the cue) survives
+    prompt    [BOS] + ids of the prompt, cut so that what is asked last survives
     response  ids of " " + response, cut, then EOS, always
 
 The two are tokenised apart and their ids concatenated. Tokenising the joined text instead would
 let a merge cross the boundary, and the model would be trained on ids it never sees when sampling.
 """
 
+import bisect
 import hashlib
 import json
 import re
+import sys
 from pathlib import Path
 
 BPE = Path(__file__).parent / "world.bpe"
+# where a turn of a dialogue begins: "Human:", "### Assistant:", "<|user|>", "[INST]", ...
+TURN = re.compile(
+    r"(?im:^[#* ]*(?:human|user|assistant|system|bot|ai|prompter|instruction|response|question|q|"
+    r"answer|a)\**:)|\b(?:HUMAN|USER|ASSISTANT):|\[/?INST\]|<start_of_turn>\w+|"
+    r"<\|(?:im_start|start_header_id)\|>\w+|<\|(?:human|user|assistant|system|prompter)\|>")
 BLANKS = re.compile(r"(?<!\s)\s{100000,}")
 
 
@@ -27,8 +34,9 @@ class Tokenizer:
     shortcut), masking the padding would also hide the end of every response, and the model would
     never learn to stop.
 
-    It also knows how long prompts and responses may be, so that every stage cuts them alike.
-    `kept` is the vocabulary as a checkpoint holds it, in primitives: no file is then read.
+    It also knows how long prompts and responses may be, so that every stage cuts them alike, and
+    counts the prompts it has `cut`. `kept` is the vocabulary as a checkpoint holds it, in
+    primitives: no file is then read.
     """
 
     def __init__(self, name="world", prompt_tokens=224, response_tokens=48, kept=None):
@@ -37,7 +45,7 @@ class Tokenizer:
         from . import bpe, weights
 
         self.name, encoding = str(name), None
-        self.prompt_tokens, self.response_tokens = prompt_tokens, response_tokens
+        self.prompt_tokens, self.response_tokens, self.cut = prompt_tokens, response_tokens, 0
         is_gpt2 = weights.GPT2.fullmatch(self.name) and not Path(name, "config.json").is_file()
         if not kept and name != "world" and weights.is_pretrained(name) and not is_gpt2:
             kept, encoding = weights.vocabulary(weights.find(name, tensors=False))
@@ -49,14 +57,13 @@ class Tokenizer:
         self.eos, self.bos, self.vocab_size = kept["eos"], kept["bos"], kept["vocab_size"]
         self.pad = self.vocab_size
         if "spec" in kept:  # a tokenizer.json
-            encoding = encoding or weights.Pieces(kept["spec"], self.name)
+            self.encoding = encoding or weights.Pieces(kept["spec"], self.name)
         else:
             import tiktoken
 
-            encoding = tiktoken.Encoding(
+            self.encoding = tiktoken.Encoding(
                 self.name, pat_str=kept["pattern"], special_tokens=self.special,
-                mergeable_ranks=bpe.undump(kept["ranks"].encode(), self.name))
-        self.encoding, self.lead = encoding, getattr(encoding, "lead", None)
+                mergeable_ranks=bpe.load(self.name, kept["ranks"].encode()))
         # A checkpoint stores this: ids mean nothing under another vocabulary, even of equal size.
         primitives = json.dumps(kept, sort_keys=True).encode()
         self.fingerprint = hashlib.sha256(primitives).hexdigest()[:16]
@@ -82,6 +89,14 @@ class Tokenizer:
     def prompt(self, text):
         return encode_prompt(self, text, self.prompt_tokens)
 
+    def prompts(self, texts):
+        "All prompts of a stage, as ids; says on stderr how many of them were cut, if any."
+        before, ids = self.cut, [self.prompt(text) for text in texts]
+        if self.cut > before:
+            print(f"{self.cut - before} of {len(ids)} prompts were cut to --prompt-tokens "
+                  f"{self.prompt_tokens}", file=sys.stderr)
+        return ids
+
     def response(self, text):
         return encode_response(self, text, self.response_tokens)
 
@@ -91,9 +106,10 @@ class Tokenizer:
         becomes seven ordinary tokens or so. Lone surrogates become U+FFFD. SentencePiece puts a
         space before every text; not before one that is `inside` another, and goes on from it.
         """
-        if self.lead and not inside:
-            text = self.lead(text)
-        return [i for part in parts(text) for i in self.encoding.encode_ordinary(part)]
+        encode = self.encoding.encode_ordinary
+        further = getattr(self.encoding, "encode_inside", encode)
+        first, *more = parts(text)
+        return (further if inside else encode)(first) + [i for part in more for i in further(part)]
 
     def decode(self, ids):
         """Ids (a list or a tensor) -> text, without PAD, EOS and BOS; broken UTF-8 is U+FFFD. Ids
@@ -131,9 +147,11 @@ def encode_prompt(tokenizer, prompt, max_tokens):
     """
     Prompt text -> at most `max_tokens` ids, BOS included where the family has one.
 
-    A prompt that is too long loses the end of what stands before its last line: the post's tail,
-    never "TL;DR:" or "### Response:", without which the model is not asked for anything. Blanks
-    at the very end go too: the response brings its own. ValueError for an empty prompt.
+    A dialogue that is too long (it ends where who has answered is to answer again) loses its oldest
+    turns. A last question, or any other prompt, loses the end of what stands before its last line:
+    the post's tail, never "TL;DR:" or "### Response:", without which the model is not asked for
+    anything. Blanks at the very end go too: the response brings its own. ValueError for an empty
+    prompt.
     """
     prompt = prompt.rstrip()
     if not prompt:
@@ -144,11 +162,21 @@ def encode_prompt(tokenizer, prompt, max_tokens):
         raise ValueError(f"a prompt needs at least {len(start) + 1} tokens, not {max_tokens}")
     ids = tokenizer.encode(prompt)
     if len(ids) > room:
-        post, newline, cue = prompt.rpartition("\n")
-        cue = tokenizer.encode(newline + cue, inside=True)
+        tokenizer.cut += 1
+        line, turns = prompt.rfind("\n"), list(TURN.finditer(prompt))
+        end, labels = len(prompt[:max(line, 0)].rstrip("\n")), [turn[0] for turn in turns]
+        if turns and turns[-1].start() > line and labels.count(labels[-1]) > 1:
+            lead = prompt[:len(prompt) - len(prompt.lstrip())]  # hh's begin with an empty line
+            *places, cue = (turn.start() for turn in turns)
+            fits = lambda place: len(tokenizer.encode(lead + prompt[place:])) <= room
+            place = places[bisect.bisect_left(places[:-1], True, key=fits)]  # or the last question
+            end = len(prompt[:cue].rstrip()) - place + len(lead)
+            prompt = lead + prompt[place:]
+            ids = tokenizer.encode(prompt)
+        cue = tokenizer.encode(prompt[end:], inside=True)
         # A single line, or a last line longer than all the room, is no cue: cut it plainly.
-        if newline and len(cue) <= room:
-            ids = tokenizer.encode(post)[:room - len(cue)] + cue
+        if len(ids) > room >= len(cue) and end:
+            ids = tokenizer.encode(prompt[:end])[:room - len(cue)] + cue
     return start + ids[:room]
 
 

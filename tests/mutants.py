@@ -114,7 +114,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("eos before the cut", "data/tokenizer.py", "data eos_survives_truncation",
      "return ids[: max_tokens - 1] + [tokenizer.eos", "return (ids + [tokenizer.eos])[:max_tokens"),
     ("the cue is cut", "data/tokenizer.py", "data cue_survives_truncation",
-     "if newline and len(cue) <= room:", "if False:"),
+     "if len(ids) > room >= len(cue) and end:", "if False:"),
     ("response starts one token late", "data/__init__.py", "data masks_decode_to_the_response",
      "positions = torch.minimum(start + step,", "positions = torch.minimum(start + step + 1,"),
     # ---- numbers

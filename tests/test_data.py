@@ -213,8 +213,50 @@ def test_cue_survives_truncation(path, bos):
         assert len(ids) == room and ids[-len(cue) :] == cue and ids[: len(start)] == start
         head = tokenizer.encode(PROMPT)[: room - len(cue) - len(start)]
         assert ids[len(start) : -len(cue)] == head  # the tail of the post is what went
+    blank = data.encode_prompt(tokenizer, PROMPT.replace("\nTL;DR:", "\n\n### Response:"), 60)
+    assert tokenizer.decode(blank[len(start):]).endswith("\n\n### Response:")
     one_line = "I told my boss that I quit. " * 20
     assert data.encode_prompt(tokenizer, one_line, 9) == (start + tokenizer.encode(one_line))[:9]
+
+
+@pytest.mark.parametrize("asks, answers, end", [
+    ("Human:", "Assistant:", "\n\n"), ("User:", "Bot:", "\n"), ("Q:", "A:", "\n\n"),
+    ("### Instruction:\n", "### Response:\n", "\n\n"), ("**User:**", "**Assistant:**", "\n"),
+    ("USER:", "ASSISTANT:", " "), ("[INST]", "[/INST]", " "),
+    ("<|user|>\n", "<|assistant|>\n", "</s>\n"),
+    ("<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n"),
+    ("<|start_header_id|>user<|end_header_id|>\n\n",
+     "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+    ("<start_of_turn>user\n", "<start_of_turn>model\n", "<end_of_turn>\n")])
+def test_dialogues_lose_their_oldest_turns(tokenizer, asks, answers, end):
+    # the last question, which stands before the last line as the end of a post does
+    encode = lambda text: tokenizer.encode(text.rstrip())
+    turns = [part for n in range(9) for part in (f"{asks} the cat {n}?\nit sat{end}",
+                                                 f"{answers} rat {n}.\n\nA mat{end}")]
+    turns += [f"{asks} told my boss\nI quit?{end}", answers]
+    whole, last, cue = "a mat" + end + "".join(turns), "".join(turns[-2:]), encode(end + answers)
+    for room in range(len(cue), len(encode(whole)), 7):
+        ids = data.encode_prompt(tokenizer, whole, room)
+        fit = ["".join(turns[n:]) for n in range(len(turns) - 1)
+               if len(encode("".join(turns[n:]))) <= room]
+        assert len(ids) <= room and (not fit or ids == encode(fit[0]))
+        if not fit:  # the last question loses its end
+            kept = tokenizer.decode(ids[:-len(tokenizer.encode(answers.rstrip()))])
+            assert last.startswith(kept.rstrip()[:len(asks) + 9]), kept
+            assert tokenizer.decode(ids).endswith(answers.rstrip())
+    blank = data.encode_prompt(tokenizer, "\n\n" + "".join(turns), len(encode(last)) + 9)
+    assert tokenizer.decode(blank) == "\n\n" + last.rstrip()  # as hh's begin
+    once = "a mat\n" + asks + " the cat?" * 99 + end + answers  # no answer yet: cut as a post
+    assert tokenizer.decode(data.encode_prompt(tokenizer, once, 60)).startswith("a mat")
+
+
+def test_cut_prompts_are_counted(path, capsys):
+    tokenizer = data.Tokenizer(path, 20)
+    assert tokenizer.prompts(["a cat", PROMPT, PROMPT + "\nTL;DR:"])[1] == tokenizer.prompt(PROMPT)
+    assert tokenizer.prompts(["a cat"]) and tokenizer.prompts([PROMPT])
+    said = capsys.readouterr()
+    assert not said.out and [line.partition(" were")[0] for line in said.err.splitlines()] == [
+        "2 of 3 prompts", "1 of 1 prompts"]
 
 
 def test_empty_prompts_are_refused(tokenizer):

@@ -33,7 +33,7 @@ TABLE = {
     "data/flags.py": ("", ""),
     "data/run.py": ("torch tqdm filelock data data.checkpoint data.files data.flags data.tokenizer",
                     "matplotlib model"),
-    "data/checkpoint.py": ("torch model data.files data.networks data.weights", ""),
+    "data/checkpoint.py": ("torch model data.files data.networks data.tokenizer data.weights", ""),
     "data/optim.py": ("torch", ""),
     "data/networks.py": ("torch model", ""),
     "data/pools.py": ("torch numpy tqdm model data data.files data.run metrics", ""),
@@ -45,11 +45,11 @@ TABLE = {
     "data/words.py": ("", ""),
     "data/summarise.py": ("data.words", ""),
     "data/instruct.py": ("data.words", ""),
-    "data/bpe.py": ("tqdm data.files", "tiktoken data.tokenizer"),
+    "data/bpe.py": ("tqdm data.files data.flags", "tiktoken data.tokenizer"),
     "data/encoders.py": ("", "sentence_transformers transformers"),
     "data/hub.py": ("data.files", "data.world datasets"),
     "data/collect.py": ("numpy tqdm data data.files metrics", "data.judge data.world"),
-    "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub tiktoken data data.bpe"),
+    "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub data.bpe"),
     # Its command, and nothing else in it, measures reward checkpoints too, and has intervals.
     "data/judge.py": ("tqdm data data.files", "data.collect data.flags data.measured metrics "
                       "reward"),

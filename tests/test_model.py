@@ -592,6 +592,12 @@ def test_missing_wrong_foreign_and_other_files_name_the_remedy(tmp_path):  # a t
     for foreign in ({"weights": torch.zeros(3)}, {"format": {1, 2}}, random.Random(0)):
         torch.save(foreign, path)
         complaint()
+    for name, value in (("model", None), ("model", {**record["model"], "layers": "1"}),
+                        ("model", {**record["model"], "heads": 1.5}), ("meta", "x"),
+                        ("tokenizer", None), ("tokenizer", {}), ("weights", [])):  # by another hand
+        other = {**record, name: value}
+        torch.save({**other, "digest": checkpoint.digest(other)}, path)
+        complaint(tokenizer="abc")
     for content in (b"", b"hello", b"{}" * 999):
         path.write_bytes(content)
         complaint()

@@ -31,6 +31,9 @@ st = pytest.importorskip("safetensors.torch")
 hf.utils.logging.set_verbosity_error()
 hf.utils.logging.disable_progress_bar()
 
+# LLaMA 3's rule for what may become one token, from its release
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+"
+          r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 LEFT = 7  # rows of a model's embedding beyond its tokeniser's ids, as OPT has them
 
 
@@ -134,10 +137,21 @@ def llama_files(folder, own="prepend"):
 
 
 def llama3_files(folder):
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
     folder.mkdir(parents=True, exist_ok=True)
-    ranks = bpe.train(corpus(), 401)
-    bpe.save(folder / "tokenizer.model", ranks)
-    dump(folder / "tokenizer_config.json", {"eos_token": "<|eot_id|>"})
+    bpe.save(folder / "tokenizer.model", bpe.train(corpus(), 401))
+    names = {0: "<|begin_of_text|>", 1: "<|end_of_text|>", 9: "<|eot_id|>"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # it would keep a copy for the next test
+        full = TikTokenConverter(
+            str(folder / "tokenizer.model"), pattern=LLAMA3,
+            extra_special_tokens=[names.get(n, f"<|reserved_{n}|>") for n in range(16)]).converted()
+    full.post_processor = tk.processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 400)])
+    full.save(str(folder / "tokenizer.json"))  # tokenizer.model stays, as theirs, and says nothing
+    dump(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|eot_id|>"})
     return 400 + 16 - LEFT, {"bos_token_id": 400, "eos_token_id": [401, 409]}
 
 
@@ -147,7 +161,7 @@ def qwen_files(folder):
     full = tk.Tokenizer(model)
     full.normalizer = tk.normalizers.NFC()
     full.pre_tokenizer = tk.pre_tokenizers.Sequence([
-        tk.pre_tokenizers.Split(tk.Regex(weights.LLAMA3.replace("{1,3}", "")), "isolated"),
+        tk.pre_tokenizers.Split(tk.Regex(LLAMA3.replace("{1,3}", "")), "isolated"),
         tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     full.decoder = tk.decoders.ByteLevel()
     full.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
@@ -173,23 +187,6 @@ def saved_files(folder, kind):
     found.save_pretrained(folder)
     assert not (folder / "vocab.json").exists()
     return size, ids
-
-
-def theirs_of(folder, kind):
-    "The tokeniser of `transformers` for a folder."
-    if kind != "llama3":
-        return hf.AutoTokenizer.from_pretrained(folder)
-    from transformers.convert_slow_tokenizer import TikTokenConverter
-
-    special = [weights.LLAMA3_SPECIAL.get(n, f"<|{n}|>") for n in range(16)]
-    converter = TikTokenConverter(str(folder / "tokenizer.model"), pattern=weights.LLAMA3,
-                                  extra_special_tokens=special)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # it would keep a copy for the next test
-        found = hf.PreTrainedTokenizerFast(tokenizer_object=converter.converted())
-    found.backend_tokenizer.post_processor = tk.processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 400)])
-    return found
 
 
 FILES = {"gpt2": gpt2_files, "gpt2-shuffled": lambda folder: gpt2_files(folder, True),
@@ -361,7 +358,7 @@ def test_every_kind_of_file(copy, name, form):  # a shard forgotten, names of ol
         assert len(list(folder.glob("*.safetensors"))) > 2
     else:
         held = {key: value.clone() for key, value in net.state_dict().items()}
-        if form == "old":  # buffers, a tied output matrix, no prefix, the file format before 2020
+        if form == "old":  # buffers, a tied output matrix, no prefix
             held = {key.removeprefix("transformer.").removeprefix("model."): value
                     for key, value in held.items()}
             mask = torch.ones(1, 1, 47, 47, dtype=torch.uint8).tril()
@@ -372,7 +369,7 @@ def test_every_kind_of_file(copy, name, form):  # a shard forgotten, names of ol
         names = [f"pytorch_model-{i}.bin" for i in range(3)] if "sharded" in form else [
             "pytorch_model.bin"]
         for part, file in zip(parts, names):
-            torch.save(part, folder / file, _use_new_zipfile_serialization=form != "old")
+            torch.save(part, folder / file)
         if "sharded" in form:
             dump(folder / "pytorch_model.bin.index.json", {"weight_map": {
                 key: file for part, file in zip(parts, names) for key in part}})
@@ -399,11 +396,13 @@ class Accounting(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.alive, self.peak = {}, 0
+        self.alive, self.peak, self.mapped = {}, 0, set()  # what is mapped from a file takes none
 
     def note(self, tensor):
         if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
             storage = tensor.untyped_storage()
+            if self.mapped is None or storage.data_ptr() in self.mapped:
+                return
             self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
@@ -426,12 +425,10 @@ def test_never_two_copies_in_memory(root, tmp_path, monkeypatch, form, dtype):
     net.save_pretrained(folder, max_shard_size="300KB")
     llama_files(folder)
     largest = 4 * max(p.numel() for p in net.parameters())
-    if form == "bin":  # in the format before 2020, which is read file by file
+    if form == "bin":
         index = json.loads((folder / "model.safetensors.index.json").read_text())
         for path in folder.glob("*.safetensors"):
-            held = st.load_file(path)
-            largest = max(largest, 4 * sum(value.numel() for value in held.values()))
-            torch.save(held, path.with_suffix(".bin"), _use_new_zipfile_serialization=False)
+            torch.save(st.load_file(path), path.with_suffix(".bin"))
             path.unlink()
         (folder / "model.safetensors.index.json").unlink()
         dump(folder / "pytorch_model.bin.index.json", {"weight_map": {
@@ -449,6 +446,15 @@ def test_never_two_copies_in_memory(root, tmp_path, monkeypatch, form, dtype):
                     return value
                 yield name, shape, got
         monkeypatch.setattr(weights, "tensors", noted)
+        load = torch.load
+
+        def mapping(*args, mmap=False, **more):
+            assert mmap
+            before, seen.mapped = seen.mapped, None
+            held = load(*args, mmap=mmap, **more)
+            seen.mapped = before | {value.data_ptr() for value in held.values()}
+            return held
+        monkeypatch.setattr(torch, "load", mapping)
         loaded, _ = checkpoint.load_pretrained(folder, dtype=dtype)
     table = loaded.table.numel() * 8 * 4  # cosines and sines are made in float64
     assert whole <= seen.peak <= whole + largest + table, (seen.peak, whole, largest)
@@ -466,7 +472,7 @@ def test_ids_equal_transformers(root, kind, tmp_path):
     kind = kind.removesuffix(" saved")
     family = {"opt": "opt", "qwen": "qwen2"}.get(kind, kind.split("-")[0].rstrip("3"))
     dump(folder / "config.json", {"model_type": family, **ids})
-    theirs, ours = theirs_of(folder, kind), data.Tokenizer(folder, 10_000, 10_000)
+    theirs, ours = hf.AutoTokenizer.from_pretrained(folder), data.Tokenizer(folder, 10_000, 10_000)
     plain = lambda text, **more: theirs(text, split_special_tokens=True, **more).input_ids
     bos = {"gpt2": None, "opt": 2, "qwen2": None}.get(family, 400 if kind == "llama3" else 1)
     eos = {"gpt2": 400, "opt": 2, "qwen2": 402}.get(family, 409 if kind == "llama3" else 2)
@@ -534,7 +540,7 @@ def test_fingerprints_and_records(root, copy):  # another vocabulary under a che
 def test_whatever_ends_a_text_or_begins_it(copy):  # a chat model that never stops
     folder = copy("gpt2")
     edit(folder / "config.json", eos_token_id=7)
-    edit(folder / "generation_config.json", eos_token_id=[7, 9, 10_000])
+    edit(folder / "generation_config.json", eos_token_id=[7, 9, 10_000, -1])
     net, tokenizer = checkpoint.load_pretrained(folder)
     assert (tokenizer.eos, net.config.eos) == (7, (7, 9))
     edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
@@ -545,12 +551,54 @@ def test_whatever_ends_a_text_or_begins_it(copy):  # a chat model that never sto
     assert data.Tokenizer(opt).bos == 2  # OPT's custom without being told
     edit(llama / "tokenizer_config.json", add_bos_token=False)
     assert data.Tokenizer(llama).bos is None
+    edit(folder / "config.json", bos_token_id=10_000)
+    edit(folder / "tokenizer_config.json", add_bos_token=True)
+    assert data.Tokenizer(folder).bos is None  # it would be taken for PAD
+
+
+@pytest.mark.parametrize("form", ["saved", "left over", "listed", "older", "named"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama3"])
+def test_tokens_of_a_folder_of_ones_own(root, copy, kind, form):
+    # the table without what was added to it: an EOS that nothing was taught, a word in pieces
+    folder = copy(f"tokenisers/{kind}")
+    ids = json.loads((root / "tokenisers" / f"{kind}.json").read_text())
+    dump(folder / "config.json", {"model_type": kind.rstrip("3"), **ids, "vocab_size": 500})
+    theirs = hf.AutoTokenizer.from_pretrained(folder)
+    first, notes = len(theirs), json.loads((folder / "tokenizer_config.json").read_text())
+    own = {"<|mine|>": first, "glorp": first + 1, "<|pad|>": first + 2}
+    entry = lambda text: {"content": text, "special": text != "glorp", "lstrip": False,
+                          "rstrip": False, "single_word": False, "normalized": text == "glorp"}
+    named = {"eos_token": "<|mine|>", "pad_token": "<|pad|>"}
+    if form in ("saved", "left over"):
+        theirs.add_special_tokens(named)
+        theirs.add_tokens(["glorp"])
+        theirs.save_pretrained(folder)
+        for name in ("vocab.json", "merges.txt") if form == "saved" else ():
+            (folder / name).unlink(missing_ok=True)
+    elif form == "listed":
+        dump(folder / "tokenizer_config.json", notes | named | {
+            "added_tokens_decoder": {i: entry(text) for text, i in own.items()}})
+    elif form == "older":
+        dump(folder / "added_tokens.json", own)
+        dump(folder / "special_tokens_map.json", named | {"eos_token": entry("<|mine|>")})
+    else:
+        dump(folder / "tokenizer_config.json", notes | named)
+    theirs, ours = hf.AutoTokenizer.from_pretrained(folder), data.Tokenizer(folder, 10_000, 10_000)
+    assert ours.eos == theirs.eos_token_id == first and ours.encode("x <|mine|>")[-1] != first
+    for text in [*strings(200), "a glorp b<|mine|>", "glorpglorp <|pad|>"]:
+        assert ours.encode(text) == theirs(text, split_special_tokens=True,
+                                           add_special_tokens=False).input_ids, text
+    assert (theirs.convert_tokens_to_ids("glorp") in ours.encode("a glorp")) == (form != "named")
+    assert ours.decode([*ours.encode("a glorp"), ours.eos]) == "a glorp"
+    again = data.Tokenizer.of(ours.record)
+    assert again.fingerprint == ours.fingerprint and again.encode("glorp") == ours.encode("glorp")
 
 
 def test_gpt2_by_its_name(root, monkeypatch):  # another eos, or the hub asked for a tokeniser
     import tiktoken
 
-    ranks = data.Tokenizer(root / "gpt2").encoding._mergeable_ranks
+    byte = {letter: b for b, letter in weights.LETTER.items()}
+    ranks = {bytes(map(byte.get, token)): i for i, token in enumerate(byte_level()[0])}
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: tiktoken.Encoding(
         name, pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens={}))
     for name in ("gpt2", "gpt2-xl", "openai-community/gpt2-medium"):
@@ -662,6 +710,16 @@ def test_stages_start_from_a_folder(root, runs, capsys):  # limits, tokeniser or
     assert Path(chosen).exists()
     with pytest.raises(ValueError, match="--prompt-tokens 224"):
         sft.train(sft.Config(**common, init=direct, steps=1))
+    short = {**runs["common"], "out": runs["common"]["out"] + "/short"}
+    capsys.readouterr()
+    sft.train(sft.Config(**short, init=direct, steps=1, batch=4, prompt_tokens=9,
+                         response_tokens=12))
+    for stage, more in ((reward, dict(steps=1, batch=4)), (bon, dict(n=2, prompts=2)),
+                        (ppo, dict(steps=1, batch=4, minibatches=2))):
+        stage.train(stage.Config(**short, **more))
+    said = capsys.readouterr().err
+    assert said.count("8 of 8 prompts were cut to --prompt-tokens 9") == 4, said  # sft's of 2 files
+    assert said.count("2 of 2 prompts were cut") == 1
     with pytest.raises(ValueError, match="another tokenizer"):
         checkpoint.load(root / "opt", "policy", tokenizer=parent["tokenizer"]["fingerprint"])
 
@@ -734,7 +792,7 @@ def test_export_writes_all_or_nothing(runs, tmp_path, capsys, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
     odd = m.Transformer(m.ModelConfig(vocab_size=2048, activation="relu"))
     with pytest.raises(ValueError, match="none of gpt2, opt, llama, qwen2"):
-        weights.write(odd, data.Tokenizer().record, tmp_path / "odd")
+        weights.write(odd, data.Tokenizer(), tmp_path / "odd")
 
 
 # ---- bad input -----------------------------------------------------------------------------------
@@ -750,6 +808,13 @@ def put(name, value):
 
 def config(**changes):
     return lambda folder: edit(folder / "config.json", **changes)
+
+
+def index(weight_map):
+    def change(folder):
+        (folder / "model.safetensors").unlink()
+        dump(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    return change
 
 
 def without(field):
@@ -808,9 +873,9 @@ BAD = {  # what is wrong: the model, how it is broken, words of the sentence
                        ["model.safetensors", "transformer.h.1.mlp.c_fc.weight is missing"]),
     "output missing": ("llama", drop("lm_head.weight"), ["lm_head.weight is missing"]),
     "tensor too many": ("llama", put("model.layers.0.self_attn.q_proj.bias", torch.ones(36)),
-                        ["model.safetensors", "q_proj.bias", "no place"]),
-    "layer too many": ("opt", config(num_hidden_layers=2), ["layers.2.", "no place"]),
-    "layer too few": ("opt", config(num_hidden_layers=4), ["layers.3.", "15 more are missing"]),
+                        ["model.safetensors", "q_proj.bias", "not be in a llama"]),
+    "layer too many": ("opt", config(num_hidden_layers=2), ["layers.2.", "not be in"]),
+    "layer too few": ("opt", config(num_hidden_layers=4), ["layers.3.", "of 16"]),
     "wrong shape": ("llama-2", put("model.norm.weight", torch.ones(35)),
                     ["model.safetensors", "model.norm.weight", "(35,)", "(36,)"]),
     "not turned": ("gpt2", put("transformer.h.0.attn.c_attn.weight", torch.ones(54, 18)),
@@ -847,15 +912,46 @@ BAD = {  # what is wrong: the model, how it is broken, words of the sentence
                    ["low_freq_factor=None"]),
     "window": ("qwen2", config(use_sliding_window=True), ["use_sliding_window"]),
     "quantised": ("llama", config(quantization_config={"bits": 4}), ["quantization_config"]),
+    **{f"{field} {value!r}": (name, config(**{field: value}), ["config.json", f"{field}={value!r}"])
+       for name, field, value in (
+           ("gpt2", "n_layer", 3.0), ("gpt2", "n_head", True), ("gpt2", "n_inner", "13"),
+           ("gpt2", "vocab_size", None), ("gpt2", "eos_token_id", "400"),
+           ("gpt2", "eos_token_id", [400, None]), ("gpt2", "n_embd", None),
+           ("gpt2", "layer_norm_epsilon", [1e-5]), ("gpt2", "tie_word_embeddings", "yes"),
+           ("opt", "do_layer_norm_before", 1), ("opt", "word_embed_proj_dim", "18"),
+           ("opt", "bos_token_id", "2"), ("llama", "num_key_value_heads", 2.5),
+           ("llama", "num_hidden_layers", -1), ("llama", "rope_parameters", "llama3"))},
+    "architectures": ("gpt2", config(model_type=["gpt2"]), ["config.json", "['gpt2']"]),
+    "no layers": ("llama", config(num_hidden_layers=0), ["config.json", "layers=0"]),
+    "theta": ("llama", config(rope_parameters={"rope_theta": "1e4"}),
+              ["config.json has rope_theta='1e4'"]),
+    **{f"{file} {content}": (name, lambda folder, file=file, content=content: dump(
+        folder / file, content), [file, *words]) for name, file, content, *words in (
+            ("gpt2", "generation_config.json", {"eos_token_id": {"id": 1}}, "eos_token_id={'id'"),
+            ("gpt2", "generation_config.json", "[" * 10**5, "damaged"),
+            ("gpt2", "tokenizer_config.json", {"eos_token": 7}, "eos_token has", "=7"),
+            ("gpt2", "tokenizer_config.json", {"eos_token": {"content": 7}}, "content=7"),
+            ("gpt2", "tokenizer_config.json", {"added_tokens_decoder": []}, "decoder=[]"),
+            ("gpt2", "tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "y"}}},
+             "x='x'", "whole number"),
+            ("gpt2", "tokenizer_config.json", {"added_tokens_decoder": {"401": "y"}}, "401='y'"),
+            ("gpt2", "added_tokens.json", {"<x>": None}, "<x>=None"),
+            ("gpt2", "vocab.json", {"a": "b"}, "merges.txt"),
+            ("llama", "tokenizer.json", {"normalizer": "NFC"}, "can read"))},
+    "index": ("gpt2", index(["model.safetensors"]), ["safetensors.index.json", "weight_map=["]),
+    "index of numbers": ("gpt2", index({"wte.weight": 1, "wpe.weight": "x"}),
+                         ["safetensors.index.json", "wte.weight=1"]),
     "no tokeniser": ("gpt2", no_tokeniser, ["tokenizer.json", "vocab.json", "tokenizer.model"]),
-    "sentencepiece": ("llama", sentencepiece, ["SentencePiece", "tokenizer.json"]),
+    "sentencepiece": ("llama", sentencepiece, ["tokenizer.model", "tokenizer.json"]),
     "tokeniser cut": ("llama", truncate("tokenizer.json"), ["tokenizer.json is damaged"]),
     "tokeniser foreign": ("llama", lambda folder: dump(folder / "tokenizer.json", {"model": {}}),
                           ["tokenizer.json", "can read"]),
     "merge of three": ("opt", lambda folder: dump(folder / "merges.txt", "a b\na b c\n"),
-                       ["merges.txt", "merge 2"]),
+                       ["merges.txt", "line 2"]),
     "vocab of others": ("opt", lambda folder: dump(folder / "merges.txt", "a zzz\n"),
                         ["vocab.json", "merges.txt", "zzz"]),
+    "added elsewhere": ("gpt2", lambda folder: dump(folder / "added_tokens.json", {"<x>": 405}),
+                        ["'<x>'", "405", "401"]),
     "larger tokeniser": ("llama", config(vocab_size=400), ["500 ids", "only 400"]),
     "no end": ("gpt2", lambda folder: [config(eos_token_id=None)(folder),
                                        (folder / "generation_config.json").unlink()],
@@ -877,7 +973,7 @@ def test_bad_folders_are_refused_in_a_sentence(copy, case):  # a traceback, or a
 
 
 def test_absent_libraries_name_the_command(root, monkeypatch):  # an ImportError for a reader
-    for library, name in (("safetensors", "gpt2"), ("tokenizers", "opt"), ("tokenizers", "llama")):
+    for library, name in (("safetensors", "gpt2"), ("tokenizers", "gpt2"), ("tokenizers", "llama")):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, library, None)
             with pytest.raises(ModuleNotFoundError, match=f"pip install {library}"):
@@ -886,7 +982,3 @@ def test_absent_libraries_name_the_command(root, monkeypatch):  # an ImportError
         patch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(ModuleNotFoundError, match="pip install huggingface_hub"):
             checkpoint.load_pretrained("nobody/nothing")
-    with monkeypatch.context() as patch:  # tiktoken's formats need neither
-        patch.setitem(sys.modules, "tokenizers", None)
-        for name in ("gpt2", "llama-3"):
-            assert checkpoint.load_pretrained(root / name)
