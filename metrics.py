@@ -124,23 +124,15 @@ def pooled(outputs, diversity):
     return diversity([text for samples in outputs for text in samples])
 
 
-def win_rate(a, b, judge=None):
-    """Does a[i] beat b[i]? -> (N,): 1 yes, 0 no, .5 a tie; `interval` of it is the win rate.
-
-    Without a `judge`, a and b are scores. With one they are anything it can read, and
-    judge(i, a[i], b[i]) is the answer itself, in [0, 1]. ValueError where none can be given.
-    """
+def win_rate(a, b):
+    """Does score a[i] beat b[i]? -> (N,): 1 yes, 0 no, .5 a tie; `interval` of it is the win rate.
+    ValueError for scores that cannot be compared."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} outputs cannot be compared with {len(b)}")
-    if judge is None:
-        a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-        if np.isnan(a).any() or np.isnan(b).any():  # NaN would silently lose every comparison
-            raise ValueError(f"score {int(np.argmax(np.isnan(a) | np.isnan(b)))} is not a number")
-        return (a > b) + 0.5 * (a == b)
-    verdicts = np.array([judge(i, x, y) for i, (x, y) in enumerate(zip(a, b))], dtype=np.float64)
-    if not ((verdicts >= 0) & (verdicts <= 1)).all():
-        raise ValueError("a judge must answer 1 (first wins), 0 (second wins) or .5 (tie)")
-    return verdicts
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if np.isnan(a).any() or np.isnan(b).any():  # NaN would silently lose every comparison
+        raise ValueError(f"score {int(np.argmax(np.isnan(a) | np.isnan(b)))} is not a number")
+    return (a > b) + 0.5 * (a == b)
 
 
 def kl_estimates(logp, logp_ref, is_response):

@@ -82,12 +82,10 @@ def make_norm(config):
 
 
 def rope_table(config):
-    """
-    Cosines and sines of every position's angles (2, context, D), the first half of the sines
+    """Cosines and sines of every position's angles (2, context, D), the first half of the sines
     negated. LLaMA 3.1 was trained on a short context and stretched: waves that turn fewer than
     `low` times in that context are slowed by `factor`, those that turn more than `high` times are
-    left alone, and in between it blends: the rule of the code released with arXiv:2407.21783
-    """
+    left alone, and in between it blends: the rule of the code released with arXiv:2407.21783"""
     half = config.channels // config.heads // 2
     speed = config.rope_theta ** -(torch.arange(half).double() / half)  # radians per token: (D/2,)
     if config.rope_scaling:
@@ -100,8 +98,7 @@ def rope_table(config):
 
 
 def rotate(x, rotation):
-    """
-    Turn channel pair (i, i + D/2) by angle position * theta^(-2i/D), so that a query-key product
+    """Turn channel pair (i, i + D/2) by angle position * theta^(-2i/D), so that a query-key product
     depends only on the distance between them. Eq. 34, Su et al. 2021, arXiv:2104.09864, but for the
     order of channels: the paper pairs neighbours, LLaMA's weights as the hub has them the halves.
     """
@@ -257,14 +254,12 @@ class Transformer(nn.Module):
         return checkpoint(self.run, block, x, *where, use_reentrant=False, preserve_rng_state=False)
 
     def forward(self, ids, is_real=None, bottom=None, segment=None, columns=None):
-        """
-        Final hidden states (B, T, C), or those of these `columns` (B, R) only, (B, R, C):
+        """Final hidden states (B, T, C), or those of these `columns` (B, R) only, (B, R, C):
         the last MLP is then computed nowhere else. `is_real` None: rows are right-padded, and
         causal attention keeps real tokens from ever seeing the padding. `is_real` (B, T): rows are
         left-padded. `segment` (B, T): each row is a prompt and several responses to it, as by
         data.join_groups.
-        `bottom`: what `frozen_output` gave for these rows, so that only the top layers run.
-        """
+        `bottom`: what `frozen_output` gave for these rows, so that only the top layers run."""
         place, is_visible = self.layout(ids, is_real, segment)
         x = self.embeddings(ids, place) if bottom is None else bottom
         rotation = self.rotation(place)
@@ -286,12 +281,9 @@ class Transformer(nn.Module):
         matrix = self.matrix() if matrix is None else matrix
         if self.precision is None:
             return F.linear(hidden, matrix)
-        if hidden.device.type in RECORDED:
-            from data.gpu import product
+        from data.gpu import product  # in fp32: a logit near 20 in bf16 would be off by .06 nats
 
-            return product(hidden, matrix)
-        # summed and kept in fp32: a logit near 20 in bf16 would be off by up to .06 nats
-        return F.linear(hidden.float(), matrix.float())
+        return product(hidden, matrix)
 
     @torch.no_grad()
     def frozen_output(self, ids, is_real=None):
@@ -310,10 +302,8 @@ class Transformer(nn.Module):
         return self.embed.weight.new_empty(shape)
 
     def decode(self, ids, place, is_visible, cache, column):
-        """
-        Append `ids` (B, T) to the cache at `column`; the last one's final hidden state (B, C).
-        `column` may be a tensor (1,), for work that is the same at every step: see `recorded`.
-        """
+        """Append `ids` (B, T) to the cache at `column`; the last one's final hidden state (B, C).
+        `column` may be a tensor (1,), for work that is the same at every step: see `recorded`."""
         x, rotation = self.embeddings(ids, place), self.rotation(place)
         B, T = ids.shape
         last = None if T == 1 else ids.new_full((B, 1), T - 1)
@@ -324,11 +314,9 @@ class Transformer(nn.Module):
 
 
 class ScalarModel(nn.Module):
-    """
-    One number per position: the reward model, read at the last response token, and the value
+    """One number per position: the reward model, read at the last response token, and the value
     network, read everywhere. Output = (head(hidden) - shift) / scale; reward.py sets the two
-    numbers so that references have mean 0 and standard deviation 1.
-    """
+    numbers so that references have mean 0 and standard deviation 1."""
 
     def __init__(self, config, trunk=None):
         super().__init__()
@@ -356,15 +344,13 @@ class ScalarModel(nn.Module):
 
 def logprobs(model, ids, positions, temperature=1.0, bottom=None, hidden=None, entropy=False,
              chunk=4096):
-    """
-    log pi(token at each of `positions` | all before it), (B, T), (B, R) -> (B, R); rows of `ids`
+    """log pi(token at each of `positions` | all before it), (B, T), (B, R) -> (B, R); rows of `ids`
     are right-padded, and positions that fall in the padding give numbers that the caller masks.
     With `entropy` also the exact entropy, in nats, of each of those distributions. `hidden`
     (B, R, C) are the states that predict these tokens, from a caller who had another use for them.
 
     Logits are the memory: 64 rows x 600 x 50,257 in fp32 are 7.7 GB. So only the R positions reach
-    the output matrix, `chunk` rows at a time, and backward computes each chunk's logits again.
-    """
+    the output matrix, `chunk` rows at a time, and backward computes each chunk's logits again."""
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: log-probabilities need one above 0.")
     positions = positions.clamp(1, ids.shape[1] - 1)
@@ -408,14 +394,12 @@ def cache_bytes(model, columns):
 
 
 def choose(logits, temperature, uniform, min_p=0.0):
-    """
-    The next token of every row, (rows, V), (rows,) -> (rows,): the first one at which the summed
+    """The next token of every row, (rows, V), (rows,) -> (rows,): the first one at which the summed
     probability passes the row's uniform number. One random number per token instead of the V that
     the Gumbel trick needs, and, unlike torch.multinomial, no wait for the GPU.
 
     A token less than `min_p` times as likely as the likeliest is never chosen, as the model has it
-    before the temperature (Nguyen et al. 2025, arXiv:2407.01082): slips go, real choices stay.
-    """
+    before the temperature (Nguyen et al. 2025, arXiv:2407.01082): slips go, real choices stay."""
     if temperature == 0:
         return logits.argmax(-1)
     logits = at_least_fp32(logits)
@@ -487,25 +471,19 @@ def check_logits(is_finite, n):
 @torch.no_grad()
 def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, seed=0,
              generator=None, batch=256, min_p=0.0):
-    """
-    Sample `num_samples` responses to each prompt: lists of ids in, len(prompts) * num_samples
+    """Sample `num_samples` responses to each prompt: lists of ids in, len(prompts) * num_samples
     lists out, prompt by prompt, each with its EOS if it came to one. Temperature 0 is greedy; for
     `min_p` see `choose`.
     At most `batch` rows are decoded at a time, and fewer where their keys and values would take
-    more than CACHE bytes; that changes the memory, not the random numbers.
-    """
+    more than CACHE bytes; that changes the memory, not the random numbers."""
     if model.precision is not None:
         from data.networks import frozen_copy
 
         model = frozen_copy(model, copied=False)  # round masters once, not once per token
     room = model.config.context - max_new_tokens
-    if temperature < 0 or max_new_tokens < 1 or num_samples < 1 or batch < 1:
-        raise ValueError(f"temperature={temperature} must not be negative, and max_new_tokens="
-                         f"{max_new_tokens}, num_samples={num_samples} and batch={batch} must be "
-                         f"at least 1.")
-    if not 0 <= min_p <= 1:
-        raise ValueError(f"min_p={min_p} must be a share of the likeliest token's probability, 0 "
-                         f"to 1.")
+    if temperature < 0 or not 0 <= min_p <= 1 or min(max_new_tokens, num_samples, batch) < 1:
+        raise ValueError(f"{temperature=} must not be negative, {min_p=} must be in 0 to 1, and "
+                         f"{max_new_tokens=}, {num_samples=} and {batch=} must be at least 1.")
     for i, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= room:
             raise ValueError(f"prompt {i} has {len(prompt)} tokens; it must have 1 to {room}, to "

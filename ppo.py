@@ -323,9 +323,8 @@ PANELS = [("Reward, the same prompts", ["validation_proxy", "validation_gold"], 
 
 
 def follower(config, run, reward_fn, gold):
-    """policy -> its mean scores on the same prompts, with the same random numbers, whenever it is
-    asked. Iterations do not compare: each has prompts of like length, and another one's of another,
-    which reward models score otherwise."""
+    """policy -> its mean scores on the same prompts with the same random numbers, at any time. (An
+    iteration's prompts are of like length, on which scores depend: iterations do not compare.)"""
     texts = [e.prompt for e in run.validation(FOLLOWED)]
     prompts = [run.tokenizer.prompt(text) for text in texts]
 
@@ -354,8 +353,7 @@ def last_line(before, rows):
 
 
 def train(config, reward_fn=None):
-    """Train a policy and return the path of its checkpoint. `reward_fn(prompt_ids, response_ids)
-    -> (B,)`, if given, takes the place of `--reward`."""
+    "Train a policy, by a `reward_fn` if one is given instead of --reward -> its checkpoint's path."
     with Run("ppo", config, unit="iteration", show=SHOWN) as run:
         policy, ref_policy, value, reward_fn = start_from(config, run, reward_fn)
         tokenizer, gold = run.tokenizer, data.gold(config.data)

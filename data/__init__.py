@@ -12,8 +12,7 @@ from .tokenizer import Tokenizer, encode_prompt, encode_response  # noqa: F401 (
 
 
 def join(prompts, responses, pad, device=None):
-    """
-    Prompts and responses, as lists of ids -> what every loss needs:
+    """Prompts and responses, as lists of ids -> what every loss needs:
 
         ids          (B, T)  prompt + response, right-padded
         positions    (B, R)  where in `ids` each response token stands
@@ -21,8 +20,7 @@ def join(prompts, responses, pad, device=None):
 
     Quantities of the response are gathered once by `positions`: nothing downstream counts prompt
     tokens. Padding repeats a valid position, safe to gather, then masked. ValueError for a prompt
-    without tokens, after which nothing could be predicted.
-    """
+    without tokens, after which nothing could be predicted."""
     if not all(map(len, prompts)):
         raise ValueError("every prompt needs at least one token")
     ids = pad_right([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad)  # (B, T)
@@ -34,8 +32,7 @@ def join(prompts, responses, pad, device=None):
 
 
 def join_groups(prompts, groups, pad):
-    """
-    Prompts, each with several responses behind it, so that it is read once for all of them ->
+    """Prompts, each with several responses behind it, so that it is read once for all of them ->
 
         ids      (B, T)      prompt, response, response, ..., right-padded
         segment  (B, T)      0 in the prompt, k in its k-th response, -1 in padding
@@ -93,13 +90,11 @@ def pad_right(rows, pad):
 
 
 def batches(lengths, batch_size, generator=None):
-    """
-    Lengths of N items -> lists of at most `batch_size` indices that cover each item once.
+    """Lengths of N items -> lists of at most `batch_size` indices that cover each item once.
 
     Rows of similar length share a batch, which costs B times its longest row. Sorting everything
     would make the same batches every epoch, so items are shuffled first and sorted only within
-    pools of 50 batches. Without a `generator`, for evaluation, everything is sorted.
-    """
+    pools of 50 batches. Without a `generator`, for evaluation, everything is sorted."""
     n, cut = len(lengths), []
     order, pool = range(n), max(n, 1)
     if generator is not None:

@@ -34,13 +34,11 @@ FIELDS = ("text", "prompt", "response", "chosen", "rejected", "post", "title")
 
 
 def train(texts, vocab_size, progress=False):
-    """
-    Learn a vocabulary from an iterable of strings -> dict from token (bytes) to rank.
+    """Learn a vocabulary from an iterable of strings -> dict from token (bytes) to rank.
 
     It has vocab_size - 1 ranks: the last id is left for <|endoftext|>. The 256 bytes are always
     the first of them, so any text can be encoded. Ties go to the pair that sorts first, which
-    makes the result a function of the text alone. ValueError when the text has too few pairs.
-    """
+    makes the result a function of the text alone. ValueError when the text has too few pairs."""
     if vocab_size < 257:
         raise ValueError(f"--vocab {vocab_size} is impossible: 256 bytes and EOS make at least 257")
     # merges never cross words, so each distinct word is looked at once

@@ -56,10 +56,8 @@ def digest(record):
 
 
 def save(path, kind, model, tokenizer, meta, state=None, dtype=None):
-    """
-    Write `model` ("policy" or "reward"), and `meta` as readable JSON beside it. `tokenizer` is a
-    Tokenizer's record; `state` is what resuming needs; `dtype` stores the weights smaller.
-    """
+    """Write `model` ("policy" or "reward"), and `meta` as readable JSON beside it. `tokenizer` is a
+    Tokenizer's record; `state` is what resuming needs; `dtype` stores the weights smaller."""
     if kind not in MADE_BY:
         raise ValueError(f"kind={kind!r} is not one of {tuple(MADE_BY)}.")
     path, model = Path(path), getattr(model, "_orig_mod", model)  # what torch.compile wrapped
@@ -84,12 +82,10 @@ def save(path, kind, model, tokenizer, meta, state=None, dtype=None):
 
 
 def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
-    """
-    (module, record) from a checkpoint; weights come back as fp32 parameters. Whatever is wrong
+    """(module, record) from a checkpoint; weights come back as fp32 parameters. Whatever is wrong
     with the file, and `tokenizer`, a fingerprint, that is not its own, is said in one sentence.
     What an interrupted run saved is refused, unless `unfinished`: it is no model to build on.
-    A policy may also be a pretrained model, by the hub's name or a folder: see load_pretrained.
-    """
+    A policy may also be a pretrained model, by the hub's name or a folder: see load_pretrained."""
     if kind == "policy" and weights.is_pretrained(path):
         model, own = load_pretrained(path, device)
         if tokenizer not in (None, own.fingerprint):
@@ -149,11 +145,9 @@ def load_frozen(path, kind, device, tokenizer=None):
 
 def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_tokens=224,
                     response_tokens=48):
-    """
-    (Transformer, Tokenizer) from a local folder or a name of the Hugging Face hub: GPT-2, OPT,
+    """(Transformer, Tokenizer) from a local folder or a name of the Hugging Face hub: GPT-2, OPT,
     LLaMA 1 to 3 and Qwen2, in the format of `transformers`; the weights of `dtype` on `device`.
-    Whatever is wrong with the files is said in one sentence.
-    """
+    Whatever is wrong with the files is said in one sentence."""
     folder = weights.find(name_or_folder)
     family, settings = weights.settings(folder)
     tokenizer = Tokenizer(name_or_folder, prompt_tokens, response_tokens)

@@ -39,11 +39,9 @@ def splits(folder, prefix):
 
 
 def read_rows(path, unfinished=False):
-    """
-    Yields (object, "file, line n") for each line of JSON, plain or .gz; ValueError names what is
+    """Yields (object, "file, line n") for each line of JSON, plain or .gz; ValueError names what is
     wrong. Rows of CSV and Parquet files, and of an array in a .json file, likewise. With
-    `unfinished`, a last line without its newline is no row: a kill has cut it short.
-    """
+    `unfinished`, a last line without its newline is no row: a kill has cut it short."""
     path = Path(path)
     if path.suffix == ".csv":
         yield from csv_rows(path)

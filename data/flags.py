@@ -52,10 +52,8 @@ def options(kind):
 
 
 def halved(config):
-    """
-    A stage's config with half as many rows per forward pass: as many in a step, for half the
-    memory. ValueError where there is no half.
-    """
+    """A stage's config with half as many rows per forward pass: as many in a step, for half the
+    memory. ValueError where there is no half."""
     if not hasattr(config, "micro"):
         raise ValueError("out of memory: run the stage that ran out by itself, with --auto-batch, "
                          "and this goes on from there")
@@ -67,10 +65,8 @@ def halved(config):
 
 
 def fitted(config, train, auto_batch):
-    """
-    Train; with `auto_batch`, where memory runs out, once more with half as many rows per forward
-    pass, from what the attempt before has saved, if it came to that. ValueError without.
-    """
+    """Train; with `auto_batch`, where memory runs out, once more with half as many rows per forward
+    pass, from what the attempt before has saved, if it came to that. ValueError without."""
     going_on = False  # from a checkpoint, without having been told to
     while True:
         try:
@@ -95,8 +91,7 @@ def fitted(config, train, auto_batch):
 
 
 def cli(Config, train, argv=None):
-    """
-    Run `train(Config(...))` with one flag per field; batch_size becomes --batch-size.
+    """Run `train(Config(...))` with one flag per field; batch_size becomes --batch-size.
 
     A mistake, in the flags or in the data, is one sentence. Ctrl-C, which a stage passes on once it
     has saved, exits 130. Help is the docstring of Config's module and the comments of its fields.

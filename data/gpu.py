@@ -33,7 +33,8 @@ class Product(torch.autograd.Function):
 
 def product(hidden, matrix):
     "(..., C), (V, C) -> (..., V) in fp32."
-    if hidden.dtype != torch.bfloat16 or not hasattr(torch.ops.aten.mm, "dtype"):  # torch < 2.8
+    if (hidden.device.type not in m.RECORDED or hidden.dtype != torch.bfloat16
+            or not hasattr(torch.ops.aten.mm, "dtype")):  # before torch 2.8
         return torch.nn.functional.linear(hidden.float(), matrix.float())
     return Product.apply(hidden.flatten(0, -2), matrix).view(*hidden.shape[:-1], -1)
 
@@ -56,10 +57,8 @@ def recorded(step):
 
 
 def decode_recorded(model, prompts, which, temperature, uniform, min_p=0.0, check_every=16):
-    """
-    `decode_rows` for a GPU, where its loop would wait for Python: the step is recorded once, and
-    looked at every `check_every` tokens, because looking makes the CPU wait for the GPU.
-    """
+    """`decode_rows` for a GPU, where its loop would wait for Python: the step is recorded once, and
+    looked at every `check_every` tokens, because looking makes the CPU wait for the GPU."""
     max_new, width = uniform.shape[1], max(map(len, prompts))
     hidden, place, cache, is_key = m.read_prompts(model, prompts, which, max_new)
     cache[..., width:, :] = 0  # attention multiplies what is to come by 0: it must be a number

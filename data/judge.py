@@ -251,14 +251,12 @@ def agreement(rows, judge):
 
 
 def choices(files, n=None, seed=0):
-    """
-    What people are to choose between -> (list of {"prompt", "outputs": [text, text], "from": the
+    """What people are to choose between -> (list of {"prompt", "outputs": [text, text], "from": the
     files' names or none}, how many prompts had no two different outputs).
 
     Rows are {"prompt", "outputs": [text, ...]} or {"prompt", "response"}. From one file two
     different outputs of a prompt are drawn; from two files with the same prompts, the first output
-    of each. ValueError names a bad row.
-    """
+    of each. ValueError names a bad row."""
     sides, alone = [], len(files) == 1
     for file in files:
         sides.append([])

@@ -67,8 +67,7 @@ def scalar_copy(policy):
 
 
 def share_frozen(model, other):
-    """
-    Make `other` use `model`'s frozen layers, so that policy, reference, reward model and value
+    """Make `other` use `model`'s frozen layers, so that policy, reference, reward model and value
     network hold them in memory once. Only allowed where they are the same numbers already, in the
     precision that `model` holds them in. `other` may still be on the CPU, and be moved afterwards.
     """
@@ -115,8 +114,7 @@ def to_device(model, device, dtype=None):
 
 
 def frozen_copy(model, copied=True):
-    """
-    The same network as it is now, with nothing to train, each weight in the precision it is used
+    """The same network as it is now, with nothing to train, each weight in the precision it is used
     in. Frozen weights are shared with `model`; if not `copied`, so are all that need no rounding.
     """
     dtype, held = transformer(model).precision, {}

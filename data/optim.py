@@ -34,11 +34,9 @@ def set_lr(optimizer, lr):
 
 
 def step(optimizer, named, limit=1.0):
-    """
-    One step, with gradients scaled to a common norm of at most `limit` -> the norm they had.
+    """One step, with gradients scaled to a common norm of at most `limit` -> the norm they had.
     `named` is pairs of name and parameter. ValueError if a gradient is not finite: which tensor it
-    is, before anything was changed by it.
-    """
+    is, before anything was changed by it."""
     held = [(name, p) for name, p in named if p.grad is not None]
     try:
         norm = nn.utils.clip_grad_norm_([p for _, p in held], limit, error_if_nonfinite=True)

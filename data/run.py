@@ -45,12 +45,10 @@ HELD = weakref.WeakValueDictionary()  # locks of this process, which may ask for
 
 
 def lock(folder):
-    """
-    Keep other processes out of a run folder for as long as what this returns is held.
+    """Keep other processes out of a run folder for as long as what this returns is held.
 
     ValueError if another has it. The system lets go of it when a process ends, however it ends, so
-    that the file which stays behind locks nobody out; on a drive without locks there are none.
-    """
+    that the file which stays behind locks nobody out; on a drive without locks there are none."""
     path = Path(folder).resolve() / ".lock"
     key = os.getpid(), path  # a forked copy of this process is another one
     if key not in HELD:
@@ -71,14 +69,12 @@ def lock(folder):
 
 
 class Log:
-    """
-    Appends a row per logged step to <folder>/<stage>.jsonl, and prints it.
+    """Appends a row per logged step to <folder>/<stage>.jsonl, and prints it.
 
     A new log replaces an old one. With `resume_step`, the step of the checkpoint a run goes on
     from, rows up to it are kept and later ones dropped (they will be written again), so that no
     step is lost or doubled. Each row is flushed: a killed run keeps what it has logged. `show`
-    names the fields worth a column on the screen; the file has all.
-    """
+    names the fields worth a column on the screen; the file has all."""
 
     def __init__(self, folder, stage, resume_step=None, show=None):
         self.path = Path(folder) / f"{stage}.jsonl"
@@ -165,10 +161,8 @@ def say(text):
 
 
 def side_by_side(path, prompts, answers, gold=None):
-    """
-    Print and keep several answers to each prompt: `answers` is {who gave it: texts}, and `gold`
-    scores (prompt, text), if there is anything to score with.
-    """
+    """Print and keep several answers to each prompt: `answers` is {who gave it: texts}, and `gold`
+    scores (prompt, text), if there is anything to score with."""
     lines = []
     for i, prompt in enumerate(prompts):
         lines += ["-" * 88, prompt]
@@ -181,11 +175,9 @@ def side_by_side(path, prompts, answers, gold=None):
 
 
 def stop_signal():
-    """
-    A set that is no longer empty once Ctrl-C or SIGTERM has come: a stage looks at it after each
+    """A set that is no longer empty once Ctrl-C or SIGTERM has come: a stage looks at it after each
     step, saves, and raises KeyboardInterrupt. A second Ctrl-C does not wait, nor does one after the
-    stage, when nobody looks any more.
-    """
+    stage, when nobody looks any more."""
     asked = set()
     listener = weakref.ref(asked)
 
@@ -245,8 +237,7 @@ def command(program, config, **flags):
 
 
 class Run:
-    """
-    One run of a stage: `with Run("sft", config) as run`. `kind` is that of its checkpoint.
+    """One run of a stage: `with Run("sft", config) as run`. `kind` is that of its checkpoint.
 
     `device`; `tokenizer`, set by the first parent loaded; `parents`, {name: digest} of what the run
     stands on; `home`, the run folder where the other stages are; `folder` and `path`, where this
@@ -303,11 +294,9 @@ class Run:
         self.parents[name] = hashlib.sha256(content).hexdigest()
 
     def resumed(self):
-        """
-        What to go on from, (weights, record). CannotResume unless the checkpoint is of an
+        """What to go on from, (weights, record). CannotResume unless the checkpoint is of an
         unfinished run with the very flags of `config`: with others, its curve and its name would
-        tell of neither run.
-        """
+        tell of neither run."""
         model, record = checkpoint.load(self.path, self.kind, unfinished=True)
         saved = record["meta"]["config"]
         for name, value in dataclasses.asdict(self.config).items():
@@ -342,13 +331,11 @@ class Run:
         self.held = lock(self.folder)  # until the run is left
 
     def steps(self, batches, model, **kept):
-        """
-        Yields (step, batch) from 1, or from where an interrupted run had come to, up to
+        """Yields (step, batch) from 1, or from where an interrupted run had come to, up to
         config.steps; saves every config.every steps, and when it is told to stop.
 
         `model` is what the checkpoint is of, and `kept` what going on needs besides: modules and
-        optimisers by their state_dict, generators by their state.
-        """
+        optimisers by their state_dict, generators by their state."""
         config, self.model, self.kept = self.config, model, kept
         if self.saved:
             self.restore()
@@ -444,11 +431,9 @@ class Run:
                        seeds=config.seed or None)
 
     def finish(self, last_line, panels, shown, answers, score=None, samples=None):
-        """
-        Draw the curves (`panels`, as for `curve`), show and keep the `answers` to the prompts of
+        """Draw the curves (`panels`, as for `curve`), show and keep the `answers` to the prompts of
         `shown` (as for `side_by_side`; with `score`, else the gold score), save, and say what came
-        of it, by a text or a function that gives it, and which command goes on -> the path.
-        """
+        of it, by a text or a function that gives it, and which command goes on -> the path."""
         picture, log = self.path.with_suffix(".png"), self.journal.path
         curve(picture, files.read_log(log), panels)
         side_by_side(self.folder / (samples or f"{self.stage}.txt"), [e.prompt for e in shown],

@@ -101,11 +101,9 @@ class Tokenizer:
         return encode_response(self, text, self.response_tokens)
 
     def encode(self, text, inside=False):
-        """
-        Text -> list of ids. Never EOS: a post that says <|endoftext|> is only quoting it, and
+        """Text -> list of ids. Never EOS: a post that says <|endoftext|> is only quoting it, and
         becomes seven ordinary tokens or so. Lone surrogates become U+FFFD. SentencePiece puts a
-        space before every text; not before one that is `inside` another, and goes on from it.
-        """
+        space before every text; not before one that is `inside` another, and goes on from it."""
         encode = self.encoding.encode_ordinary
         further = getattr(self.encoding, "encode_inside", encode)
         first, *more = parts(text)
@@ -144,15 +142,13 @@ def trained(path, is_gpt2):
 
 
 def encode_prompt(tokenizer, prompt, max_tokens):
-    """
-    Prompt text -> at most `max_tokens` ids, BOS included where the family has one.
+    """Prompt text -> at most `max_tokens` ids, BOS included where the family has one.
 
     A dialogue that is too long (it ends where who has answered is to answer again) loses its oldest
     turns. A last question, or any other prompt, loses the end of what stands before its last line:
     the post's tail, never "TL;DR:" or "### Response:", without which the model is not asked for
     anything. Blanks at the very end go too: the response brings its own. ValueError for an empty
-    prompt.
-    """
+    prompt."""
     prompt = prompt.rstrip()
     if not prompt:
         raise ValueError("the prompt is empty: there is nothing to respond to")
@@ -181,12 +177,10 @@ def encode_prompt(tokenizer, prompt, max_tokens):
 
 
 def encode_response(tokenizer, response, max_tokens):
-    """
-    Response text -> at most `max_tokens` ids of which the last is EOS. An empty one is just EOS.
+    """Response text -> at most `max_tokens` ids of which the last is EOS. An empty one is just EOS.
 
     EOS is appended after the cut. The other order loses it from every long response, and teaches
-    a model that long responses do not end.
-    """
+    a model that long responses do not end."""
     if max_tokens < 1:
         raise ValueError(f"a response needs room for EOS: at least 1 token, not {max_tokens}")
     text = response.strip()

@@ -35,10 +35,8 @@ def is_pretrained(name):
 
 
 def find(name, tensors=True):
-    """
-    The folder of a model: `name` itself, or the hub's cache, with the files that are read here,
-    and of the tensors only one kind.
-    """
+    """The folder of a model: `name` itself, or the hub's cache, with the files that are read here,
+    and of the tensors only one kind."""
     if Path(name).is_dir():
         return Path(name)
     hub = package("huggingface_hub", f"{name} is no folder here, and fetching it from the hub")
@@ -264,10 +262,8 @@ def tensors(path):
 
 
 def fill(model, family, folder, device, dtype):
-    """
-    Give a model on the meta device its memory, of `dtype` on `device`, and read its tensors, of
-    which one at a time is in memory beside it. All names and shapes are checked first.
-    """
+    """Give a model on the meta device its memory, of `dtype` on `device`, and read its tensors, of
+    which one at a time is in memory beside it. All names and shapes are checked first."""
     paths = next(filter(None, (shards(folder, kind) for kind in KINDS)), None)
     if paths is None:
         raise FileNotFoundError(f"{folder} holds neither {' nor '.join(KINDS)}.")
@@ -462,10 +458,8 @@ def from_ranks(kept):
 
 
 def write(model, text, folder):
-    """
-    Write a Transformer, and its Tokenizer, to a new folder in the hub's format, the dtype kept.
-    ValueError for a network that none of the families has.
-    """
+    """Write a Transformer, and its Tokenizer, to a new folder in the hub's format, the dtype kept.
+    ValueError for a network that none of the families has."""
     folder, c = Path(folder), model.config
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already: give the name of a new folder.")

@@ -89,6 +89,7 @@ def test_a_gpu_multiplies_bf16_and_sums_in_fp32(device, frozen, monkeypatch):
         pytest.skip("no GPU")
     if device == "cpu":
         monkeypatch.setattr(gpu, "multiply", lambda a, b: a.float() @ b.float())
+        monkeypatch.setattr(m, "RECORDED", ("cpu",))
     hidden = (10 * torch.randn(3, 7, 32)).to(device, BF16).requires_grad_()
     matrix = torch.randn(53, 32, device=device).to(BF16).requires_grad_(not frozen)
     exact, gradient = hidden.double() @ matrix.double().T, torch.randn(3, 7, 53, device=device)

@@ -175,9 +175,6 @@ def test_per_input_and_across_inputs_slice_differently():
 
 def test_win_rate_halves_ties():
     assert metrics.win_rate([1, 2, 3], [2, 2, 2]).tolist() == [0, 0.5, 1]
-    longer = lambda i, a, b: 0.5 if len(a) == len(b) else float(len(a) > len(b))
-    assert metrics.win_rate(["aa", "b", "c"], ["a", "b", "cc"], longer).tolist() == [1, 0.5, 0]
-    assert metrics.win_rate("xyz", "xyz", lambda i, a, b: i / 2).tolist() == [0, 0.5, 1]
     a, b = np.random.default_rng(0).integers(0, 5, (2, 50))
     assert (metrics.win_rate(a, b) + metrics.win_rate(b, a) == 1).all()
 
@@ -187,9 +184,6 @@ def test_win_rate_refuses_what_it_cannot_compare():
         metrics.win_rate([1, 2], [1])
     with pytest.raises(ValueError, match="score 1 is not a number"):
         metrics.win_rate([1, 2], [1, math.nan])
-    for verdict in (2, -1, math.nan):
-        with pytest.raises(ValueError, match="a judge must answer"):
-            metrics.win_rate(["a"], ["b"], lambda i, a, b, v=verdict: v)
 
 
 def test_interval_covers_the_mean_as_often_as_it_says():
