@@ -1,13 +1,13 @@
 """
 The rows and batches of token ids that are made of records: plain text, whatever it came from
-(data/hub.py). How text becomes ids is in data/tokenizer.py.
+(data/records.py). How text becomes ids is in data/tokenizer.py.
 """
 
 import itertools
 
 import torch
 
-from .hub import *  # noqa: F403 (records, where they come from: part of this module)
+from .records import *  # noqa: F403 (records, where they come from: part of this module)
 from .tokenizer import Tokenizer, encode_prompt, encode_response  # noqa: F401 (likewise)
 
 

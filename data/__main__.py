@@ -65,7 +65,7 @@ ARGUMENTS = {
     "checkpoint": dict(help="a policy: sft.pt or ppo.pt of a run folder"),
     "folder": dict(help="a new one, for config.json, model.safetensors, ..."),
     "data": dict(help=f"{', '.join(WORLD)}, a public set (tldr, alpaca, hh, OWNER/NAME: see "
-                 "data/hub.py), a folder or a file"),
+                 "data/records.py), a folder or a file"),
     "--split": dict(default="train", help="which split (default train)"),
     "prompt": dict(nargs="?", help="what to answer (default: its own data's)"),
     "--temperature": dict(type=float, default=1.0, help="of the samples (default 1)"),

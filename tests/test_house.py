@@ -26,7 +26,7 @@ TABLE = {
     "bon.py": ("torch numpy model data data.checkpoint data.pools data.run metrics reward", ""),
     "rlhf.py": ("numpy data data.claims data.files data.lineage data.pools data.report data.run "
                 "metrics bon", "data.judge"),
-    "data/__init__.py": ("torch data.hub data.tokenizer", ""),
+    "data/__init__.py": ("torch data.records data.tokenizer", ""),
     "data/__main__.py": ("data data.flags data.run", "data.checkpoint data.rewards data.world"),
     "data/tokenizer.py": ("", "tiktoken data.bpe data.weights"),
     "data/files.py": ("", "pyarrow"),
@@ -47,7 +47,7 @@ TABLE = {
     "data/instruct.py": ("data.words", ""),
     "data/bpe.py": ("tqdm data.files data.flags", "tiktoken data.tokenizer"),
     "data/encoders.py": ("", "sentence_transformers transformers"),
-    "data/hub.py": ("data.files", "data.world datasets"),
+    "data/records.py": ("data.files", "data.world datasets"),
     "data/collect.py": ("numpy tqdm data data.files metrics", "data.judge data.world"),
     "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub data.bpe"),
     # Its command, and nothing else in it, measures reward checkpoints too, and has intervals.

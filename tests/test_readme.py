@@ -26,9 +26,9 @@ import sft
 from data import collect, files, run, world
 from tests.chaos import examples
 from tests.handout import LEFT_OUT, ROOT
-from tests.test_hub import copies  # noqa: F401 (a fixture)
 from tests.test_judge import server  # noqa: F401 (a fixture)
 from tests.test_leaderboard import enter
+from tests.test_records import copies  # noqa: F401 (a fixture)
 from tests.test_stages import FIELDS
 from tests.test_weights import FILES, GPT2, LLAMA, OPT, hf, randomise
 

@@ -17,11 +17,11 @@ import pytest
 
 import data
 from data import __main__ as look
-from data import hub, world
+from data import records, world
 
 datasets = pytest.importorskip("datasets")
 
-SUBREDDITS = (*hub.SUBREDDITS, "pets")
+SUBREDDITS = (*records.SUBREDDITS, "pets")
 ALPACA = ("Below is an instruction that describes a task. Write a response that appropriately "
           "completes the request.\n\n### Instruction:\nName a dish.\n\n### Response:")
 ALPACA_INPUT = ("Below is an instruction that describes a task, paired with an input that provides "
@@ -165,7 +165,7 @@ CUT = ("validation", "test")  # where these are one in twenty of few rows, there
 CUES = {"tldr": "\nTL;DR:", "alpaca": "\n\n### Response:", "hh": "\n\nAssistant:"}
 
 
-@pytest.mark.parametrize("name", hub.NAMES)
+@pytest.mark.parametrize("name", records.NAMES)
 def test_every_prompt_ends_as_the_papers(copies, name):  # a split read by another's template
     cue = CUES[name.split("-")[0]]
     for pairs, read in ((False, data.load), (True, data.comparisons)):
@@ -179,7 +179,7 @@ def test_every_prompt_ends_as_the_papers(copies, name):  # a split read by anoth
                 assert "{" not in row.prompt or "{curly}" in row.prompt
 
 
-@pytest.mark.parametrize("name", hub.NAMES)
+@pytest.mark.parametrize("name", records.NAMES)
 def test_no_prompt_is_in_two_splits(copies, name):  # validation left in train, rows not prompts cut
     for pairs, read in ((False, data.load), (True, data.comparisons)):
         splits = [s for s in data.tables(at(copies, name), pairs)
@@ -280,12 +280,12 @@ class Trap:
 def test_an_index_file_runs_nothing(tmp_path, monkeypatch):  # numpy.load(allow_pickle=True)
     monkeypatch.chdir(tmp_path)
     np.save("trap.npy", {"train": Trap()}, allow_pickle=True)
-    assert hub.published("trap.npy") == {"train": set()} and not Path("sprung").exists()
+    assert records.published("trap.npy") == {"train": set()} and not Path("sprung").exists()
     pickle.loads(pickle.dumps(Trap()))
     assert Path("sprung").exists()  # the trap works
     Path("broken.npy").write_bytes(b"\x93NUMPY\x01\x00\x02\x00{}\x80\x04no")
     with pytest.raises(ValueError, match="broken.npy is not one of the authors'"):
-        hub.published("broken.npy")
+        records.published("broken.npy")
 
 
 def test_subsets_are_nested(copies):  # drawn with replacement, or each by a seed of its own
@@ -390,12 +390,12 @@ def test_malformed_comparisons_are_named(change, words):  # choice 2 taken for t
     row = judged("train", 4)[0]
     change(row)
     with pytest.raises(ValueError, match=f"here, row 9: .*{words}|here, row 9: {words}"):
-        hub.summaries(row, "here, row 9")
+        records.summaries(row, "here, row 9")
 
 
 def test_a_dialogue_needs_an_answer():  # a prompt of nothing
     with pytest.raises(ValueError, match='row 1: "chosen" has no turn'):
-        hub.dialogues({"chosen": "Hello", "rejected": talk(1, "no")}, "row 1")
+        records.dialogues({"chosen": "Hello", "rejected": talk(1, "no")}, "row 1")
 
 
 def test_broken_files_are_named(tmp_path):  # datasets' own error
