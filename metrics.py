@@ -199,7 +199,7 @@ def t_quantile(p, v):
 
 
 def across_interval(outputs, diversity, level=0.95, resamples=60, seed=0):
-    """Mean of `across_inputs` over all columns and its interval; n is the number of inputs. They are
+    """Mean of `across_inputs` over all columns and its interval; n is the count of inputs. They are
     resampled *without* replacement, half of them at a time: a bootstrap would draw some twice, and
     duplicates lower a diversity. Estimates from half the inputs spread around their mean as the
     whole estimate does from one draw of inputs to the next (a little wider with more than 4
