@@ -45,7 +45,7 @@ TOY = {  # what a command is given at its end, to be small
     "metrics.py": "", "data": "", "data.bpe": "--vocab 300", "data.judge": "",
     "tests": "", "tests.bench": "scoring --repeats 1", "tests.bughunt": "",
     "tests.chaos": "--kills 1", "tests.evaluate": "-n 4", "tests.fuzz": "--cases 3",
-    "tests.gpu": "--device cpu",
+    "tests.gpu": "device --device cpu",
     "tests.handout": "", "tests.leaderboard": "", "tests.memory": "",
     "tests.mutants": "'ties are losses'", "tests.mutants --plant": "",
     "tests.tradeoff": "--seeds 1 --inputs 4", "pytest": "--co -q"}
