@@ -119,20 +119,22 @@ def frontiers(path, result):
 
 
 def overoptimisation(path, result):
+    """What PPO, on validation prompts, and best of n, on test prompts, rise above SFT on their own:
+    between prompts a reward model's scores differ by as much. PPO's KL: of five iterations."""
     best = result["bon"]
     scores = [score for score in ("proxy", "gold") if score in best[0]]
     made, axes = figure(len(scores), 4.2, 3.2)
     for axis, score in zip(axes, scores):
         for seed, rows in enumerate(result["ppo"]):
             points = [(math.sqrt(max(np.mean([r["kl"] for r in rows[max(k - 4, 0):k + 1]]), 0)),
-                       row[f"validation_{score}"]) for k, row in enumerate(rows)
-                      if f"validation_{score}" in row]  # the KL is the mean of five iterations
+                       row[f"validation_{score}"] - rows[0][f"validation_{score}"])
+                      for k, row in enumerate(rows) if f"validation_{score}" in row]
             axis.plot(*zip(*points), ".-", ms=5, lw=0.8, color=COLOURS["rlhf"], alpha=0.7,
                       label="ppo, as it trains" if seed == 0 else None)
-        axis.plot(np.sqrt([p["kl"] for p in best]), [p[score] for p in best], "s-", ms=4, lw=1.4,
-                  color=COLOURS["bon"], label=f"best of n, n = 1 to {best[-1]['n']}")
-        axis.set(xlabel="square root of KL to sft, nats$^{1/2}$",
-                 ylabel=f"{score} score of the samples")
+        axis.plot(np.sqrt([p["kl"] for p in best]), [p[score] - best[0][score] for p in best],
+                  "s-", ms=4, lw=1.4, color=COLOURS["bon"],
+                  label=f"best of n, n = 1 to {best[-1]['n']}")
+        axis.set(xlabel="square root of KL to sft, nats$^{1/2}$", ylabel=f"rise of {score} score")
     axes[0].legend(frameon=False, fontsize=8)
     save(made, path)
 

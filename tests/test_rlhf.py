@@ -687,6 +687,20 @@ def test_figures_of_the_sweep(monkeypatch, main_kl):
         assert bar[:, 1] == pytest.approx([0.5 - reach, 0.5 + reach])
 
 
+def test_overoptimisation_is_of_the_same_prompts(monkeypatch):
+    # scores of an iteration's own prompts; levels of prompts that differ
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda made, *args: drawn.append(made.axes))
+    rows = [{"step": k, "kl": 0.1 * k, "proxy": 9.0} for k in range(12)]
+    for k, score in ((0, -0.2), (9, 0.3), (11, 0.25)):
+        rows[k]["validation_proxy"] = score
+    best = [{"n": n, "kl": kl, "proxy": score} for n, kl, score in ((1, 0, 0.7), (2, 0.2, 0.9))]
+    figures.overoptimisation(None, {"bon": best, "ppo": [rows]})
+    ppo, bon = (line.get_xydata().ravel().tolist() for line in drawn[0][0].lines)
+    assert ppo == pytest.approx([0, 0, 0.7**0.5, 0.5, 0.9**0.5, 0.45])
+    assert bon == pytest.approx([0, 0, 0.2**0.5, 0.2])
+
+
 @pytest.mark.slow
 def test_a_study_with_sweeps(small, tmp_path):
     # a variant that is the main run, a judge of itself, a control without the frozen layers
