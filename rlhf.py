@@ -259,11 +259,9 @@ def measure_sizes(config, runs, values, splits, lap):
 
 
 def study(config):
-    """Run the study of one dataset, and return the path of its report.
-
-    A win is decided by the gold score; outside the world by `--judge` if it is given, else by a
-    reward model. ValueError if no split is shifted: there is nothing to generalise to.
-    """
+    """Run the study of one dataset -> the path of its report. A win is decided by the gold score;
+    outside the world by `--judge` if it is given, else by a reward model. ValueError if no split is
+    shifted: there is nothing to generalise to."""
     gold, splits = data.gold(config.data), data.test_splits(config.data)
     if len(splits) < 2:
         raise ValueError(f"{config.data} has only {splits[0]!r} to test on, and this study is of "
@@ -305,15 +303,13 @@ def study(config):
         scores["judge"] = f"{config.judge}, 1 if better than the reference"
     main = lineage.made_with(folder, "ppo")
     result = {
-        "settings": asdict(config), "policies": reports,
-        **{name: main[name] for name in ("beta", "lr")}, "estimator": main["kl"],
+        "settings": asdict(config), "policies": reports, "sweep": sweep, "sizes": sizes,
+        "beta": main["beta"], "lr": main["lr"], "estimator": main["kl"], "reward_model": rewards,
         "judge": config.judge if by_judge else decides, "score": decides, "scores": scores,
-        "reward_model": rewards,
         "claims": claims.decide(values, reports, rewards, splits, main["kl"]),
         "controls": claims.controls(values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched_kl(values, split) for split in splits],
-        "sweep": sweep, "sizes": sizes,
         "bon": [{"n": n, "kl": kl, **{k: float(x.mean()) for k, x in by_split[splits[0]].items()}}
                 for n, (kl, by_split) in best_of.items()],
         "ppo": [[{k: row[k] for k in row if k in ("step", "kl") or k.endswith(("proxy", "gold"))}
