@@ -185,3 +185,15 @@ def test_links_of_the_pages(page):  # a picture that was renamed, or one that is
     for target in re.findall(r'(?:\]\(|src=")([^)":]+\.(?:png|svg))[)"]', text):
         path = page.parent / target
         assert path.exists() and ("bughunt" not in target or path.stat().st_size < 80_000), target
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
+def test_a_function_is_read_at_a_glance(path):  # plumbing that came back into the lesson
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            most = 45 if node.name == "train" else 60
+            assert node.end_lineno - node.lineno < most, node.name
+
+
+def test_the_lesson_stays_short():
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in ROOT.glob("*.py")) < 2000
