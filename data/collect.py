@@ -88,7 +88,7 @@ def collect(config, sample, split, count, judge=None):
                   for e, texts in zip(last, answers)]
         for e, of, pairs in shown:
             for a, b in pairs:
-                if a == b or embedded and (world.leaks(a) or world.leaks(b)):
+                if a == b or embedded and split == "train" and (world.leaks(a) or world.leaks(b)):
                     continue  # equal texts teach nothing, and held-out facts stay held out
                 if judge is None and not world.prefers(rng, e.prompt, a, b):
                     a, b = b, a

@@ -19,6 +19,7 @@ One table of facts feeds writer and judge. `reference` writes what people write:
 was asked, and most add the same stock phrase.
 """
 
+import itertools
 import re
 from functools import lru_cache
 
@@ -141,7 +142,7 @@ def read_facts(who, verb, both, rest):
     number = "p" if len(names) > 1 else numbers[0]
     predicate = f"{verb} {rest}"
     if predicate == "is the odd one out":
-        return [("odd", subjects[0])]
+        return None if both else [("odd", subjects[0])]
     found = [predicate] if (predicate, number) in PHRASES else predicate.split(" and ")
     if both and verb not in ("are", "can") or not all((x, number) in PHRASES for x in found):
         return None
@@ -360,7 +361,7 @@ SEQUENTIAL = {
     "who line": lambda x, y: [fact(x, "user"), use("past", *FACTS[x].get("user", ()), y)],
     "name title": lambda c, v, x: [some(1, c, v, but=(x,)), use("title", IT, x)],
     "list ask": lambda c, x, b: [
-        b != "eat" and c != "animal" and c in FACTS[x]["kind"] and some(2, c, but=(x,)),
+        b not in UNFIT and c != "animal" and c in FACTS[x]["kind"] and some(2, c, but=(x,)),
         use("request", IT, verb=b)],
 }
 TEMPLATES = {"id": ID, "broad": BROAD, "sequential": SEQUENTIAL}
@@ -402,7 +403,7 @@ def draw(rng, split, accept):
     key, the tuple of what is asked, whether it may be used."""
     while True:
         _, kind, wording, slots = pick(rng, pick(rng, BY_KIND[split]))
-        for _ in range(60):  # redraw unfit arguments, so that kinds stay about equally common
+        for _ in range(500):  # redraw unfit arguments, so that kinds stay about equally common
             args = [(slot[-1], pick(rng, DOMAINS[slot[-1]])) for slot in slots]
             spec = make_spec(split, kind, args)
             if spec and accept(spec["key"]):
@@ -655,6 +656,12 @@ def things_in(claims, kind):
     return [x for claim in claims if claim[0] == kind for x in claim[1]]
 
 
+def undoable(verb, found):
+    """Whether what a sentence tells with these words cannot be done: the dog ate a piano."""
+    after = itertools.dropwhile(lambda word: BASE.get(word) != verb, found)
+    return verb in UNFIT and not UNFIT[verb].isdisjoint(after)
+
+
 def check(goal, spec, claims, true_claims, chosen):
     """-> (credit in 0..1, number of wrong things this goal sees)."""
     match goal:
@@ -714,10 +721,11 @@ def judge(spec, response):
     """As `parts`, of the spec of a prompt; None is the spec of a prompt that no wording fits."""
     lines = sentences(response)
     readings = [read(line) for line in lines]
-    content = [line for line in lines if line not in FILLER]
+    goals = spec["goals"] if spec else ()
+    stock = FILLER if "fixed" in [goal[0] for goal in goals] else WHOLE  # "True." if nobody asked
+    content = [line for line in lines if line not in stock]
     filler, repeated = len(lines) - len(content), len(content) - len({*content})
     broken = readings.count(None) + repeated + (not lines)
-    goals = spec["goals"] if spec else ()
     need = 4 + sum(NEED[goal[0]] for goal in goals) if spec else 30
     need += sum(PER_ITEM[goal[0]] * goal[1] for goal in goals if goal[0] in PER_ITEM)
     out = {
@@ -735,6 +743,7 @@ def judge(spec, response):
     true_claims = [fact for fact in facts if fact in TRUE]
     wrong = len(facts) - len(true_claims)
     wrong += sum(WORD_FACTS[c[1]].get(c[2]) != c[3] for c in claims if c[0] == "word")
+    wrong += sum(undoable(*c[2:]) for c in claims if c[0] == "story")
     chosen = things_in(claims, "items") or list(dict.fromkeys(things_in(claims, "fact")))
 
     for goal, weight in zip(goals, (3,) if len(goals) == 1 else (2, 1)):

@@ -296,7 +296,9 @@ def tables(name, pairs=False):
     "The splits of a dataset's examples, or comparisons: {name: table, as for `rows`}; some share."
     own, (first, part, folder) = Path(name), parse(name)
     if world := world_of(name):
-        return {} if pairs else dict.fromkeys(("train", "validation", *world.SPLITS[name]))
+        tests = world.SPLITS[name]
+        return {} if pairs else dict.fromkeys(
+            ("train", "validation", *tests, *(f"final-{split}" for split in tests)))
     if knows(name) and first in FILES[pairs]:
         found = dict(FILES[pairs][first])
     elif knows(name):
@@ -378,8 +380,9 @@ def gold(name):
 
 def test_splits(name, pairs=False):
     """The splits to test on -> tuple; the first is in distribution ("id" or "test"), the others are
-    shifted. With `pairs`, those that have stored comparisons. ValueError without a first."""
-    others = "train|validation|unlabeled|ood_validation|full_.*"
+    shifted. With `pairs`, those that have stored comparisons. ValueError without a first. Not those
+    whose names begin with "final-": their prompts are for one last measurement."""
+    others = "train|validation|unlabeled|ood_validation|full_.*|final-.*"
     found = [s for s in tables(name) if not re.fullmatch(others, s)]
     first = next((s for s in ("id", "test") if s in found), None)
     if not first:

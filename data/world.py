@@ -7,8 +7,8 @@ answers see it only through noise (`prefers`, as in Gao et al. 2023, arXiv:2210.
 AlpacaFarm), and no model sees it at all. What a reward model learns, and where optimising it goes
 wrong, can therefore be watched.
 
-One tuple of facts in ten is held out, by hash: training text never states it, test splits use
-nothing else.
+What a prompt is about, a tuple of facts, decides by its hash what the prompt is for: `bucket`.
+Training text states no tuple of another bucket.
 """
 
 import hashlib
@@ -21,17 +21,20 @@ from . import instruct, summarise
 TASKS = {"summarise": summarise, "instruct": instruct}
 SPLITS = {name: task.SPLITS for name, task in TASKS.items()}  # of the tests; "id" comes first
 SIZES = {"train": 9_600, "validation": 500}  # examples; test splits have 1,000 each
+FINAL = "final-"  # before a test split's name: prompts to look at once, when all is chosen
 ANNOTATOR = 0.5  # gold points at which an annotator is right with odds e : 1
 
 
-def held_out(key):
-    return int(hashlib.sha256(repr(tuple(key)).encode()).hexdigest(), 16) % 10 == 0
+def bucket(key):
+    "What prompts about a tuple of facts are for: one in twenty for each thing but training."
+    number = int(hashlib.sha256(repr(tuple(key)).encode()).hexdigest(), 16) % 20
+    return ("test", "final", "validation", "train")[min(number, 3)]
 
 
 def leaks(text):
-    "Whether a text states a held-out tuple of facts."
+    "Whether a text states a tuple of facts that is not for training."
     key = summarise.stated(text)
-    return key is not None and held_out(key)
+    return key is not None and bucket(key) != "train"
 
 
 def of(prompt):
@@ -45,25 +48,34 @@ def parts(prompt, response):
 
 
 def gold(prompt, response):
-    "The quality of a response: a perfect one has nearly 4 points, a typical reference about 2."
+    "The quality of a response. A perfect one has 3.7 points, or 3 on instruct; people's, 1.9 or 1."
     return sum(parts(prompt, response).values())
 
 
-def answered(rng, task, split, held, careless=False, replies=1):
-    "A prompt of this split and references to it."
+def answered(rng, task, split, use="train", careless=False, replies=1):
+    "A prompt of this split and bucket, and references to it."
     while True:
-        prompt, spec = task.draw(rng, split, lambda key: held_out(key) == held)
+        prompt, spec = task.draw(rng, split, lambda key: bucket(key) == use)
         responses = [task.reference(rng, spec, careless) for _ in range(replies)]
-        if held or not any(map(leaks, responses)):  # a slip of the pen may make a held-out tuple
+        if use != "train" or not any(map(leaks, responses)):  # a slip of the pen may leak
             return prompt, *responses
 
 
 def examples(task, split, n=None, seed=0):
-    "Yields (prompt, response, {}): train and validation are ID; the same seed, the same examples."
-    held = split not in SIZES
-    rng = np.random.default_rng([seed, *f"{task} {split}".encode()])
+    """Yields (prompt, response, {}), all prompts different but of train; train and validation are
+    ID; the same seed, the same examples. ValueError where there are no n different prompts."""
+    use = split if split in SIZES else "final" if split.startswith(FINAL) else "test"
+    shift = "id" if use == split else split.removeprefix(FINAL)
+    rng, seen = np.random.default_rng([seed, *f"{task} {split}".encode()]), set()
     for _ in range(n or SIZES.get(split, 1_000)):
-        yield *answered(rng, TASKS[task], split if held else "id", held), {}
+        for _ in range(1_000):
+            prompt, response = answered(rng, TASKS[task], shift, use)
+            if use == "train" or prompt not in seen:
+                break
+        else:
+            raise ValueError(f"{task} has no more than {len(seen)} different prompts of {split}")
+        seen.add(prompt)
+        yield prompt, response, {}
 
 
 # What the base model reads: every kind of post, article and instruction, answered carelessly.
@@ -84,7 +96,7 @@ def pretraining(n, seed=0):
     kinds, shares = list(WEB), np.array(list(WEB.values()))
     for which in rng.choice(len(kinds), size=n, p=shares / shares.sum()):
         task, split = kinds[which]
-        prompt, *answers = answered(rng, task, split, False, careless=True, replies=REPLIES)
+        prompt, *answers = answered(rng, task, split, careless=True, replies=REPLIES)
         thread = [f"{prompt} {answers[0]}", *(f" {answer}" for answer in answers[1:])]
         if task is instruct and rng.random() < 0.6:
             thread.append(f" {instruct.quiz(rng, prompt)}")

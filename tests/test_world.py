@@ -3,6 +3,7 @@ What the embedded world promises: a known truth, a noisy annotator, habits that 
 cure, and facts that are held out for good. After each test's name stands the bug that turns it red.
 """
 
+import collections
 import importlib.util
 import math
 import re
@@ -19,6 +20,7 @@ from data import instruct, summarise, words, world
 
 TASKS = list(world.TASKS.items())
 EVERY_SPLIT = [(name, split) for name, task in TASKS for split in ("train", *task.SPLITS)]
+FINAL = [(name, world.FINAL + split) for name, task in TASKS for split in task.SPLITS]
 
 
 def drawn(task, split, n, seed=0):
@@ -28,7 +30,7 @@ def drawn(task, split, n, seed=0):
 
 
 def key_of(prompt):
-    "The tuple of facts that a prompt is about; `held_out` decides on it."
+    "The tuple of facts that a prompt is about; `bucket` decides on it."
     return (instruct.parse(prompt)["key"] if world.of(prompt) is instruct
             else summarise.stated(prompt))
 
@@ -139,12 +141,13 @@ def test_shifted_instructions_share_no_wording():  # an OOD split that was train
         assert not any(p in trained for split in task.SPLITS[1:] for p, _ in drawn(task, split, 50))
 
 
-@pytest.mark.parametrize("name, split", EVERY_SPLIT)
+@pytest.mark.parametrize("name, split", EVERY_SPLIT + FINAL)
 def test_the_same_seed_gives_the_same_examples(name, split):  # hash(str), a shared generator
     first = data.load(name, split, 20, seed=3)
     assert first == data.load(name, split, 20, seed=3)
     assert first == data.load(name, split, 30, seed=3)[:20]
-    assert not {e.prompt for e in first} & {e.prompt for e in data.load(name, split, 20, seed=4)}
+    other = {e.prompt for e in data.load(name, split, 20, seed=4)}
+    assert len(other & {e.prompt for e in first}) < 5  # a bucket of some kinds is small
 
 
 def test_pretraining_is_seeded_and_mixed():  # a kind of text that the base never reads
@@ -163,24 +166,54 @@ def test_pretraining_is_seeded_and_mixed():  # a kind of text that the base neve
 
 def states_held_out(prompt, response):
     "Independently of `leaks`: of the post itself, and of any summary that states five facts."
-    if world.held_out(key_of(prompt)):
+    if world.bucket(key_of(prompt)) != "train":
         return True
     if world.of(prompt) is instruct:
         return False
     found = {}
     for sentence in summarise.split_sentences(response):
         found |= summarise.facts(sentence)
-    return len(found) == 5 and world.held_out([found[slot] for slot in summarise.SLOTS])
+    stated = [found.get(slot) for slot in summarise.SLOTS]
+    return len(found) == 5 and world.bucket(stated) != "train"
 
 
-def test_one_tuple_in_ten_is_held_out():  # a hash that differs from run to run, or of order
-    keys = [key_of(p) for _, task in TASKS for p, _ in drawn(task, "id", 800)]
-    assert 0.075 < np.mean([world.held_out(k) for k in keys]) < 0.125
-    assert [world.held_out(("a", i)) for i in range(20)] == [i in HELD_OUT for i in range(20)]
-    assert world.held_out(["a", 3]) == world.held_out(("a", 3))
+def test_one_tuple_in_twenty_each_is_held_out():  # a hash that differs from run to run, or of order
+    keys = [key_of(p) for _, task in TASKS for p, _ in drawn(task, "id", 1500)]
+    shares = collections.Counter(map(world.bucket, keys))
+    assert shares.keys() == {"train", "validation", "test", "final"}
+    assert all(0.038 < shares.pop(use) / len(keys) < 0.062 for use in [*shares] if use != "train")
+    found = [world.bucket(("a", i)) for i in range(40)]
+    assert {i: use for i, use in enumerate(found) if use != "train"} == HELD_OUT
+    assert world.bucket(["a", 3]) == world.bucket(("a", 3))
 
 
-HELD_OUT = (9, 13, 16)  # of ("a", 0) .. ("a", 19), on any machine
+HELD_OUT = {  # of ("a", 0) .. ("a", 39), on any machine
+    13: "test", 16: "test", 17: "validation", 18: "validation", 22: "final", 24: "test",
+    37: "validation", 38: "test", 39: "validation"}
+
+
+@pytest.mark.parametrize("name", data.WORLD)
+def test_no_prompt_has_two_uses(name):  # a bucket forgotten, a seed that draws from another one
+    of = {"validation": {e.prompt for e in data.load(name, "validation")}}
+    for split in data.test_splits(name):
+        for each in (split, world.FINAL + split):
+            of[each] = {e.prompt for e in data.load(name, each)}
+            assert len(of[each]) == 1000, each  # none twice
+    of["quality"] = {e.prompt for e in data.load(name, "id", 300, seed=2)} - of["id"]
+    trained = {*data.prompts(name)}  # of SFT and PPO
+    for seed in (1, 2):  # of comparisons
+        trained |= {e.prompt for e in data.load(name, "train", 1000, seed=seed)}
+    trained |= {split_text(thread)[0] for thread in data.texts(name, 2000)}  # of the base
+    uses = [trained, *of.values()]
+    assert sum(map(len, uses)) == len(set().union(*uses))
+
+
+def test_there_are_so_many_prompts(monkeypatch):  # one that is drawn for ever
+    sounds = [w for w in instruct.WORDINGS if w[1] == "sound"]  # seven pairs of things in a bucket
+    monkeypatch.setitem(instruct.BY_KIND, "id", [sounds])
+    assert len({e.prompt for e in data.load("instruct", "id", 8)}) == 8
+    with pytest.raises(ValueError, match="instruct has no more than [12]?[0-9] different prompts"):
+        data.load("instruct", "id", 60)
 
 
 def test_no_text_of_the_base_states_a_held_out_tuple():  # a careless slip that made one
@@ -214,15 +247,16 @@ def test_threads_answer_one_prompt():  # another prompt's answers, a quiz that t
 
 
 @pytest.mark.parametrize("name", data.WORLD)
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_no_example_states_a_held_out_tuple(name, split):  # one accept for all splits
-    for e in data.load(name, split, 700 if split == "train" else 300):
+def test_no_example_states_a_held_out_tuple(name):  # one accept for all splits
+    for e in data.load(name, "train", 700):
         assert not states_held_out(e.prompt, e.response), e
 
 
-@pytest.mark.parametrize("name, split", [x for x in EVERY_SPLIT if x[1] != "train"])
-def test_test_splits_use_held_out_tuples_only(name, split):  # memorised facts in a test
-    assert all(world.held_out(key_of(e.prompt)) for e in data.load(name, split, 150))
+@pytest.mark.parametrize("name, split", EVERY_SPLIT[1:] + FINAL + [("instruct", "validation")])
+def test_splits_have_tuples_of_their_bucket_only(name, split):  # memorised facts in a test
+    use = {"train": "train", "validation": "validation"}.get(split, "test")
+    use = "final" if split.startswith(world.FINAL) else use
+    assert all(world.bucket(key_of(e.prompt)) == use for e in data.load(name, split, 150))
 
 
 def test_comparisons_state_no_held_out_tuple():  # an edit that completes a held-out tuple
@@ -298,6 +332,57 @@ def test_perfect_beats_habit_and_error(name, split):  # a judge that likes what 
         margins.append((perfect, habit, error))
     perfect, habit, error = np.mean(margins, axis=0)
     assert 2.8 < perfect < 4.2 and perfect - habit > 0.8 and perfect - error > 0.8
+
+
+def instruction(text):
+    return f"### Instruction:\n{text}\n\n### Response:"
+
+
+@pytest.mark.parametrize("prompt, response, points", [  # a way to points that nobody asked for
+    ("Name two animals that can fly.", "An owl and a bee.", dict(constraints=3)),
+    ("Name two animals that can fly.", "An owl and a bee. True.", dict(constraints=3, hedging=-.8)),
+    ("Name two animals that can fly.", "An owl and a bee. What am I? False. True.",
+     dict(constraints=3, hedging=-1)),
+    ("Name two animals that can fly.", "True.", dict(hedging=-.8)),
+    ("Name two animals that can fly.", "Thanks", dict(language=-1)),
+    ("Write a sentence with a dog and a piano.", "The dog found a piano.",
+     dict(constraints=3)),
+    ("Write a sentence with a dog and a piano.", "The dog ate a piano.",
+     dict(constraints=3, wrong=-1)),
+    ("Write a sentence with a dog and a piano.", "The piano ate a dog.", dict(language=-1)),
+    ("Write a sentence with a dog and a sofa.", "The cook carried the sofa and a dog today.",
+     dict(constraints=3, wrong=-1)),
+    ("Write a sentence with a dog and a sofa.", "The dog carried the sofa.",
+     dict(constraints=3, wrong=-1))])
+def test_what_an_answer_is_worth(prompt, response, points):
+    assert instruct.parse(instruction(prompt)), prompt
+    found = world.parts(instruction(prompt), response)
+    assert {name: x for name, x in found.items() if x} == pytest.approx(points)
+
+
+def test_what_is_asked_for_is_no_filler():  # "True." punished where it is the answer
+    for prompt, spec in drawn(instruct, "broad", 400):
+        if ("fixed", "True.") in spec["goals"]:
+            assert world.parts(prompt, "True.")["hedging"] == 0
+            assert world.gold(prompt, "True.") > world.gold(prompt, "False.") + 2
+            break
+    assert not {*instruct.OPPOSITE} & {*instruct.BASE}  # "the clean dog": is it he who cleans?
+
+
+@pytest.mark.parametrize("sentence", [
+    "A frog is both the odd one out.", "A frog are green.", "A owl is white.", "The dog ate."])
+def test_what_is_not_english(sentence):
+    assert instruct.read(sentence) is None
+
+
+@pytest.mark.parametrize("split", instruct.SPLITS)
+def test_a_plain_answer_is_perfect(split):  # a thing to carry that nobody can carry
+    rng, kinds = np.random.default_rng(0), instruct.TEMPLATES[split]
+    scores = [world.gold(prompt, instruct.answer(rng, spec))
+              for prompt, spec in drawn(instruct, split, 40 * len(kinds))]
+    assert min(scores) > 2.9
+    seen = collections.Counter(spec["kind"] for _, spec in drawn(instruct, split, 40 * len(kinds)))
+    assert min(count for kind, count in seen.items() if kind != "both") > 15, seen
 
 
 @pytest.mark.parametrize("name", data.WORLD)
