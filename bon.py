@@ -102,15 +102,6 @@ def disjoint_bests(scores, n, k, seed=0):
     return groups[np.arange(k), best_of_n(np.asarray(scores)[groups])]
 
 
-def simulated_bests(scores, n, k, seed=0):
-    """k bests of n of one prompt from groups of n that overlap: (S,) with S >= n -> (k,) places.
-    Each is a fair best of n, but together they are too alike: a set diversity of them is too low,
-    the more so the nearer S is to n."""
-    random = np.random.default_rng(seed)
-    groups = np.stack([random.permutation(len(scores))[:n] for _ in range(k)])
-    return groups[np.arange(k), best_of_n(np.asarray(scores)[groups], n)]
-
-
 def train(config):
     "Sample, choose, and return the path of the chosen outputs (nothing is trained)."
     device = pick_device(config.device)

@@ -10,7 +10,6 @@ They take texts and arrays; judges, encoders and relations are passed in. The st
 import itertools
 import math
 import re
-import statistics
 import unicodedata
 
 import numpy as np
@@ -196,24 +195,6 @@ def t_quantile(p, v):
     density = scale * (1 + x**2 / v) ** (-(v + 1) / 2) * (1 + x**2)  # f(x) dx / dangle
     areas = (density[1:] + density[:-1]) / 2 * np.diff(angle)  # trapezia
     return float(np.tan(np.interp(p - 0.5, np.append(0, np.cumsum(areas)), angle)))
-
-
-def across_interval(outputs, diversity, level=0.95, resamples=60, seed=0):
-    """Mean of `across_inputs` over all columns and its interval; n is the count of inputs. They are
-    resampled *without* replacement, half of them at a time: a bootstrap would draw some twice, and
-    duplicates lower a diversity. Estimates from half the inputs spread around their mean as the
-    whole estimate does from one draw of inputs to the next (a little wider with more than 4
-    columns, of which 4 are taken, for time)."""
-    columns, n = range(min(map(len, outputs))), len(outputs)
-    if n < 4:
-        raise ValueError(f"an interval across inputs needs at least 4 of them, not {n}")
-    random, estimates = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        half = [outputs[i] for i in random.permutation(n)[:n // 2]]
-        estimates.append(np.mean([across_inputs(half, diversity, k) for k in columns[:4]]))
-    mean = np.mean([across_inputs(outputs, diversity, k) for k in columns])
-    reach = statistics.NormalDist().inv_cdf(0.5 + level / 2) * np.std(estimates, ddof=1)
-    return float(mean), float(mean - reach), float(mean + reach), n
 
 
 if __name__ == "__main__":

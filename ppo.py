@@ -299,14 +299,16 @@ def start_from(config, run, reward_fn):
     networks.freeze(policy, config.freeze)
     networks.to_device(policy, run.device)
     reward_fn, reward_model = reward_fn or named_reward(config, run), None
-    if reward_fn is None:
-        reward_model = run.load("reward", config.reward or run.home / "reward.pt", "reward")
+    gold = config.reward == "gold"  # PPO on it differs in this alone: its values start the same
+    if reward_fn is None or gold and config.value == "reward":
+        path = run.home / "reward.pt" if gold or not config.reward else config.reward
+        reward_model = run.load("reward", path, "reward")
         networks.freeze(reward_model, config.freeze)
         if config.freeze:  # it then has the policy's bottom: that is checked
             networks.share_frozen(policy, reward_model)
         networks.to_device(reward_model, run.device)
     value = value_network(config, policy, reward_model).to(run.device)
-    if reward_model is not None:
+    if reward_fn is None:
         reward_fn = reward.scorer(networks.frozen_copy(reward_model), run.tokenizer.pad,
                                   config.micro or 128)
     for network in (policy, getattr(value, "trunk", policy)):

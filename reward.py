@@ -127,11 +127,11 @@ def evaluate(score_texts, rows):
 
 
 def references(config, rows):
-    "Up to 500 responses that give the score its zero and unit, with their prompts: texts, texts."
-    found = [(row.prompt, row.chosen) for row in rows[:500]]
-    if config.data in data.WORLD:
-        found = [(e.prompt, e.response) for e in data.load(config.data, "train")[:500]]
-    return zip(*found)
+    """Up to 500 responses that give the score its zero and unit, with their prompts: texts, texts.
+    People's where there are some: to the chosen ones the model has been fitted."""
+    if "train" in data.tables(config.data):
+        return zip(*[(e.prompt, e.response) for e in data.load(config.data, "train", 500)])
+    return zip(*[(row.prompt, row.chosen) for row in rows[:500]])
 
 
 @torch.no_grad()

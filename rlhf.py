@@ -44,10 +44,12 @@ class Config:
     init: str = "base"  # the base that SFT starts from, as for sft.py
     out: str = "out"  # the folder of run folders
     device: str = "auto"  # auto, cpu or cuda
+
     judge: str = ""  # a language model that judges too, one output a prompt (see data/judge.py)
     encoder: str = ""  # of embedding diversity: a sentence-transformers model (default: the base)
     nli: str = ""  # of NLI diversity: a transformers classifier (default: the world's own facts)
     recipe: Literal["", "diverse"] = ""  # beside the rest: sets of good answers that differ
+    final: bool = False  # on the other range of test prompts: once, when all choices are made
 
     def __post_init__(self):
         if self.quick and (self.full or self.sweeps):
@@ -65,6 +67,7 @@ class Config:
 
 
 DIVERSE, MIN_P = 8, 0.03  # of --recipe diverse: samples for each answer chosen, and their cut
+BESTS = 4  # answers of best of n to a prompt, in the quick study: each takes n samples of its own
 SCORES = {  # of an answer; the first that there is decides a win
     "gold": "the gold score", "other": "the reward model of another seed",
     "proxy": "the reward model that RLHF optimises"}
@@ -76,18 +79,19 @@ PLAIN = {"ead": metrics.ead, "distinct": metrics.distinct}  # diversities that n
 
 def answers_of(run, policy, network, prompts, pool, samples, temperature):
     "What a policy answers to prompts, all as ids: `samples` of each, chosen from a larger pool."
+    seed = run.seed + 1_000 * (pool > samples)  # no sample is one of the policy's own
     answers = pools.sample_pool(network, prompts, pool, run.tokenizer.response_tokens, temperature,
-                                run.seed, MIN_P if policy == "diverse" else 0.0)
+                                seed, MIN_P if policy == "diverse" else 0.0)
     if pool == samples:
         return answers
     scores = run.judges["proxy"]([p for p in prompts for _ in range(pool)], [*chain(*answers)])
-    bests, chosen = bon.disjoint_bests if pool >= N * samples else bon.simulated_bests, []
+    chosen = []
     for ids, row in zip(answers, scores.view(-1, pool).numpy()):
         if policy == "diverse":  # in the order of sampling: the first is no better than the last
             overlap = pools.overlaps([run.tokenizer.decode(r) for r in ids])
             places = sorted(pools.diverse_bests(row, overlap, samples))
         else:
-            places = bests(row, N, samples, run.seed)
+            places = bon.disjoint_bests(row, N, samples, run.seed)
         chosen.append([ids[k] for k in places])
     return chosen
 
@@ -102,10 +106,13 @@ def outputs_of(run, config, policy, split):
     """
     how = {**POLICIES, **FRONTIER, "diverse": ("sft", 1.0)}
     source, temperature = how.get(policy, (policy, 1.0))  # else a run of the sweep
-    samples = 1 if policy in FRONTIER or temperature == 0 else config.samples
-    pool = {BEST: N * samples if config.full else 4 * N, "diverse": DIVERSE * samples}.get(
-        policy, samples)
-    examples = data.load(config.data, split, config.inputs)
+    samples, best = config.samples, policy.startswith(BEST)
+    if policy in FRONTIER or temperature == 0:
+        samples = 1
+    elif best and not config.full:
+        samples = min(samples, BESTS)
+    pool = samples * (N if best else DIVERSE if policy == "diverse" else 1)
+    examples = data.load(config.data, lineage.prompts_of(config, split), config.inputs)
 
     def make():
         network, tokenizer, gold = run.networks[source], run.tokenizer, data.gold(config.data)
@@ -116,7 +123,7 @@ def outputs_of(run, config, policy, split):
         pairs = [p for p in prompts for _ in range(samples)], [*chain(*answers)]
         kl = (pools.loglikelihood(network, *pairs, temperature, tokenizer.pad)
               - pools.loglikelihood(run.networks["sft"], *pairs, 1.0, tokenizer.pad))
-        kl += bon.kl_bound(N) if policy == BEST else 0.0
+        kl += bon.kl_bound(N) if best else 0.0
         columns = {"prompt": [e.prompt for e in examples],
                    "reference": [e.response for e in examples], "outputs": texts,
                    # the members of a set are not samples of any policy
@@ -133,7 +140,8 @@ def outputs_of(run, config, policy, split):
         return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
     digests = [run.digests.get(name) for name in (source, "sft", "reward", "other")]
-    return lineage.kept(run.folder / "samples" / f"{split}.{policy}.jsonl",
+    name = f"{lineage.prompts_of(config, split)}.{policy}.jsonl"
+    return lineage.kept(run.folder / "samples" / name,
                         [*digests, temperature, samples, pool, policy, run.seed,
                          [[e.prompt, e.response] for e in examples]], make)
 
@@ -167,12 +175,19 @@ def wins(rows, score):
     return metrics.win_rate(column(rows, score), column(rows, f"reference_{score}")[:, None])
 
 
+def head_to_head(score, other):
+    """How often a policy's outputs beat another's, of all pairs of a prompt: (inputs, K),
+    (inputs, J) -> (inputs,). Not of k and k: the same random numbers drew them, so that they are
+    alike, and no sample of one policy against a sample of another."""
+    won = metrics.win_rate(score[:, :, None], other[:, None])  # (inputs, K, J)
+    return won[:, ~np.eye(*won.shape[1:], dtype=bool)].mean(1)
+
+
 def measure(rows, sft_rows, diversities=PLAIN):
-    """Values of every measure, one per prompt -> {measure: (inputs,)}. `vs_sft` compares the k-th
-    output with SFT's k-th; both are independent samples."""
+    "Values of every measure, one per prompt -> {measure: (inputs,)}."
     decides, outputs = scores_of(rows)[0], [row["outputs"] for row in rows]
     score, sft_score = column(rows, decides), column(sft_rows, decides)  # (inputs, samples)
-    values = {"vs_sft": metrics.win_rate(score, sft_score[:, :score.shape[1]]).mean(1)}
+    values = {"vs_sft": head_to_head(score, sft_score)}
     values["words"] = metrics.per_input(
         outputs, lambda texts: np.mean([len(metrics.words(t)) for t in texts]))
     for name in scores_of(rows):
@@ -181,7 +196,7 @@ def measure(rows, sft_rows, diversities=PLAIN):
     values["win_rate"] = values[f"win_rate_{decides}"]
     values |= {name: column(rows, name).mean(1) for name in ("kl", "length")
                if rows[0][name] is not None}
-    if score.shape[1] > 1:
+    if score.shape == sft_score.shape:  # the diversity of fewer outputs is another number
         values |= {f"per_input_{name}": metrics.per_input(outputs, diversity)
                    for name, diversity in diversities.items()}
     return values
@@ -211,24 +226,27 @@ def judged_by(judge, rows):
     return np.array(both_orders(judge, shown)[0])
 
 
-def measure_all(rows, sft_rows, diversities=PLAIN, judge=None):
-    """Of {policy: {split: rows of each seed}}: values and reports, as data/claims.py has them.
-    `sft_rows`: {split: rows of each seed}. Across inputs a policy is measured where `diversities`
-    has an encoder."""
+def measure_all(rows, sft_rows, models=None, judge=None):
+    """Of {policy: {split: rows of each seed}}: values, as data/claims.py has them, and reports
+    {policy: {split: {measure: summary}}}. `sft_rows`: {split: rows of each seed}. With `models`,
+    the diversities that need one, {split: {name: of texts}}, also across inputs."""
     values, reports = {}, {}
     for policy, by_split in rows.items():
         values[policy], reports[policy] = {}, {}
         for split, seeds in by_split.items():
             pairs = zip(seeds, sft_rows[split])
+            diversities = PLAIN | (models[split] if models else {})
             measured = stacked([measure(own, sft, diversities) for own, sft in pairs])
             if judge and (policy in POLICIES or "gold" not in measured):
                 measured["win_rate_judge"] = np.stack([judged_by(judge, own) for own in seeds])
                 if "gold" not in measured:
                     measured["win_rate"] = measured["win_rate_judge"]
             values[policy][split], reports[policy][split] = measured, claims.summaries(measured)
-            if "embedding" in diversities and policy not in FRONTIER:
+            if models and policy not in FRONTIER:
                 outputs = [[row["outputs"] for row in own] for own in seeds]
-                reports[policy][split] |= claims.across(outputs, diversities)
+                found, draws = claims.across(outputs, diversities)
+                reports[policy][split] |= found
+                measured["across_halves"] = draws["ead"]
     return values, reports
 
 
@@ -285,8 +303,8 @@ def study(config):
     rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
     swept = sampled(config, runs, lineage.sweep_splits(config, splits))
     lap("sampling and scoring")
-    diversities = PLAIN | lineage.diversities_of(config, runs[0], rows["sft"][splits[0]][0])
-    values, reports = measure_all(rows, rows["sft"], diversities, judge)
+    models = lineage.diversities_of(config, runs[0], rows["sft"])
+    values, reports = measure_all(rows, rows["sft"], models, judge)
     swept_values, sweep = measure_all(swept, rows["sft"] | swept.get("sft", {}))
     for policy, by_split in swept_values.items():
         values[policy] = values.get(policy, {}) | by_split
@@ -306,7 +324,7 @@ def study(config):
         "settings": asdict(config), "policies": reports, "sweep": sweep, "sizes": sizes,
         "beta": main["beta"], "lr": main["lr"], "estimator": main["kl"], "reward_model": rewards,
         "judge": config.judge if by_judge else decides, "score": decides, "scores": scores,
-        "claims": claims.decide(values, reports, rewards, splits, main["kl"]),
+        "claims": claims.decide(values, rewards, splits, main["kl"], config.samples),
         "controls": claims.controls(values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched_kl(values, split) for split in splits],

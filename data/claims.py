@@ -1,17 +1,18 @@
 """
 The claims, each with its statistic fixed beforehand; the controls; and win rate against KL.
 
-Three dicts hold what the study knows, and all functions here take them as they are:
+Two dicts hold what the study knows, and all functions here take them as they are:
 
-    values   {policy: {split: {measure: (seeds, inputs) array}}}    a number for each prompt
-    reports  {policy: {split: {measure: summary}}}                  the same, and what only a set of
-                                                                    prompts has: across_input_...
+    values   {policy: {split: {measure: (seeds, inputs) array}}}    a number for each prompt; and
+             "across_halves", (seeds, 1 + halves): EAD across inputs, see `across_draws`
     rewards  {split: {measure: [a number of each seed]}}            what the reward model knows
 
 A summary is {"mean", "low", "high", "n", "seeds"}: the 95 % interval is over n prompts, "seeds" the
 mean of each seed. The first of the `splits` is in distribution, the others are shifted. C1 to C7
 are the claims of Kirk et al. 2024, arXiv:2310.06452; data/RESULTS.md says when each is supported.
 """
+
+import statistics
 
 import numpy as np
 
@@ -21,11 +22,13 @@ N = 16  # of best of n
 BEST = f"bon{N}"
 POLICIES = {  # name: (checkpoint, temperature); those of every table
     "base": ("base", 1.0), "sft": ("sft", 1.0), "sft-t0.7": ("sft", 0.7), "sft-greedy": ("sft", 0),
-    BEST: ("sft", 0.7), "rlhf": ("ppo", 1.0)}
-FRONTIER = {  # one output per prompt: where a lower temperature takes SFT, and RLHF
+    BEST: ("sft", 1.0), f"{BEST}-t0.7": ("sft", 0.7), "rlhf": ("ppo", 1.0),
+    "rlhf-t0.7": ("ppo", 0.7)}
+FRONTIER = {  # one output per prompt: where other temperatures take SFT, and RLHF
     "sft-t0.8": ("sft", 0.8), "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3),
-    "rlhf-t0.8": ("ppo", 0.8), "rlhf-t0.7": ("ppo", 0.7), "rlhf-t0.5": ("ppo", 0.5),
-    "rlhf-t0.3": ("ppo", 0.3), "rlhf-greedy": ("ppo", 0)}
+    "rlhf-t0.8": ("ppo", 0.8), "rlhf-t0.5": ("ppo", 0.5), "rlhf-t0.3": ("ppo", 0.3),
+    "rlhf-greedy": ("ppo", 0)}
+LEVEL, DRAWS, HALVES = 0.95, 2000, 60  # of intervals; how often prompts are drawn, or halved
 
 
 def summary(interval, seeds):
@@ -33,9 +36,9 @@ def summary(interval, seeds):
     return dict(zip(("mean", "low", "high", "n"), interval), seeds=[float(x) for x in seeds])
 
 
-def summarised(runs):
+def summarised(runs, level=LEVEL):
     "Values of several seeds on the same prompts: the interval is of the prompts' means over seeds."
-    return summary(metrics.interval(np.mean(runs, axis=0)), [np.mean(run) for run in runs])
+    return summary(metrics.interval(np.mean(runs, axis=0), level), [np.mean(run) for run in runs])
 
 
 def summaries(values):
@@ -44,15 +47,68 @@ def summaries(values):
 
 
 def across(outputs, diversities):
-    """Diversity across inputs -> {"across_input_<name>": summary}, of `outputs`, over seeds and
-    inputs lists of texts; the interval is the mean of the seeds' intervals."""
-    result = {}
-    for name, diversity in diversities.items():
-        if name != "nli":  # it would ask about every pair of inputs
-            each = np.array([metrics.across_interval(texts, diversity) for texts in outputs])
-            mean, low, high, n = each.mean(0).tolist()
-            result[f"across_input_{name}"] = summary((mean, low, high, int(n)), each[:, 0])
-    return result
+    """Diversity across inputs of `outputs`, over seeds and inputs lists of texts ->
+    {"across_input_<name>": summary}, {name: (seeds, 1 + halves)}; the interval is the mean of the
+    seeds' intervals."""
+    draws = {name: np.stack([across_draws(texts, diversity) for texts in outputs])
+             for name, diversity in diversities.items()
+             if name not in ("nli", "facts")}  # these would ask about every pair of inputs
+    found = {}
+    for name, seeds in draws.items():
+        each = np.array([of_halves(row, len(outputs[0])) for row in seeds])
+        mean, low, high, n = each.mean(0).tolist()
+        found[f"across_input_{name}"] = summary((mean, low, high, int(n)), each[:, 0])
+    return found, draws
+
+
+# ---- statistics of more than one mean ------------------------------------------------------------
+
+
+def of_draws(drawn, n, level=LEVEL):
+    "(seeds, 1 + draws), first of the prompts as they are, then of drawn ones -> summary."
+    low, high = np.quantile(drawn[:, 1:].mean(0), [(1 - level) / 2, (1 + level) / 2])
+    return summary((float(drawn[:, 0].mean()), float(low), float(high), n), drawn[:, 0])
+
+
+def drawn_means(tables, seed=0):
+    """Means over prompts, as they are and bootstrapped, all tables alike: (..., seeds, inputs) ->
+    (..., seeds, 1 + DRAWS)."""
+    n = tables.shape[-1]
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
+    return np.concatenate([tables.mean(-1, keepdims=True), tables @ times.T / n], axis=-1)
+
+
+def halves(n, seed=0):
+    """(HALVES, n // 2) places of n inputs. For what a bootstrap would bias, as it draws some
+    twice, and duplicates lower a diversity: an estimate from half the inputs, drawn without
+    replacement, spreads around its mean as the whole one does from one draw of inputs to the next.
+    """
+    random = np.random.default_rng(seed)
+    return np.stack([random.permutation(n)[:n // 2] for _ in range(HALVES)])
+
+
+def across_draws(outputs, diversity, seed=0):
+    """Mean of `metrics.across_inputs` over all columns, then that of each of the `halves` (over 4
+    columns, for time, which makes them scatter a little more) -> (1 + HALVES,)."""
+    columns, n = range(min(map(len, outputs))), len(outputs)
+    if n < 4:
+        raise ValueError(f"an interval across inputs needs at least 4 of them, not {n}")
+
+    def mean(rows, columns):
+        return np.mean([metrics.across_inputs(rows, diversity, k) for k in columns])
+    return np.array([mean(outputs, columns), *(
+        mean([outputs[i] for i in half], columns[:4]) for half in halves(n, seed))])
+
+
+def of_halves(draws, n, level=LEVEL):
+    "An estimate, (1 + HALVES,), first of all n inputs and then of `halves`, and its interval."
+    reach = statistics.NormalDist().inv_cdf(0.5 + level / 2) * draws[1:].std(ddof=1)
+    return float(draws[0]), float(draws[0] - reach), float(draws[0] + reach), n
+
+
+def across_interval(outputs, diversity, seed=0):
+    "Mean of `metrics.across_inputs` over all columns and its interval; n is the count of inputs."
+    return of_halves(across_draws(outputs, diversity, seed), len(outputs))
 
 
 # ---- the claims, each with its statistic fixed beforehand ----------------------------------------
@@ -62,12 +118,24 @@ def three_way(holds, fails):
     return "supported" if holds else "not supported" if fails else "inconclusive"
 
 
+def clear(difference, sign=1, bar=0.0):
+    "Whether a summary is on this side of a bar: its whole interval, and every seed."
+    edge = difference["low"] if sign > 0 else difference["high"]
+    return all(sign * (x - bar) > 0 for x in (edge, *difference["seeds"]))
+
+
 def by_sign(difference, sign=1):
     "The verdict on a summary whose mean should have this sign."
-    def clear(side):
-        edge = difference["low"] if side > 0 else difference["high"]
-        return side * edge > 0 and all(side * x > 0 for x in difference["seeds"])
-    return three_way(clear(sign), clear(-sign))
+    return three_way(clear(difference, sign), clear(difference, -sign))
+
+
+def everywhere(summarise, splits, sign=1, bar=0.0, among=1):
+    """The verdict on a claim of all splits: supported where each is clearly on this side of a bar,
+    refuted by one that is clearly on the other; of so many, of the best of so many (`among`), one
+    may be by chance, so at a level corrected for that. `summarise(split, level)` -> summary."""
+    strict = 1 - (1 - LEVEL) / len(splits) / among
+    return three_way(all(clear(summarise(s, LEVEL), sign, bar) for s in splits),
+                     any(clear(summarise(s, strict), -sign, bar) for s in splits))
 
 
 def in_words(difference):
@@ -75,63 +143,95 @@ def in_words(difference):
     return f"{mean} [{low}, {high}] ({', '.join(f'{x:+.3f}' for x in difference['seeds'])})"
 
 
-def less_sft(policy, measure, sign, values, splits):  # C1, C3, C5
-    """Policy less SFT, paired by prompt -> verdict, evidence; the verdict is what all splits share,
-    and a mixture is inconclusive."""
-    by_split = {s: summarised(values[policy][s][measure] - values["sft"][s][measure])
-                for s in splits}
-    verdicts = {by_sign(difference, sign) for difference in by_split.values()}
-    return (verdicts.pop() if len(verdicts) == 1 else "inconclusive",
-            "; ".join(f"{s} {in_words(difference)}" for s, difference in by_split.items()))
+def less(policy, other, measure, sign, values, splits, among=1):  # C1, C3, C5
+    "One policy less another, paired by prompt, on all splits -> verdict, evidence."
+    def difference(split, level=LEVEL):
+        return summarised(values[policy][split][measure] - values[other][split][measure], level)
+    return (everywhere(difference, splits, sign, among=among),
+            "; ".join(f"{s} {in_words(difference(s))}" for s in splits))
 
 
 def gains_more_further_out(values, splits):  # C2
-    sft, rlhf = (np.array([values[policy][s]["win_rate"].mean(1) for s in splits])
-                 for policy in ("sft", "rlhf"))  # (splits, seeds)
-    drop, gain = sft[0] - sft, rlhf - sft
-    centred = drop - drop.mean(0)  # least squares: a straight line through the splits
-    slopes = (centred * gain).sum(0) / np.maximum((centred**2).sum(0), 1e-12)  # (seeds,)
-    slope = summary(metrics.t_interval(slopes), slopes)
-    return by_sign(slope), (in_words(slope) if len(slopes) > 1 else
-                            f"{slope['mean']:+.3f}, one seed")
+    """SFT's score is in the drop and in the gain: its noise would be a slope. So one half of the
+    prompts gives the drops, the other the gains, and the halves change places. (Noise in the drops
+    alone flattens the line.)"""
+    halves = []
+    for first in (0, 1):  # of each (splits, policies, seeds, 1 + draws)
+        halves.append(np.stack([drawn_means(np.stack([
+            values[p][s]["win_rate"][:, first::2] for p in ("sft", "rlhf")]), seed=2 * k + first)
+            for k, s in enumerate(splits)]))
+    drops = [-half[:, 0] + half[:, 0].mean(0) for half in halves]  # centred: the line's own zero
+    gains = [half[:, 1] - half[:, 0] for half in halves]
+    spread = (drops[0] ** 2 + drops[1] ** 2).sum(0)  # least squares
+    slopes = (drops[0] * gains[1] + drops[1] * gains[0]).sum(0) / np.maximum(spread, 1e-12)
+    slope = of_draws(slopes, sum(values["sft"][s]["win_rate"].shape[1] for s in splits))
+    return by_sign(slope), in_words(slope)
 
 
-def share_lost(reports, measure, split, least=0):
-    "How much of SFT's diversity, which is at least `least`, RLHF has lost, in each seed."
-    sft, rlhf = (np.array(reports[policy][split][measure]["seeds"]) - least
-                 for policy in ("sft", "rlhf"))  # (seeds,)
-    return 1 - rlhf / sft
+def less_across_inputs(values, split):  # C4
+    "With halves of the prompts, see there."
+    def diversity(policy, kind):  # (seeds, 1 + halves)
+        if kind == "across":
+            return values[policy][split]["across_halves"]
+        prompts = values[policy][split]["per_input_ead"]  # (seeds, inputs)
+        here = prompts[:, halves(prompts.shape[1])].mean(-1)
+        return np.concatenate([prompts.mean(1, keepdims=True), here], axis=1)
+
+    lost = {kind: 1 - diversity("rlhf", kind) / diversity("sft", kind)
+            for kind in ("per", "across")}
+    parts = {"per input less across": lost["per"] - lost["across"]}
+    for best, sft in ((BEST, "sft"), (f"{BEST}-t0.7", "sft-t0.7")):
+        parts[f"{best} less {sft} + .02"] = (
+            diversity(best, "across") - diversity(sft, "across") + 0.02)
+
+    def difference(name, level=LEVEL):
+        n = values["sft"][split]["per_input_ead"].shape[1]
+        return summary(of_halves(parts[name].mean(0), n, level), parts[name][:, 0])
+    return (everywhere(difference, [*parts]),
+            f"rlhf loses {lost['per'][:, 0].mean():.1%} per input and "
+            f"{lost['across'][:, 0].mean():.1%} across; "
+            + "; ".join(f"{name} {in_words(difference(name))}" for name in parts))
 
 
-def less_across_inputs(reports, split):  # C4
-    per, between = (share_lost(reports, f"{kind}_input_ead", split) for kind in ("per", "across"))
-    best, sft = (np.array(reports[policy][split]["across_input_ead"]["seeds"])
-                 for policy in (BEST, "sft"))  # (seeds,)
-    smaller, kept = (between < per).all(), (best > sft - 0.02).all()
-    return (three_way(smaller and kept, not smaller and not kept),
-            f"rlhf loses {per.mean():.1%} per input and {between.mean():.1%} across; {BEST} "
-            f"has {best.mean():.3f} across, sft {sft.mean():.3f}")
+def no_beta_gives_it_back(values, betas, splits):  # C5
+    top = max(betas, key=lambda policy: np.mean(
+        [values[policy][s]["per_input_ead"].mean() for s in splits]))
+    verdict, evidence = less(top, "sft", "per_input_ead", -1, values, splits, len(betas))
+    return verdict, f"{top}: {evidence}"
 
 
-def nli_hardly_sees_it(reports, split):  # C6
-    # NLI diversity may be negative: from its least value, -2, it has a zero, as a share needs
-    nli = share_lost(reports, "per_input_nli", split, least=-2)
-    ead = share_lost(reports, "per_input_ead", split)
-    return (three_way((nli < ead / 2).all(), (nli >= ead / 2).all()),
-            f"NLI loses {nli.mean():.1%} of its range's share, EAD {ead.mean():.1%}")
+def hardly_sees_it(values, split, measure, samples):  # C6
+    """Both measured from what equal answers would have: -2, and for EAD one in so many samples.
+    Without a loss there is nothing to see."""
+    here = {name: np.stack([values[p][split][name] for p in ("sft", "rlhf")]) - least
+            for name, least in ((measure, -2), ("per_input_ead", 1 / samples))}
+    means = {name: drawn_means(x) for name, x in here.items()}  # (policies, seeds, 1 + draws)
+    lost = {name: 1 - x[1] / x[0] for name, x in means.items()}
+    n = here[measure].shape[-1]
+    verdict = by_sign(of_draws(lost["per_input_ead"] / 2 - lost[measure], n))
+    seen = clear(of_draws(lost["per_input_ead"], n))
+    return (verdict if seen else "inconclusive",
+            f"of its range it loses {lost[measure][:, 0].mean():.1%}, EAD "
+            f"{lost['per_input_ead'][:, 0].mean():.1%}" + ", not clear of none" * (not seen))
 
 
 def reward_model_generalises(rewards, near, far):  # C7
-    drop = np.array([np.array(rewards[near]["gold"]) - np.array(rewards[s]["gold"])
-                     for s in far])  # (splits, seeds)
-    return (three_way((drop <= 0.05).all(), (drop.mean(1) > 0.05).all()),
-            "; ".join(f"{s} {x.mean():+.3f}" for s, x in zip(far, drop)))
+    random = np.random.default_rng(0)
+    drawn = {}  # (seeds, 1 + draws) of each split; a pair is right or wrong
+    for s in (near, *far):
+        right, count = (np.array(rewards[s][key])[:, None] for key in ("gold", "pairs"))
+        times = random.binomial(count, right, size=(len(count), DRAWS))
+        drawn[s] = np.concatenate([right, times / count], axis=1)
+    pairs = lambda s: int(rewards[s]["pairs"][0])
+    drop = lambda s, level=LEVEL: of_draws(drawn[near] - drawn[s], pairs(s), level)
+    return (everywhere(drop, far, -1, 0.05),
+            "; ".join(f"{s} {in_words(drop(s))}" for s in far))
 
 
-def decide(values, reports, rewards, splits, main_kl):
+def decide(values, rewards, splits, main_kl, samples):
     """The paper's claims -> [{"id", "claim", "statistic", "verdict", "evidence"}]; `main_kl` is the
-    estimator of the main run. What was not measured is left out: C5 without a sweep, C6 without
-    NLI, C7 without comparisons under a shift."""
+    estimator of the main run, `samples` the outputs of a prompt. What was not measured is left out:
+    C5 without a sweep, C6 without NLI or facts, C7 without comparisons under a shift."""
     near, decided = splits[0], []
 
     def claim(id, text, statistic, verdict, evidence):
@@ -140,29 +240,28 @@ def decide(values, reports, rewards, splits, main_kl):
 
     for id, policy in (("C1a", "rlhf"), ("C1b", BEST)):
         claim(id, f"{policy} beats sft in win rate, in distribution and under every shift",
-              "win rate less that of sft, each at its temperature in the tables",
-              *less_sft(policy, "win_rate", 1, values, splits))
+              "win rate less that of sft, both at temperature 1",
+              *less(policy, "sft", "win_rate", 1, values, splits))
     claim("C2", "the larger the shift, the more rlhf gains over sft",
-          "slope of (rlhf - sft) on sft's own drop from in distribution, over the splits; "
-          "t interval over seeds", *gains_more_further_out(values, splits))
+          "slope of (rlhf - sft) on sft's own drop from in distribution, over the splits, the one "
+          "and the other from different prompts", *gains_more_further_out(values, splits))
     for id, measure in (("C3a", "per_input_ead"), ("C3b", "per_input_embedding")):
-        claim(id, f"rlhf lowers {measure.replace('_', ' ')}", f"{measure}, rlhf less sft",
-              *less_sft("rlhf", measure, -1, values, splits))
+        claim(id, f"rlhf lowers {measure.replace('_', ' ')}",
+              f"{measure}, rlhf less sft, both at temperature 1",
+              *less("rlhf", "sft", measure, -1, values, splits))
     claim("C4", "across inputs diversity falls less than per input, and best of n loses none",
-          "relative drop of EAD from sft, in distribution; best of n no lower than sft - .02",
-          *less_across_inputs(reports, near))
+          "relative drop of EAD from sft, in distribution; best of n no lower than sft of its "
+          "temperature - .02", *less_across_inputs(values, near))
     for id, kl in (("C5a", "k1"), ("C5b", "k2")):
         if betas := [policy for policy in values if policy.startswith(f"{kl}-")]:
             betas += ["rlhf"] * (kl == main_kl)  # its beta is one of them
-            top = max(betas, key=lambda policy: np.mean(
-                [values[policy][s]["per_input_ead"].mean() for s in splits]))
-            verdict, evidence = less_sft(top, "per_input_ead", -1, values, splits)
             claim(id, f"no beta gives the diversity back ({kl} in the reward)",
                   f"per-input EAD of the beta with most of it, of {len(betas)}, less sft",
-                  verdict, f"{top}: {evidence}")
-    if "per_input_nli" in reports["sft"][near]:
-        claim("C6", "NLI diversity hardly sees the loss",
-              "its relative drop under half of EAD's", *nli_hardly_sees_it(reports, near))
+                  *no_beta_gives_it_back(values, betas, splits))
+    for name, what in (("nli", "NLI diversity"), ("facts", "diversity of the facts stated")):
+        if f"per_input_{name}" in values["sft"][near]:
+            claim("C6", f"{what} hardly sees the loss", "its relative drop under half of EAD's",
+                  *hardly_sees_it(values, near, f"per_input_{name}", samples))
     far = [s for s in splits[1:] if s in rewards]
     if near in rewards and far:
         claim("C7", "the reward model's accuracy falls little out of distribution",
@@ -222,13 +321,25 @@ def frontier(values, best_of, splits):
 def matched_kl(values, split):
     """SFT at its best temperature against RLHF at the best of those that are, by mean KL, no
     further from SFT -> {"split", "sft", "sft_kl", "rlhf", "rlhf_kl", "gain": summary}. The last
-    three are None where RLHF is further away at every temperature."""
+    three are None where RLHF is further away at every temperature. The gain on one half of the
+    prompts is of the temperatures that the other half chooses: no prompt is chosen by and counted.
+    """
     policies = [p for p in {**POLICIES, **FRONTIER} if p.startswith(("sft", "rlhf"))]
-    win, kl = ({p: values[p][split][k].mean() for p in policies} for k in ("win_rate", "kl"))
-    sft = max([p for p in policies if p.startswith("sft")], key=win.get)
-    allowed = [p for p in policies if p.startswith("rlhf") and kl[p] <= kl[sft]]
-    rlhf, gain = max(allowed, key=win.get, default=None), None
+    win, kl = ({p: values[p][split][k] for p in policies} for k in ("win_rate", "kl"))
+
+    def choice(part):
+        of = lambda table: {p: x[:, part].mean() for p, x in table.items()}
+        won, far = of(win), of(kl)
+        sft = max([p for p in policies if p.startswith("sft")], key=won.get)
+        near = [p for p in policies if p.startswith("rlhf") and far[p] <= far[sft]]
+        return sft, max(near, key=won.get, default=None)
+
+    (sft, rlhf), gain = choice(slice(None)), None
     if rlhf:
-        gain = summarised(values[rlhf][split]["win_rate"] - values[sft][split]["win_rate"])
-    return {"split": split, "sft": sft, "sft_kl": float(kl[sft]), "rlhf": rlhf,
-            "rlhf_kl": float(kl[rlhf]) if rlhf else None, "gain": gain}
+        gain, even, odd = np.empty_like(win[sft]), slice(0, None, 2), slice(1, None, 2)
+        for part, other in ((even, odd), (odd, even)):
+            before, after = choice(other)
+            gain[:, part] = win[after or rlhf][:, part] - win[before][:, part]
+        gain = summarised(gain)
+    return {"split": split, "sft": sft, "sft_kl": float(kl[sft].mean()), "rlhf": rlhf,
+            "rlhf_kl": float(kl[rlhf].mean()) if rlhf else None, "gain": gain}

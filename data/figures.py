@@ -9,13 +9,13 @@ import math
 
 import numpy as np
 
-from data.claims import BEST
+from data.claims import BEST, POLICIES
 from data.files import write_file
 
 # Okabe and Ito's colours, which differ for every kind of colour vision.
 COLOURS = {"base": "#999999", "sft": "#0072B2", "sft-t0.7": "#56B4E9", "sft-greedy": "#004466",
-           "bon16": "#009E73", "bon": "#009E73", "rlhf": "#D55E00", "reference": "#000000"}
-VARIED = ["base", "sft", "sft-t0.7", BEST, "rlhf"]  # policies with several outputs to a prompt
+           BEST: "#009E73", "bon": "#009E73", f"{BEST}-t0.7": "#7FD6BC", "rlhf": "#D55E00",
+           "rlhf-t0.7": "#F2A56B", "reference": "#000000"}  # a lighter one at temperature .7
 ABOVE = dict(frameon=False, loc="upper center")  # a legend above its panels
 DOTTED = dict(color="#444444", lw=0.8, ls=":")
 KL = "KL to sft, nats per response"
@@ -52,7 +52,9 @@ def line(axis, x, rows, **style):
 
 def bars(axis, result, policies, measure, label):
     "Grouped bars with intervals: a group for each split, a bar for each policy."
-    splits, width = list(result["policies"]["sft"]), 0.8 / len(policies)
+    splits = list(result["policies"]["sft"])
+    policies = [p for p in policies if measure in result["policies"][p][splits[0]]]
+    width = 0.8 / len(policies)
     for k, policy in enumerate(policies):
         mean, errors = arrays([result["policies"][policy][split][measure] for split in splits])
         place = np.arange(len(splits)) + (k - (len(policies) - 1) / 2) * width
@@ -74,10 +76,8 @@ def against_kl(axis, result, prefix, label):
 
 def overview(path, result):
     made, axes = figure(3, 4.0, 3.3, ("quality", "diversity", "quality against KL"))
-    disjoint = result["settings"]["full"]  # else bon16's answers repeat each other
     bars(axes[0], result, ["sft", BEST, "rlhf"], "win_rate", "win rate against people")
-    bars(axes[1], result, ["sft", BEST, "rlhf"] if disjoint else ["sft", "rlhf"], "per_input_ead",
-         "EAD, answers to a prompt")
+    bars(axes[1], result, ["sft", BEST, "rlhf"], "per_input_ead", "EAD, answers to a prompt")
     for axis in axes[:2]:
         axis.tick_params(axis="x", rotation=20)
     against_kl(axes[2], result, "shifted_", "win rate, mean of the shifts")
@@ -96,9 +96,10 @@ def win_rates(path, result, policies, measure, rival):
 def diversities(path, result):
     made, axes = figure(2, 0.9 * len(result["policies"]["sft"]) + 1, 3.2,
                         ("per input", "across input"))
+    policies = [p for p in POLICIES if p != "sft-greedy"]
     for axis, kind in zip(axes, ("per_input", "across_input")):
-        bars(axis, result, VARIED, f"{kind}_ead", "EAD")
-    made.legend(*axes[0].get_legend_handles_labels(), **ABOVE, fontsize=8, ncols=5)
+        bars(axis, result, policies, f"{kind}_ead", "EAD")
+    made.legend(*axes[1].get_legend_handles_labels(), **ABOVE, fontsize=8, ncols=5)
     save(made, path, top=0.93)
 
 

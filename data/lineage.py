@@ -40,6 +40,11 @@ def home(config, seed):
     return data.run_folder(config.data, seed, config.out)
 
 
+def prompts_of(config, split):
+    "The split that the study's prompts of a test split are from."
+    return f"final-{split}" if config.final and split != "validation" else split
+
+
 # ---- training ------------------------------------------------------------------------------------
 
 
@@ -228,6 +233,7 @@ def reward_quality(config, runs, split):
     """What the reward model of each run knows of the truth -> {measure: [number of each seed]}, see
     collect.quality."""
     n, each, stored = max(config.inputs * 5 // 2, 60), [], []
+    split = prompts_of(config, split)
     if config.data not in data.WORLD:
         stored = [astuple(c)[:3] for c in data.comparisons(config.data, split, n)]
     for run in runs:
@@ -240,9 +246,8 @@ def reward_quality(config, runs, split):
     return {name: [row[name] for row in each] for name in each[0] if name != "of"}
 
 
-def encoder(run, texts):
-    """`embed` for embedding diversity: mean hidden state of the base model over a text's tokens,
-    less the mean over `texts` (uncentred, all states point the same way)."""
+def encoder(run):
+    "Texts -> vectors: the mean hidden state of the base model over a text's tokens."
     network, tokenizer = run.networks["base"], run.tokenizer
 
     @torch.no_grad()
@@ -256,21 +261,30 @@ def encoder(run, texts):
             out[index] = (hidden.sum(1) / is_real.sum(1)).float().cpu().numpy()
         return out
 
-    centre = states(texts).mean(0)
-    return encoders.cached(lambda new: states(new) - centre)
+    return encoders.cached(states)
+
+
+def centred(vectors_of, texts):
+    """`embed` for embedding diversity: less the mean over `texts`, a split's references. All hidden
+    states point the same way, and those of a shift another: of news, uncentred, .26 where it is
+    .81."""
+    centre = np.mean(vectors_of(texts), axis=0)
+    return lambda new: np.asarray(vectors_of(new)) - centre
 
 
 def diversities_of(config, run, rows):
-    """Those of a list of texts that need a model -> {"embedding": texts -> number}, and "nli" where
-    a relation is known."""
-    embed = (encoders.sentences(config.encoder) if config.encoder
-             else encoder(run, [row["reference"] for row in rows]))
-    found = {"embedding": lambda texts: metrics.embedding_diversity(texts, embed)}
-    relation = config.nli and encoders.nli(config.nli)
-    if config.data in data.WORLD and not relation:
+    """Those that need a model, for {split: rows of each seed} -> {split: {"embedding": texts ->
+    number}}, and "nli" with --nli, else in the world "facts": its exact relation in place of it."""
+    vectors_of = encoders.sentences(config.encoder) if config.encoder else encoder(run)
+    relations = {"nli": encoders.nli(config.nli)} if config.nli else {}
+    if config.data in data.WORLD and not config.nli:
         from data import world
 
-        relation = world.of(rows[0]["prompt"]).relation
-    if relation:
-        found["nli"] = lambda texts: metrics.nli_diversity(texts, relation)
-    return found
+        relations["facts"] = world.TASKS[config.data].relation
+
+    def of(texts):
+        embed = vectors_of if config.encoder else centred(vectors_of, texts)
+        return {"embedding": lambda new: metrics.embedding_diversity(new, embed)} | {
+            name: lambda new, relation=relation: metrics.nli_diversity(new, relation)
+            for name, relation in relations.items()}
+    return {split: of([row["reference"] for row in seeds[0]]) for split, seeds in rows.items()}

@@ -10,7 +10,7 @@ from unicodedata import category, normalize
 import numpy as np
 
 import metrics
-from data import encoders
+from data import claims, encoders
 from data.files import read_rows, write_file
 from data.flags import one_sentence, parser_of
 
@@ -79,7 +79,7 @@ def measure(outputs, references=None, embed=None, relation=None):
             if name == "nli":  # a forward pass for each pair of inputs: once, without interval
                 interval = (metrics.across_inputs(outputs, diversity),)
             else:
-                interval = metrics.across_interval(outputs, diversity)
+                interval = claims.across_interval(outputs, diversity)
             found[f"across_input_{name}"] = interval
     for name in ("ead", "distinct"):
         found[f"pooled_{name}"] = (metrics.pooled(outputs, diversities[name]),)

@@ -20,6 +20,7 @@ from data import figures
 from data.claims import BEST, POLICIES
 from data.files import write_file
 
+TEMPERATURES = {p: temperature for p, (_, temperature) in POLICIES.items()} | {"diverse": 1}
 Figure = namedtuple("Figure", "file what caption")
 Table = namedtuple("Table", "header rows")
 
@@ -71,13 +72,16 @@ def contents(folder, result, texts):
         return Figure(f"{name}.png", what, texts[name])
 
     def tables(names, **measures):  # {measure: label}
-        return [Table([label, *splits], [
-                    [p, *(cell(by_split[s][measure]) for s in splits)] for p in names
+        return [Table([label, "T", *splits], [
+                    [p, f"{TEMPERATURES[p]:g}", *(cell(by_split[s][measure]) for s in splits)]
+                    for p in names
                     if measure in (by_split := result["policies"][p])[splits[0]]])
                 for measure, label in measures.items() if measure in measured]
 
     if not result["settings"]["full"]:
-        texts["diversity"] += " " + texts["overlapping"]
+        texts["diversity"] += " " + texts["fewer"]
+    if result["settings"]["final"]:
+        texts["about"] += " " + texts["final"]
     if "gold" not in result["bon"][0]:
         texts["overoptimisation"] = texts["path"]
     texts["judges"] = ", ".join([texts["judges"], *(
@@ -94,13 +98,13 @@ def contents(folder, result, texts):
             [c["id"], c["verdict"], c["claim"], c["evidence"]] for c in result["claims"]])]),
         ("Does it generalise?", [
             drawn(figures.win_rates, "win_rate", "win rates", policies, "win_rate", "references"),
-            *tables(policies, win_rate="policy"),
-            drawn(figures.win_rates, "head_to_head", "head to head", policies[2:], "vs_sft",
-                  "sft at T 1")]),
+            *tables(policies, win_rate="win rate"),
+            drawn(figures.win_rates, "head_to_head", "head to head", [BEST, "rlhf"], "vs_sft",
+                  "sft, all at T 1")]),
         ("What does it cost in diversity?", [
             drawn(figures.diversities, "diversity", "diversity"),
-            *tables(figures.VARIED, **diversity, per_input_nli="per-input NLI",
-                    across_input_ead="across-input EAD")]),
+            *tables(POLICIES, **diversity, per_input_nli="per-input NLI",
+                    per_input_facts="per-input facts", across_input_ead="across-input EAD")]),
         ("What win rate at what KL?", [
             drawn(figures.frontiers, "frontier", "frontier"), texts["matched_kl"],
             Table(["split", "SFT's best", "KL", "RLHF", "KL", "gain in win rate", "each seed"],
@@ -110,7 +114,7 @@ def contents(folder, result, texts):
             drawn(figures.reward_accuracy, "reward_model", "reward model")]
          if result["reward_model"] else []),
         ("A recipe that keeps diversity", [texts["diverse"], *tables(
-            ["sft", "sft-t0.7", BEST, "rlhf", "diverse"], win_rate="win rate", **diversity)]
+            [*list(POLICIES)[1:], "diverse"], win_rate="win rate", **diversity)]
          if "diverse" in result["policies"] else []),
         ("Do other judges agree?", [texts["judges"], *tables(
             policies, win_rate_proxy="proxy", win_rate_other="other", win_rate_judge="judge")]),

@@ -19,20 +19,26 @@ import model as m
 def named_reward(config, run):
     "The reward function that ppo.py's --reward names, if it is no reward model, else None."
     if config.reward == "gold":
-        return gold(data.gold(config.data), run.tokenizer)
+        return gold(config.data, run.tokenizer)
     if config.reward.endswith(".py"):
         run.reads("reward", Path(config.reward).read_bytes())
         return of_file(config.reward)
 
 
-def gold(score, tokenizer):
-    "The world's true score of texts: PPO's ceiling, which no other policy may see."
+def gold(name, tokenizer):
+    """The world's true score, which no other policy may see: PPO's ceiling. In the unit of a reward
+    model, references having mean 0 and standard deviation 1, so that beta means the same."""
+    score = data.gold(name)
     if score is None:
         raise ValueError("--reward gold: only the embedded world knows the truth; give a reward "
                          "checkpoint or a .py file")
-    return lambda prompt_ids, response_ids: torch.tensor([
-        score(tokenizer.decode(p), tokenizer.decode(r).strip())
-        for p, r in zip(prompt_ids, response_ids)])
+    of_people = torch.tensor([score(e.prompt, e.response) for e in data.load(name, "train", 500)])
+
+    def reward_fn(prompt_ids, response_ids):
+        found = torch.tensor([score(tokenizer.decode(p), tokenizer.decode(r).strip())
+                              for p, r in zip(prompt_ids, response_ids)])
+        return (found - of_people.mean()) / of_people.std()
+    return reward_fn
 
 
 def of_file(path):

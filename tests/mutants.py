@@ -129,7 +129,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
      "- np.sum(vectors**2)) / (n * (n - 1))", ") / (n * n)"),
     ("k3 from the wrong side", "metrics.py", "metrics kl_estimators_match_exact_kl_on_five_tokens",
      "(np.expm1(-d) + d).sum(axis=1)", "(np.expm1(d) - d).sum(axis=1)"),
-    ("samples of a prompt as draws", "metrics.py",
+    ("samples of a prompt as draws", "data/claims.py",
      "metrics across_interval_covers_the_expected_diversity",
      "random.permutation(n)[:n // 2]", "random.integers(n, size=n // 2)"),
     ("the worst of n", "bon.py", "bon the_choice_is_of_the_own_prompt",

@@ -78,21 +78,6 @@ def test_diverse_bests():  # the least like what was chosen first, not last; one
     assert bon.diverse_bests(scores, overlap, 3, 100.0).tolist() == [0, 3, 5]
 
 
-def test_simulated_bests():  # an unfair group; its bias, which is stated, gone unnoticed
-    scores = np.random.default_rng(2).random(12)
-    values = np.arange(12.0)
-    many = np.array([bon.simulated_bests(scores, 4, 3, seed) for seed in range(3000)])
-    assert many.shape == (3000, 3)
-    truth = bon.expected_best(scores, values, 4)
-    for column in many.T:
-        found = values[column]
-        assert abs(found.mean() - truth) < 4 * found.std() / 3000**0.5
-    assert len(set(bon.simulated_bests(scores, 12, 5))) == 1  # every group is the whole pool
-    fair = np.array([bon.disjoint_bests(scores, 4, 3, seed) for seed in range(500)])
-    alike = lambda rows: np.mean([len(set(row)) for row in rows])
-    assert alike(many) < alike(fair) == 3
-
-
 @pytest.mark.parametrize("call", [
     lambda: bon.rank_weights(4, 5), lambda: bon.rank_weights(4, 0),
     lambda: bon.best_of_n(np.zeros((2, 3)), 4), lambda: bon.best_of_n([[0.0, float("nan")]]),

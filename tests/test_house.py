@@ -37,7 +37,7 @@ TABLE = {
     "data/optim.py": ("torch", ""),
     "data/networks.py": ("torch model", ""),
     "data/pools.py": ("torch numpy tqdm model data data.files data.run metrics", ""),
-    "data/measured.py": ("numpy metrics data.encoders data.files data.flags", ""),
+    "data/measured.py": ("numpy metrics data.claims data.encoders data.files data.flags", ""),
     "data/gpu.py": ("torch model", ""),
     "data/rewards.py": ("torch data model", ""),
     "data/base.py": ("torch model data data.checkpoint data.optim", ""),

@@ -13,7 +13,7 @@ import pytest
 
 import metrics
 import rlhf
-from data import collect, encoders, measured, pools
+from data import claims, collect, encoders, measured, pools
 
 CAT, DOG = "猫坐在垫子上。", "狗坐在垫子上。"  # the cat, the dog sits on the mat, of six words each
 
@@ -253,17 +253,17 @@ def test_across_interval_covers_the_expected_diversity():  # a bootstrap, whose 
                      for _ in range(1500)])
     hits, means, halves = [], [], []
     for i in range(120):
-        mean, low, high, n = metrics.across_interval(planted(rng, 60, 4), metrics.distinct, seed=i)
+        mean, low, high, n = claims.across_interval(planted(rng, 60, 4), metrics.distinct, seed=i)
         hits.append(low <= truth <= high)
         means.append(mean)
         halves.append(high - mean)
     assert 0.8 < np.mean(halves) / (1.96 * np.std(means)) < 1.25
     assert n == 60 and 0.89 <= np.mean(hits) <= 1.0, np.mean(hits)
     assert abs(np.mean(means) - truth) < 0.005
-    collapsed = metrics.across_interval([["yes"]] * 60, metrics.distinct)
+    collapsed = claims.across_interval([["yes"]] * 60, metrics.distinct)
     assert collapsed[0] == collapsed[1] == collapsed[2]
     with pytest.raises(ValueError, match="at least 4"):
-        metrics.across_interval([["a"]] * 3, metrics.distinct)
+        claims.across_interval([["a"]] * 3, metrics.distinct)
 
 
 def test_kl_estimators_match_exact_kl_on_five_tokens():

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -205,11 +206,18 @@ def test_normalised_references_have_mean_0_and_std_1(base, toy, tokenizer):
 
 def test_finished_reward_models_are_normalised(runs, toy):  # normalised, not saved
     net, record = checkpoint.load(runs["reward"], "reward")
-    rows = data.comparisons(toy / "data", "train")  # no references among the data: the chosen ones
+    rows = data.load(toy / "data", "train")  # not the chosen ones, which it was fitted to
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     score_texts = rewards.text_scorer(reward.scorer(net, tokenizer.pad), tokenizer)
-    scores = score_texts([r.prompt for r in rows], [r.chosen for r in rows])
+    scores = score_texts([r.prompt for r in rows], [r.response for r in rows])
     assert abs(scores.mean()) < 1e-4 and scores.std(ddof=1) == pytest.approx(1, abs=1e-4)
+
+
+def test_without_people_the_chosen_ones_are_the_unit(tmp_path):  # a file of comparisons alone
+    rows = [data.Comparison(f"p{k}", f"chosen {k}", "rejected") for k in range(600)]
+    files.write_rows(tmp_path / "comparisons.train.jsonl", [dataclasses.asdict(r) for r in rows])
+    prompts, texts = reward.references(reward.Config(data=str(tmp_path)), rows)
+    assert texts == tuple(f"chosen {k}" for k in range(500))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward"])
@@ -639,13 +647,15 @@ def test_the_curve_is_of_the_same_prompts(toy, runs, tmp_path, monkeypatch):
 def test_gold_is_the_worlds_score(tokenizer):  # EOS or a leading space in what is judged
     tokenizer = data.Tokenizer()
     examples = data.load("summarise", "train", 5) + data.load("instruct", "train", 5)
-    fn = rewards.gold(world.gold, tokenizer)
+    fn = rewards.gold("summarise", tokenizer)
     found = fn([tokenizer.prompt(e.prompt) for e in examples],
                [tokenizer.response(e.response) for e in examples])
-    expected = [world.gold(e.prompt, e.response) for e in examples]
+    people = [world.gold(e.prompt, e.response) for e in data.load("summarise", "train")[:500]]
+    unit = [statistics.mean(people), statistics.stdev(people)]
+    expected = [(world.gold(e.prompt, e.response) - unit[0]) / unit[1] for e in examples]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ValueError, match="only the embedded world"):
-        rewards.gold(None, tokenizer)
+        rewards.gold("my/folder", tokenizer)
 
 
 # ---- mistakes ------------------------------------------------------------------------------------
@@ -784,5 +794,7 @@ def test_the_three_commands(name, tmp_path):  # the order, the defaults and the 
     done = command(tmp_path, "ppo.py", "--data", name, "--steps", 2, "--batch", 8, "--reward",
                    "gold", "--value", "shared", "--freeze", "0.5")
     assert done.returncode == 0, done.stderr
-    assert all(row["gold"] == pytest.approx(row["proxy"], abs=1e-4)
-               for row in files.read_log(folder / "ppo.jsonl"))
+    people = [world.gold(e.prompt, e.response) for e in data.load(name, "train", 500)]
+    for row in files.read_log(folder / "ppo.jsonl"):
+        assert row["gold"] == pytest.approx(
+            row["proxy"] * statistics.stdev(people) + statistics.mean(people), abs=1e-4)

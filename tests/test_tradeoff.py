@@ -46,6 +46,49 @@ def test_gains_over_prompts():  # splits weighed by their prompts, points drawn 
     assert (gain, low, high) == pytest.approx((0, 0, 0), abs=1e-12)
 
 
+def sets(rng, win, words, n=40):
+    "A point on one split: sets of eight answers of few or many words."
+    texts = [[f"{i} " + " ".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz")[:words], 6))
+              for _ in range(8)] for i in range(n)]
+    return tradeoff.measures(texts, (rng.random((n, 8)) < win).astype(float).tolist(), embed)
+
+
+def embed(texts):
+    return [[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
+
+
+def test_a_mixture_of_the_frontier_is_not_beyond_it():  # the line alone, a mixture at other places
+    rng = np.random.default_rng(0)
+    points = {("a", f"{words}"): [sets(rng, win, words), sets(rng, win, words)]
+              for win, words in ((0.9, 2), (0.6, 6), (0.3, 26), (0.2, 4))}
+    mixed = tradeoff.mixtures(points, [embed, embed])
+    assert len(mixed) == 3 * 7 and {family for family, _ in mixed} == {tradeoff.MIXED}
+    gains = {name: [tradeoff.bootstrap(list(base.values()), rows, "ead", draws=100)[0]
+                    for rows in mixed.values()]
+             for name, base in (("line", points), ("sets", points | mixed))}
+    assert max(low for _, low, _ in gains["line"]) > 0.02  # a set of two is above the line
+    assert max(gain for gain, _, _ in gains["sets"]) <= 1e-12
+    one, other = (points["a", words] for words in ("2", "6"))
+    [rows] = [rows for (_, label), rows in mixed.items() if label == "3 of a, 2, and a, 6"]
+    for a, b, row in zip(one, other, rows):
+        for split, (x, y) in enumerate(zip(a["outputs"], b["outputs"])):
+            assert row["outputs"][split] == x[:3] + y[3:]
+        wins = [np.mean(x[:3] + y[3:]) for x, y in zip(a["wins"], b["wins"])]
+        assert row["win_rate"] == pytest.approx(wins)
+
+
+def test_intervals_hold_for_all_methods_together():  # the best of twenty, taken for one
+    rng = np.random.default_rng(3)
+    base, point = ([{"win_rate": rng.random(60), "ead": 0.2 + x + rng.random(60) / 99}]
+                   for x in (0.1, 0.0))
+    width = {}
+    for among in (1, 20):
+        (_, low, high), _ = tradeoff.bootstrap([base], point, "ead", among, draws=3000)
+        width[among] = high - low
+    # the normal quantiles of .975 and .99875
+    assert width[20] / width[1] == pytest.approx(3.023 / 1.96, abs=0.12)
+
+
 def test_mean_weights():  # a sum, the first one changed, one of them alone
     shape = dict(vocab_size=8, context=8, layers=1, heads=1, kv_heads=1, channels=8, hidden=8)
     nets = [m.Transformer(m.ModelConfig(eos=(7,), **shape)) for _ in range(2)]
@@ -78,7 +121,8 @@ def test_what_is_kept_is_of_its_run(tmp_path, monkeypatch):  # a key without one
     monkeypatch.setattr(m, "generate", generate)
     names, config = ("sft", "ppo", "reward", "base"), rlhf.Config(inputs=5)
     run = SimpleNamespace(
-        folder=tmp_path, seed=0, tokenizer=data.Tokenizer("world"), embed=lambda t: np.eye(len(t)),
+        folder=tmp_path, seed=0, tokenizer=data.Tokenizer("world"),
+        embed={"id": lambda t: np.eye(len(t))},
         networks=dict(zip(names, names)), digests=dict(zip(names, "abcd")),
         judges={"proxy": lambda prompts, ids: torch.arange(len(ids)).float()})
     measured = lambda how: tradeoff.measured(run, config, "id", "a family", how[0], how)

@@ -4,16 +4,22 @@ Quality on shifted prompts against diversity: which method is beyond the frontie
     python -m tests.tradeoff --data summarise --seeds 3
 
 Takes finished runs of `python rlhf.py --seeds 3` and trains the betas of PPO that are missing. The
-frontier to beat is drawn by SFT and RLHF at every temperature, RLHF at other betas, and the best of
-n. Its upper hull counts: a coin between two policies reaches every point of the line between them.
+frontier to beat is drawn by what needs no new idea: SFT and RLHF at every temperature and with
+min-p, RLHF at other betas, the best of n at temperature 1, at .7 and with min-p, and sets of which
+some answers are of one of these and some of another. Its upper hull counts: a coin for each prompt
+reaches every point of the line between two of them.
+
 A method's knob is chosen on the validation split of seed 0 alone, by its gain on the hull there;
 what counts is the gain of that one setting on the test splits, where win rate and diversity are
-means over the shifts. What is measured is kept in tradeoff/ beside the checkpoints, with a mark of
-these and of all settings, so that an interrupted run goes on and none reads what is another's. The
-table of data/RESULTS.md has more methods: those that lost are in the commit that it names.
+means over the shifts. Intervals are for all methods together: 95 % of the time none of them is
+beyond by chance. Likeness in a diverse choice is shared word pairs, near to what EAD counts, so
+that embedding diversity is the more honest axis. What is measured is kept in tradeoff/ beside the
+checkpoints, with a mark of these and of all settings, so that an interrupted run goes on and none
+reads what is another's.
 """
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -42,15 +48,20 @@ BASELINE = {
     "RLHF, temperature": {f"T {t:g}": ("sample", "ppo", t, 0) for t in TEMPERATURES},
     **{f"RLHF, beta {name[3:]}": {f"T {t:g}": ("sample", name, t, 0) for t in (1.0, 0.7)}
        for name in ALL},
-    "best of n": {f"n {n}": ("pool", "sft", "best", n) for n in (2, 4, 8, 16)}}
-METHODS = {
+    "SFT, min-p": {f"T {t:g}, p {p:g}": ("sample", "sft", t, p) for t, p in MIN_P},
     "RLHF, min-p": {f"T {t:g}, p {p:g}": ("sample", "ppo", t, p) for t, p in MIN_P},
+    "best of n": {f"n {n}": ("pool", "sft", "best", n) for n in (2, 4, 8, 16)},
+    "best of n at T 0.7": {f"n {n}": ("pool", "sft-t0.7", "best", n) for n in (2, 4, 8, 16)},
+    "best of n, min-p": {f"T 1, p 0.03, n {n}": ("pool", "sft-min-p", "best", n)
+                         for n in (2, 4, 8)}}
+MIXED = "a set of two"  # some answers of one point of the baseline, the others of another
+METHODS = {
     "mean of the seeds' RLHF weights": {f"T {t:g}": ("sample", "seeds", t, 0)
                                         for t in (1.0, 0.7, 0.5)},
-    "best of n, min-p": {f"T 1, p 0.03, n {n}": ("pool", "sft-min-p", "best", n)
-                         for n in (2, 4, 8)},
     "diverse best of 64": {f"weight {w:g}": ("pool", "sft", "diverse", 64, w)
                            for w in (0.5, 1.0, 2.0, 4.0)},
+    "diverse best of 64 at T 0.7": {f"weight {w:g}": ("pool", "sft-t0.7", "diverse", 64, w)
+                                    for w in (0.5, 1.0, 2.0)},
     "diverse best of 64, min-p": {
         f"T 1, p 0.03, weight {w:g}": ("pool", "sft-min-p", "diverse", 64, w)
         for w in (0.5, 1.0, 2.0)},
@@ -58,7 +69,8 @@ METHODS = {
         f"T 1.5, p 0.07, weight {w:g}": ("pool", "rlhf-min-p", "diverse", 32, w)
         for w in (0.5, 1.0, 2.0)}}
 POOLS = {  # name: (policy, size, temperature, min_p)
-    "sft": ("sft", 16 * SAMPLES, 1.0, 0.0), "sft-min-p": ("sft", 8 * SAMPLES, 1.0, 0.03),
+    "sft": ("sft", 16 * SAMPLES, 1.0, 0.0), "sft-t0.7": ("sft", 16 * SAMPLES, 0.7, 0.0),
+    "sft-min-p": ("sft", 8 * SAMPLES, 1.0, 0.03),
     "rlhf-min-p": ("ppo", 4 * SAMPLES, 1.5, 0.07)}
 
 
@@ -104,8 +116,17 @@ def places(scores, texts, seed, choice, *options):
     return bon.diverse_bests(scores[:size], bon.overlaps(texts[:size]), SAMPLES, weight)
 
 
+def measures(texts, wins, embed):
+    "Of sets of answers and whether each wins: what counts, a number a prompt; and the sets."
+    return {"win_rate": [float(np.mean(row)) for row in wins],
+            "ead": metrics.per_input(texts, metrics.ead).tolist(),
+            "embedding": metrics.per_input(
+                texts, lambda row: metrics.embedding_diversity(row, embed)).tolist(),
+            "outputs": texts, "wins": wins}
+
+
 def measured(run, config, split, family, label, how):
-    "Win rate, EAD and embedding diversity of one point on one split, each one number a prompt."
+    "The `measures` of one point on one split."
     kind, source, *options = how
 
     def make():
@@ -123,15 +144,30 @@ def measured(run, config, split, family, label, how):
             texts = [texts[i:i + SAMPLES] for i in range(0, len(texts), SAMPLES)]
         gold = data.gold(config.data)
         wins = [metrics.win_rate([gold(e.prompt, t) for t in row],
-                                 [gold(e.prompt, e.response)] * len(row)).mean()
+                                 [gold(e.prompt, e.response)] * len(row)).tolist()
                 for e, row in zip(examples, texts)]
-        return {"win_rate": [float(w) for w in wins],
-                "ead": metrics.per_input(texts, metrics.ead).tolist(),
-                "embedding": metrics.per_input(texts, lambda t: metrics.embedding_diversity(
-                    t, run.embed)).tolist(), "outputs": texts[0]}
+        return measures(texts, wins, run.embed[split])
     policy, settings = (POOLS[source][0], [*how, *POOLS[source]]) if kind == "pool" else (
         source, how)
     return kept(run, config, f"{split}.{family}.{label}", policy, settings, make)
+
+
+def mixtures(points, embeds):
+    """Sets of which the first k answers are one corner's of the frontier and the others another's,
+    for every k: {key: [row of each split]} -> the same. Their win rate lies on the line between the
+    two, and their diversity above it: answers of two policies differ."""
+    corners, found = set(), {}
+    for measure in ("ead", "embedding"):
+        x, y = ([np.mean([np.mean(row[name]) for row in rows]) for rows in points.values()]
+                for name in (measure, "win_rate"))
+        corners |= {[*points][k] for k in hull(x, y)}
+    for (one, other), k in itertools.product(
+            itertools.combinations(sorted(corners), 2), range(1, SAMPLES)):
+        cut = lambda a, b: [[*p[:k], *q[k:]] for p, q in zip(a, b)]
+        found[MIXED, f"{k} of {', '.join(one)}, and {', '.join(other)}"] = [
+            measures(cut(a["outputs"], b["outputs"]), cut(a["wins"], b["wins"]), embed)
+            for a, b, embed in zip(points[one], points[other], embeds)]
+    return found
 
 
 # ---- the frontier and what is beyond it ----------------------------------------------------------
@@ -140,7 +176,8 @@ def measured(run, config, split, family, label, how):
 def hull(x, y):
     "Upper concave hull of points, left to right -> their places; the first has the highest y."
     order = sorted(range(len(x)), key=lambda k: (x[k], y[k]))
-    order = [k for k in order if x[k] >= x[max(order, key=lambda j: y[j])]]
+    highest = max(order, key=lambda j: y[j])
+    order = [k for k in order if x[k] >= x[highest]]
     corners = []
     for k in order:
         while len(corners) > 1 and ((y[corners[-1]] - y[corners[-2]]) * (x[k] - x[corners[-2]])
@@ -162,12 +199,14 @@ def gains(x, y, points):
     return above, right
 
 
-def bootstrap(baseline, point, measure, draws=1000, seed=0):
+def bootstrap(baseline, point, measure, among=1, draws=2000, seed=0):
     """Gain of a point in win rate at equal `measure`, and in the measure at equal win rate, with
-    95 % intervals over prompts drawn with replacement within each split, all points alike.
+    intervals over prompts drawn with replacement within each split, all points alike. They are
+    95 % intervals for `among` methods together, each at a level of 1 - .05 / among.
 
     baseline: list of [row of each split], point: [row of each split].
     """
+    tail = 2.5 / among
     rng = np.random.default_rng(seed)
     table = {key: [np.array([p[s][key] for p in (*baseline, point)]) for s in range(len(point))]
              for key in ("win_rate", measure)}  # of each split (points, prompts)
@@ -181,7 +220,7 @@ def bootstrap(baseline, point, measure, draws=1000, seed=0):
         x, y = means[measure], means["win_rate"]
         found.append(gains(x[-1], y[-1], (x[:-1], y[:-1])))
     found = np.array(found, dtype=float)
-    return [(float(found[0, k]), *np.nanpercentile(found[1:, k], [2.5, 97.5]).tolist())
+    return [(float(found[0, k]), *np.nanpercentile(found[1:, k], [tail, 100 - tail]).tolist())
             for k in (0, 1)]
 
 
@@ -202,6 +241,12 @@ def points_of(config, run, families, splits):
             for family, points in families.items() for label, how in points.items()}
 
 
+def frontier_of(config, run, splits):
+    "The points of the baseline and sets mixed of its corners."
+    points = points_of(config, run, having(config, BASELINE), splits)
+    return points | mixtures(points, [run.embed[split] for split in splits])
+
+
 def drawing(points):
     "Means over prompts and splits of each point -> [[family, label, {measure: mean}]]."
     return [[*key, {k: float(np.mean([np.mean(split[k]) for split in point]))
@@ -211,7 +256,7 @@ def drawing(points):
 def choose(config, run, methods):
     """{family: (label, gain)} by the smaller of the gains at equal EAD and at equal embedding
     diversity, on the validation split of one run."""
-    base = list(points_of(config, run, having(config, BASELINE), ["validation"]).values())
+    base = list(frontier_of(config, run, ["validation"]).values())
     chosen = {}
     for (family, label), point in points_of(config, run, methods, ["validation"]).items():
         means = {key: np.array([np.mean(p[0][key]) for p in (*base, point)])
@@ -228,13 +273,15 @@ def choose(config, run, methods):
 
 
 def load(config):
-    "The runs of every seed, with the mean of their policies and an encoder."
+    "The runs of every seed, with the mean of their policies and an encoder for each split."
     runs = lineage.load_runs(config)
     mean = mean_weights([run.networks["ppo"] for run in runs])
     for run in runs:
         run.networks["seeds"], run.digests["seeds"] = mean, [r.digests["ppo"] for r in runs]
-        run.embed = lineage.encoder(run, [e.response for e in data.load(config.data, "validation",
-                                                                        200)])
+        vectors_of = lineage.encoder(run)
+        run.embed = {split: lineage.centred(vectors_of, [
+            e.response for e in data.load(config.data, split, 200)])
+            for split in ("validation", *data.test_splits(config.data))}
     return runs
 
 
@@ -244,11 +291,11 @@ def compare(config):
         for name in BETAS[config.data]:
             lineage.train(lineage.variant(config, seed, name))
     runs, splits = load(config), data.test_splits(config.data)[1:]
-    methods, baseline = having(config, METHODS), having(config, BASELINE)
+    methods = having(config, METHODS)
     chosen = choose(config, runs[0], methods)
     rows, drawn = [], []
     for run in runs:
-        base = points_of(config, run, baseline, splits)
+        base = frontier_of(config, run, splits)
         mine = points_of(config, run, {
             family: {label: methods[family][label]} for family, (label, gain) in chosen.items()
             if run.seed == 0 or gain > 0}, splits)
@@ -257,7 +304,7 @@ def compare(config):
             row = {"seed": run.seed, "family": family, "label": label,
                    "validation": chosen[family][1]}
             for measure in ("ead", "embedding"):
-                row[measure] = bootstrap(list(base.values()), point, measure)
+                row[measure] = bootstrap(list(base.values()), point, measure, 2 * len(chosen))
             rows.append(row)
             print(json.dumps(row), flush=True)
     return {"rows": rows, "drawn": drawn}
@@ -280,7 +327,8 @@ def figure(path, task, found):
     for axis, measure, name in zip(axes, ("ead", "embedding"), ("EAD", "embedding diversity")):
         xy = {key: [np.mean([row[k] for row in rows]) for k in (measure, "win_rate")]
               for key, rows in points.items()}
-        base = np.array([place for (family, _), place in xy.items() if family in BASELINE])
+        base = np.array([place for (family, _), place in xy.items()
+                         if family in (*BASELINE, MIXED)])
         frontier = base[hull(*base.T)]
         axis.plot(*frontier.T, lw=9, color="#DDDDDD")
         axis.plot(*base.T, "o", color="#BBBBBB")
