@@ -69,16 +69,19 @@ def evaluate(name, seed, n, folder, base, judge=None):
         answers = [r for of_one in zip(*ids.values()) for r in of_one]
         proxy = fn(owners, answers).view(len(prompts), -1).mean(0)
         by_sft = bon.loglikelihood(policy, owners, answers, 1.0, tokenizer.pad)
-        by_sft = by_sft.reshape(len(prompts), -1).mean(0)
+        by_sft = by_sft.reshape(len(prompts), -1)
         rows = {}
         for k, ((which, temperature), mine) in enumerate(ids.items()):
             texts = [tokenizer.decode(r).strip() for r in mine]
             scores = [gold(e.prompt, t) for e, t in zip(examples, texts)]
-            mean, low, high, _ = metrics.interval(metrics.win_rate(scores, references))
+            won = metrics.win_rate(scores, references)
+            mean, low, high, _ = metrics.interval(won)
             own = bon.loglikelihood(networks[which], prompts, mine, temperature, tokenizer.pad)
             rows[f"{which} T={temperature:g}"] = {
                 "win_rate": mean, "low": low, "high": high, "gold": float(np.mean(scores)),
-                "kl": float(own.mean() - by_sft[k]),
+                "kl": float((own - by_sft[:, k]).mean()),
+                "halves": {name: [float(x[::2].mean()), float(x[1::2].mean())]
+                           for name, x in (("win_rate", won), ("kl", own - by_sft[:, k]))},
                 "words": float(np.mean([len(metrics.words(t)) for t in texts])),
                 "ended": float(np.mean([r[-1] == tokenizer.eos for r in mine])),
                 "proxy": float(proxy[k])}
@@ -155,16 +158,23 @@ def over_seeds(name, results):
     """The claims, split by split, over the seeds of `results` {seed: {split: found}}.
 
     SFT's temperature is the best by its mean over the seeds, RLHF's the best of those
-    whose mean KL from SFT at temperature 1 is no higher than SFT's at its own.
+    whose mean KL from SFT at temperature 1 is no higher than SFT's at its own. The gain on one half
+    of the prompts is at the temperatures that are the best on the other half.
     """
     for split in data.test_splits(name):
         rows = [found[split]["policies"] for found in results.values()]
         of = lambda policy, key: np.array([row[policy][key] for row in rows])
-        mean = lambda policy, key: of(policy, key).mean()
+        half = lambda policy, key, k: np.array([row[policy]["halves"][key][k] for row in rows])
         temperatures = [f"T={t:g}" for p, t in POLICIES if p == "sft"]
-        best = max(temperatures, key=lambda t: mean(f"sft {t}", "win_rate"))
-        budget = mean(f"sft {best}", "kl")
-        allowed = [t for t in temperatures if mean(f"rlhf {t}", "kl") <= budget]
+
+        def choice(mean):
+            best = max(temperatures, key=lambda t: mean(f"sft {t}", "win_rate"))
+            near = [t for t in temperatures
+                    if mean(f"rlhf {t}", "kl") <= mean(f"sft {best}", "kl")]
+            return best, max(near, key=lambda t: mean(f"rlhf {t}", "win_rate"), default=None)
+
+        mean = lambda policy, key: of(policy, key).mean()
+        best, mine = choice(mean)
         print(f"\n{name}, {split}, {len(rows)} seeds")
         print("  win rate at T=1:", ", ".join(f"{policy} {spread(of(f'{policy} T=1', 'win_rate'))}"
                                               for policy in ("base", "sft", "rlhf")))
@@ -172,13 +182,16 @@ def over_seeds(name, results):
             f"{t} {spread(of(f'rlhf {t}', 'win_rate') - of(f'sft {t}', 'win_rate'))}"
             for t in temperatures))
         print(f"  SFT's best: {best}, win rate {spread(of(f'sft {best}', 'win_rate'))}, KL "
-              f"{budget:.2f}; SFT greedy {spread(of('sft T=0', 'win_rate'))}")
-        if allowed:
-            mine = max(allowed, key=lambda t: mean(f"rlhf {t}", "win_rate"))
-            gain = of(f"rlhf {mine}", "win_rate") - of(f"sft {best}", "win_rate")
+              f"{mean(f'sft {best}', 'kl'):.2f}; SFT greedy {spread(of('sft T=0', 'win_rate'))}")
+        if mine:
+            gains = []
+            for k in (0, 1):
+                before, after = choice(lambda policy, key: half(policy, key, 1 - k).mean())
+                gains.append(half(f"rlhf {after or mine}", "win_rate", k)
+                             - half(f"sft {before}", "win_rate", k))
             print(f"  RLHF at no higher KL: {mine}, win rate "
                   f"{spread(of(f'rlhf {mine}', 'win_rate'))}, KL {mean(f'rlhf {mine}', 'kl'):.2f}; "
-                  f"gain {spread(gain)}")
+                  f"gain {spread(np.mean(gains, axis=0))}")
         else:
             print(f"  RLHF has no temperature at so low a KL: its lowest is "
                   f"{min(mean(f'rlhf {t}', 'kl') for t in temperatures):.2f}")

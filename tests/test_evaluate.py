@@ -17,6 +17,10 @@ def test_the_summary_of_kept_figures(tmp_path, capsys, monkeypatch):
     kl = {("sft", 0.7): 1.0, ("rlhf", 1.0): 0.9, ("rlhf", 0.7): 1.1}
     rows = {f"{p} T={t:g}": {"win_rate": win.get((p, t), 0.3), "kl": kl.get((p, t), 2.0),
                              "per_input_ead": 0.5} for p, t in POLICIES}
+    for (p, t), row in zip(POLICIES, rows.values()):  # one half alone likes SFT at T .3
+        lucky = (p, t) == ("sft", 0.3)
+        row["halves"] = {"win_rate": [0.8 if lucky else row["win_rate"], 0.2 if lucky else
+                                      row["win_rate"]], "kl": [row["kl"]] * 2}
     found = {s: {"policies": rows, "reward": {"gold": 0.7}} for s in world.SPLITS["instruct"]}
     for folder in (tmp_path / "instruct", tmp_path / "instruct" / "seed-1"):
         folder.mkdir(parents=True)
@@ -29,7 +33,8 @@ def test_the_summary_of_kept_figures(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert said.count("instruct, ") == len(found)
     assert "SFT's best: T=0.7, win rate 0.500 +- 0.000 (0.50 0.50), KL 1.00" in said
-    assert "at no higher KL: T=1, win rate 0.600" in said and "gain 0.100" in said
+    # the first half: .6 - .5; the other, at the temperatures that the first likes: .9 - .2
+    assert "at no higher KL: T=1, win rate 0.600" in said and "gain 0.400" in said
     of = [measured(folder, n, *more) for n, *more in (
         (50,), (60,), (50, None, "base.pt"), (50, "a-judge", "base.pt"))]
     assert of[0] == measured(folder, 50, None, None) and len(set(of)) == 4
