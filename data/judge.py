@@ -255,8 +255,9 @@ def choices(files, n=None, seed=0):
     files' names or none}, how many prompts had no two different outputs).
 
     Rows are {"prompt", "outputs": [text, ...]} or {"prompt", "response"}. From one file two
-    different outputs of a prompt are drawn; from two files with the same prompts, the first output
-    of each. ValueError names a bad row."""
+    different outputs of a prompt are drawn; of two files with the same prompts, the first output of
+    one and the last of the other: the same random numbers may have drawn both first ones, so that
+    they are alike. ValueError names a bad row."""
     sides, alone = [], len(files) == 1
     for file in files:
         sides.append([])
@@ -271,7 +272,7 @@ def choices(files, n=None, seed=0):
         raise ValueError(f"{files[0]} and {files[1]} have different prompts, or in another order")
     draw, pairs, names = random.Random(seed), [], [] if alone else list(map(str, files))
     for (prompt, texts), (_, others) in zip(sides[0], sides[-1]):
-        pair = [texts[0], others[0]]
+        pair = [texts[0], others[-1]]
         if alone:
             distinct = list({text.strip(): text for text in texts}.values())
             pair = draw.sample(distinct, min(2, len(distinct)))

@@ -590,7 +590,7 @@ EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"doc
 
 def outputs(path, n=3, **more):
     files.write_rows(path, [{"prompt": f"Prompt {i} {EVIL}", "outputs": [
-        f"{path.stem} {i} <b>", f"other {i}"], **more} for i in range(n)])
+        f"{path.stem} {i} <b>", f"{path.stem} {i} other"], **more} for i in range(n)])
     return path
 
 
@@ -607,13 +607,16 @@ def test_choices_of_one_file(tmp_path):  # the same output twice, all from the f
     assert judge.choices([path], 4)[0] == found[:4]
 
 
-def test_choices_of_two_files(tmp_path):  # a policy under the other's name
+def test_choices_of_two_files(tmp_path):
+    # a policy under the other's name, two outputs of the same random numbers
     two = outputs(tmp_path / "sft.jsonl"), outputs(tmp_path / "rlhf.jsonl")
     found, same = judge.choices(two)
     assert len(found) == 3 and same == 0
     for row in found:
-        assert [f"{n} " in t for n, t in zip(("sft", "rlhf"), row["outputs"])] == [True, True]
-        assert row["from"] == list(map(str, two))
+        i = int(row["prompt"].split()[1])
+        assert row["outputs"] == [f"sft {i} <b>", f"rlhf {i} other"]
+        assert row["from"] == [*map(str, two)]
+    assert judge.choices(two[::-1])[0][0]["outputs"][0].startswith("rlhf ")
     files.write_rows(tmp_path / "one.jsonl", [{"prompt": f"Prompt {i} {EVIL}", "response": "r"}
                                            for i in range(3)])
     assert judge.choices([two[0], tmp_path / "one.jsonl"])[0][0]["outputs"][1] == "r"

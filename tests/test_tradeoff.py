@@ -57,15 +57,18 @@ def embed(texts):
     return [[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
 
 
-def test_a_mixture_of_the_frontier_is_not_beyond_it():  # the line alone, a mixture at other places
+def test_a_mixture_of_the_frontier_is_not_beyond_it(monkeypatch):
+    # the line between two alone, a mixture at other places
     rng = np.random.default_rng(0)
     points = {("a", f"{words}"): [sets(rng, win, words), sets(rng, win, words)]
               for win, words in ((0.9, 2), (0.6, 6), (0.3, 26), (0.2, 4))}
-    mixed = tradeoff.mixtures(points, [embed, embed])
+    monkeypatch.setattr(tradeoff, "points_of", lambda *_: points)
+    whole = tradeoff.frontier_of(rlhf.Config(), SimpleNamespace(embed={0: embed, 1: embed}), (0, 1))
+    mixed = {key: rows for key, rows in whole.items() if key not in points}
     assert len(mixed) == 3 * 7 and {family for family, _ in mixed} == {tradeoff.MIXED}
     gains = {name: [tradeoff.bootstrap(list(base.values()), rows, "ead", draws=100)[0]
                     for rows in mixed.values()]
-             for name, base in (("line", points), ("sets", points | mixed))}
+             for name, base in (("line", points), ("sets", whole))}
     assert max(low for _, low, _ in gains["line"]) > 0.02  # a set of two is above the line
     assert max(gain for gain, _, _ in gains["sets"]) <= 1e-12
     one, other = (points["a", words] for words in ("2", "6"))
