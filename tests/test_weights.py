@@ -764,7 +764,7 @@ def test_export_of_every_family(root, tmp_path, name):  # a view saved with its 
 def test_export_of_a_trained_policy(runs, tmp_path, capsys):
     commands.main(["export", str(runs["ppo"]), str(tmp_path / "ppo")])
     assert "AutoModelForCausalLM" in capsys.readouterr().out
-    exported_equals(runs["ppo"], tmp_path / "ppo", ["TITLE: cat 3\nTL;DR:"])
+    exported_equals(runs["ppo"], tmp_path / "ppo", ["cat 3\nTL;DR:"])  # 12 tokens at most
 
 
 @pytest.mark.skipif(not sft.BASE.exists(), reason="no shipped base")
