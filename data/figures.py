@@ -89,7 +89,8 @@ def win_rates(path, result, policies, measure, rival):
     made, (axis,) = figure(1, 1.7 * len(result["policies"]["sft"]) + 1, 3.2)
     bars(axis, result, policies, measure, f"win rate against {rival}")
     axis.set_ylim(0, 1)
-    axis.legend(**ABOVE, fontsize=8, ncols=6, bbox_to_anchor=(0.5, 1.17))
+    lines = math.ceil(len(policies) / 4)
+    axis.legend(**ABOVE, fontsize=8, ncols=4, bbox_to_anchor=(0.5, 1.07 + 0.08 * lines))
     save(made, path)
 
 
@@ -99,8 +100,8 @@ def diversities(path, result):
     policies = [p for p in POLICIES if p != "sft-greedy"]
     for axis, kind in zip(axes, ("per_input", "across_input")):
         bars(axis, result, policies, f"{kind}_ead", "EAD")
-    made.legend(*axes[1].get_legend_handles_labels(), **ABOVE, fontsize=8, ncols=5)
-    save(made, path, top=0.93)
+    made.legend(*axes[1].get_legend_handles_labels(), **ABOVE, fontsize=8, ncols=4)
+    save(made, path, top=0.89)
 
 
 def frontiers(path, result):
