@@ -163,7 +163,7 @@ def shuffled_labels(name, folder, seed):
 
 def sweep_splits(config, splits):
     "{policy: splits} of the sweep; on validation, too, is what a choice is made among."
-    where = {name: ("validation", *splits) if name.startswith("lr-") else splits
+    where = {name: ("validation", *splits) if name.startswith(("lr-", "k")) else splits
              for name in sweep(config)}
     return where | {"rlhf": ["validation"], "sft": ["validation"]} if where else {}
 

@@ -91,7 +91,9 @@ def contents(folder, result, texts):
          " ".join(f"{x:+.2f}" for x in row["gain"]["seeds"])] if row["rlhf"] else
         ["none so near", "", "", ""])] for row in result["matched_kl"]]
     diversity = dict(per_input_ead="per-input EAD", per_input_embedding="per-input embedding")
-    rates = {"1e-4": "lr-1e-4", f"{result['lr']:g} (the main run)": "rlhf", "4e-4": "lr-4e-4"}
+    chosen = {f"lr {result['lr']:g}, beta {result['beta']:g} (the main run)": "rlhf",
+              "lr 1e-4": "lr-1e-4", "lr 4e-4": "lr-4e-4"} | {
+        f"beta {name[3:]}": name for name in sweep if name.startswith(f"{result['estimator']}-")}
     sections = [
         ("In short", [texts["abstract"], drawn(figures.overview, "overview", "overview")]),
         ("The claims", [Table(["claim", "verdict", "what it says", "evidence"], [
@@ -120,10 +122,10 @@ def contents(folder, result, texts):
             policies, win_rate_proxy="proxy", win_rate_other="other", win_rate_judge="judge")]),
         ("What does the KL penalty do?",
          [drawn(figures.betas, "betas", "beta", splits[0])] if sweep else []),
-        ("How was the learning rate of PPO chosen?", [
-            Table(["learning rate", "win rate on validation", "KL"], [
+        ("How were the learning rate and beta of PPO chosen?", [
+            Table(["PPO with", "win rate on validation", "KL"], [
                 [name, *(cell(sweep[run]["validation"][k]) for k in ("win_rate", "kl"))]
-                for name, run in rates.items() if run in sweep])] if sweep else []),
+                for name, run in chosen.items() if run in sweep])] if sweep else []),
         ("Controls", [Table(["control", "expected", "found", "holds"], [
             [c["control"], c["expected"], c["found"], "yes" if c["holds"] else "NO"]
             for c in result["controls"]])] if sweep else []),
