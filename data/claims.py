@@ -155,13 +155,13 @@ def gains_more_further_out(values, splits):  # C2
     """SFT's score is in the drop and in the gain: its noise would be a slope. So one half of the
     prompts gives the drops, the other the gains, and the halves change places. (Noise in the drops
     alone flattens the line.)"""
-    halves = []
+    both = []
     for first in (0, 1):  # of each (splits, policies, seeds, 1 + draws)
-        halves.append(np.stack([drawn_means(np.stack([
+        both.append(np.stack([drawn_means(np.stack([
             values[p][s]["win_rate"][:, first::2] for p in ("sft", "rlhf")]), seed=2 * k + first)
             for k, s in enumerate(splits)]))
-    drops = [-half[:, 0] + half[:, 0].mean(0) for half in halves]  # centred: the line's own zero
-    gains = [half[:, 1] - half[:, 0] for half in halves]
+    drops = [-half[:, 0] + half[:, 0].mean(0) for half in both]  # centred: the line's own zero
+    gains = [half[:, 1] - half[:, 0] for half in both]
     spread = (drops[0] ** 2 + drops[1] ** 2).sum(0)  # least squares
     slopes = (drops[0] * gains[1] + drops[1] * gains[0]).sum(0) / np.maximum(spread, 1e-12)
     slope = of_draws(slopes, sum(values["sft"][s]["win_rate"].shape[1] for s in splits))
@@ -169,7 +169,7 @@ def gains_more_further_out(values, splits):  # C2
 
 
 def less_across_inputs(values, split):  # C4
-    "With halves of the prompts, see there."
+    "The prompts are halved for the interval, not drawn: see `halves`."
     def diversity(policy, kind):  # (seeds, 1 + halves)
         if kind == "across":
             return values[policy][split]["across_halves"]
