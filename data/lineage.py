@@ -31,7 +31,7 @@ SWEEP = {  # name: what is different from the main run of ppo.py
     **{f"{kl}-{beta:g}": dict(kl=kl, beta=beta) for kl in ("k1", "k2")
        for beta in (0.03, 0.1, 1.0)},
     "lr-1e-4": dict(lr=1e-4), "lr-4e-4": dict(lr=4e-4),
-    "gold": dict(reward="gold", value="shared"), "beta-10": dict(beta=10.0), "shuffled": {}}
+    "gold": dict(reward="gold"), "beta-10": dict(beta=10.0), "shuffled": {}}
 SIZES = {"64": dict(channels=64, heads=2), "192": dict(channels=192, heads=6)}  # beside 128
 PLACE = ("data", "seed", "out", "device", "resume", "variant")  # flags that say which run it is
 

@@ -556,11 +556,14 @@ def test_the_final_prompts(study, tmp_path):  # those that choices were made on,
 
 
 def test_the_ceiling_differs_in_the_reward_alone(study, tmp_path):
-    # other values at the start, another unit of reward
+    # other values at the start, another unit of reward, a flag of the study's own
     shutil.copytree(study[1].parent, tmp_path / "instruct")
-    found = {}
-    for source in ("", "gold"):
-        config = ppo.Config(data="instruct", out=str(tmp_path), variant="x", reward=source)
+    config, found = dataclasses.replace(study[0], out=str(tmp_path)), {}
+    [(_, gold)] = lineage.variant(config, 0, "gold")
+    for source, config in (("", dataclasses.replace(gold, reward="")), ("gold", gold)):
+        main = ppo.Config(**lineage.main_flags(study[0], ppo))
+        differ = {k for k, x in dataclasses.asdict(config).items() if x != getattr(main, k)}
+        assert differ - set(lineage.PLACE) == ({"reward"} if source else set())
         with Run("ppo", config) as run:
             policy, ref, value, reward_fn = ppo.start_from(config, run, None)
         found[source] = {f"{name}.{key}": x for name, network in (
