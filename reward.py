@@ -74,8 +74,8 @@ def lm_loss(policy, ids, segment, hidden):
 
     It keeps the hidden states able to predict the text. What a network copies from the prompt in
     order to write is what it needs in order to check, and noisy comparisons would wear it away:
-    without this loss a wrong fact is seen in .58 of pairs where with it .80 are, after 300 steps of
-    edits. Sec. 3.2, Yang et al. 2024, arXiv:2406.10216
+    without this loss .71 of pairs that differ in one fact are ordered rightly, with it .77.
+    Sec. 3.2, Yang et al. 2024, arXiv:2406.10216
     """
     start, length = ((segment == k).sum(1, keepdim=True) for k in (0, 1))  # (B, 1)
     step = torch.arange(int(length.max()), device=ids.device)  # (R,)
