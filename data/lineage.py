@@ -24,9 +24,9 @@ import sft
 from data import checkpoint, collect, encoders, files, rewards
 from data.run import FREE, flag, pick_device
 
-# Weight of the KL penalty, by what RLHF gains on each task's validation prompts at the KL of SFT's
-# best temperature. On instructions that is .8 nats: beta 1, .5 and .3 gain .06, .10 and .02, and
-# with .2 and .1 RLHF is nowhere so near.
+# Weight of the KL penalty. That of instructions is chosen on validation prompts, by what RLHF gains
+# no further from SFT than SFT's best temperature is, .8 nats: beta 1, .5 and .3 gain .06, .10 and
+# .02, and with .2 and .1 RLHF is nowhere so near.
 BETA = {"summarise": 0.2, "instruct": 0.5}
 SWEEP = {  # name: what is different from the main run of ppo.py
     **{f"{kl}-{beta:g}": dict(kl=kl, beta=beta) for kl in ("k1", "k2")
