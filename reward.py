@@ -105,7 +105,8 @@ def scorer(model, pad, batch=128):
             if (segment > 1).any():
                 found = model(ids, segment=segment)[ends]
             else:  # one response a row: the plain causal case, without a mask, read at one column
-                found = model(ids, columns=ends[1].to(device)[:, None]).squeeze(1)
+                last = ends[1].to(device)[:, None]  # (B, 1)
+                found = score(model, ids, last, last > 0)
             scores[places] = found.float().cpu()
         return scores
     reward_fn.model = model
