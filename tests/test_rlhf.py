@@ -286,6 +286,18 @@ def test_matched_kl(kl, found):  # RLHF's best of all, SFT's coldest, the gain's
     assert (got["gain"] or {}).get("seeds") == (found[2] and pytest.approx([found[2]] * 3))
 
 
+def test_the_best_of_many_temperatures_is_no_gain():
+    # chosen on the prompts that it is then counted on, where SFT has six of them and RLHF one
+    gains = []
+    for draw in range(100):
+        rng = np.random.default_rng(draw)
+        values = {p: {"id": {"win_rate": rng.normal(0.5, 0.5, (1, 100)), "kl": np.full(
+            (1, 100), 1.0 if p == "rlhf" or p.startswith("sft") else 2.0)}}
+            for p in {**POLICIES, **FRONTIER}}
+        gains.append(claims.matched_kl(values, "id")["gain"]["mean"])
+    assert abs(np.mean(gains)) < 0.03  # .09 otherwise
+
+
 def test_the_frontier():  # splits or families exchanged, the best by gold, the worst, KL of n - 1
     win = {"sft": UP, "sft-t0.3": SFT, "rlhf": FLAT, "bon16": DOWN}
     values = {p: {s: {"win_rate": np.full((2, 4), win.get(p, DOWN)[s]),
