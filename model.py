@@ -286,11 +286,11 @@ class Transformer(nn.Module):
         return product(hidden, matrix)
 
     @torch.no_grad()
-    def frozen_output(self, ids, is_real=None):
+    def frozen_output(self, ids, is_real=None, segment=None):
         "What the frozen layers make of `ids`: compute it once, pass it as `bottom` many times."
         if self.embed.weight.requires_grad:
             raise ValueError("nothing is frozen, so there is no fixed trunk to compute once.")
-        place, is_visible = self.layout(ids, is_real)
+        place, is_visible = self.layout(ids, is_real, segment)
         x, rotation = self.embeddings(ids, place), self.rotation(place)
         for block in self.blocks[:self.frozen]:
             x = self.run(block, x, rotation, is_visible)

@@ -10,8 +10,8 @@ One iteration: sample a response to each of `batch` prompts; score it; give the 
 penalty to its tokens; estimate advantages; take `epochs` passes of clipped policy-gradient steps.
 Temperature is part of the policy: what was sampled at T is scored at T everywhere.
 
-Not here: sampling and log-probabilities (model.py), scores (reward.py, data/rewards.py), who shares
-frozen weights (data/networks.py), flags, log and resuming (data/run.py).
+Not here: sampling and log-probabilities (model.py), scores (reward.py, data/rewards.py), sharing of
+weights (data/networks.py), what is watched (data/watch.py), flags, log, resuming (data/run.py).
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,9 @@ import torch
 from torch import nn
 
 import data
-import metrics
 import model as m
 import reward
-from data import files, networks, optim
-from data.rewards import named_reward
+from data import networks, optim, watch
 from data.run import Run, check_finite, cli, within
 
 
@@ -35,11 +33,11 @@ class Config:
     init: str = ""  # a checkpoint or pretrained model (default: sft.pt of the run folder)
     reward: str = ""  # reward checkpoint (default: reward.pt), gold, or FILE.py with a reward_fn
     steps: int = 60  # iterations
-    batch: int = 64  # prompts per iteration, one response each
+    batch: int = 64  # responses per iteration
+    samples: int = 1  # of them to each prompt, read with it in one row
     epochs: int = 2  # passes over an iteration's responses
     lr: float = 2e-4  # peak learning rate, falling linearly, to zero behind the last iteration
     beta: float = 0.2  # weight of the KL penalty, in reward standard deviations per nat
-    temperature: float = 1.0  # of the policy, in sampling and in every log-probability
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the prompts' order and the samples
     resume: bool = False  # go on from where an interrupted run was saved
@@ -48,24 +46,31 @@ class Config:
 
     kl: Literal["k1", "k2", "k3", "abs"] = "k1"  # estimator in the reward; the paper's code has k2
     target_kl: float = 0.0  # nats per response: adapt beta to stay near it (0: beta is fixed)
+    baseline: Literal["value", "rloo", "grpo"] = "value"  # a value network, or the other samples
     value: Literal["reward", "shared"] = "reward"  # a copy of the reward model, or a head (paper)
+    temperature: float = 1.0  # of the policy, in sampling and in every log-probability
     lam: float = 0.95  # lambda of GAE; gamma is 1
     minibatches: int = 4  # optimiser steps per pass
-    micro: int = 0  # responses per forward pass, for memory (0: the whole minibatch)
+    micro: int = 0  # responses per forward pass, all of a prompt, for memory (0: the minibatch)
     length_penalty: float = 0.0  # taken off the score of a response of full length, in proportion
     max_kl: float = 0.0  # nats per response beyond which training stops (0: none)
     every: int = 10  # iterations between saves, and between scores on validation prompts
     variant: str = ""  # a folder below the run's, for a run that differs from the main one
 
     def __post_init__(self):
-        within(self, 1, float("inf"), "steps", "batch", "epochs", "minibatches", "every")
+        within(self, 1, float("inf"), "steps", "batch", "samples", "epochs", "minibatches",
+               "every")
         within(self, 0, float("inf"), "lr", "beta", "target_kl", "micro", "length_penalty",
                "max_kl", "seed")
         within(self, 1e-3, float("inf"), "temperature")
         within(self, 0, 1, "freeze", "lam")
-        if self.minibatches > self.batch:
-            raise ValueError(f"--minibatches {self.minibatches} is more than --batch {self.batch}: "
-                             f"give at most one minibatch per response")
+        if self.batch % self.samples or self.minibatches > self.batch // self.samples:
+            raise ValueError(f"--batch {self.batch} must be a multiple of --samples "
+                             f"{self.samples}, of at least as many prompts as --minibatches "
+                             f"{self.minibatches}")
+        if self.baseline != "value" and self.samples == 1:
+            raise ValueError(f"--baseline {self.baseline} compares the responses to a prompt with "
+                             f"each other: give --samples 2 or more")
 
 
 MISSING_EOS = -3.0  # the score of a response that does not end, however well it reads (std is 1)
@@ -73,7 +78,6 @@ CLIP = 0.2  # of the probability ratio, and of a value's change
 VALUE_COEFFICIENT = 0.5  # of the value loss beside the policy loss
 GAMMA = 1.0  # responses are short: a reward at the end counts in full at the start
 HORIZON = 1_000  # responses in which the adaptive controller moves beta by at most 20 %
-FOLLOWED = 128  # validation prompts that curves and the last line are of
 
 
 def token_rewards(score, logp_old, logp_ref, is_response, beta, kl="k1"):
@@ -111,6 +115,22 @@ def gae(rewards, values, is_response, gamma, lam):
         advantages[:, t] = ahead
         next_value = values[:, t]
     return advantages, advantages + values
+
+
+def against_group(rewards, is_response, n, baseline):
+    """Advantages without a value function: a response's whole reward less what the other responses
+    to its prompt have: (B, R), (B, R) -> (B, R), the same for all tokens of a response.
+
+        rloo   R_i - mean of R_j, j != i         Sec. 3.3, Ahmadian et al. 2024, arXiv:2402.14740
+        grpo   (R_i - mean) / std of the group   Sec. 4.1.2, Shao et al. 2024, arXiv:2402.03300
+
+    As in RLOO, R is the score less beta times the log-ratio; GRPO has a KL in its loss instead, and
+    weighs responses alike, where here all tokens are. A group of equal rewards teaches nothing.
+    """
+    total = torch.where(is_response, rewards, 0.0).sum(1).view(-1, n)  # (G, N)
+    above = total - total.mean(1, keepdim=True)
+    scale = n / (n - 1) if baseline == "rloo" else 1 / (total.std(1, keepdim=True) + 1e-4)
+    return torch.where(is_response, (above * scale).view(-1, 1), 0.0)
 
 
 def masked_mean(x, is_response, tokens=None):
@@ -167,7 +187,7 @@ def value_loss(values, values_old, returns, is_response, clip, tokens=None):
 
 def adapted(beta, kl, target, responses):
     "The adaptive controller, once per rollout (Sec. 2.2, Ziegler et al. 2019, arXiv:1909.08593)."
-    error = min(max(kl / target - 1, -0.2), 0.2)
+    error = min(max(kl / target - 1, -0.2), 0.2) if target else 0
     return beta * (1 + error * min(responses / HORIZON, 1))
 
 
@@ -181,9 +201,12 @@ def shaped(proxy, response_ids, eos, max_tokens, config):
 
 
 def value_network(config, policy, reward_model):
-    "V(x, y_<t): a copy of the reward model, or a fresh linear head on the policy's own states."
+    """V(x, y_<t): a copy of the reward model, or a fresh linear head on the policy's own states;
+    none with a group for a baseline."""
+    if config.baseline != "value":
+        return None
     if config.value == "shared":
-        head = nn.Linear(policy.config.channels, 1)
+        head = nn.Linear(policy.config.channels, 1, device=next(policy.parameters()).device)
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         return head
@@ -193,16 +216,23 @@ def value_network(config, policy, reward_model):
     return networks.trainable_copy(reward_model)
 
 
-def act(policy, value, ids, positions, temperature, bottom=None, entropy=False):
-    """Log-probabilities of the response tokens and the values before each, (B, R) both; and, if
-    asked for, the entropies. The value of the state that token t is sampled in is read where token
-    t - 1 stands: at t it would show the baseline the action that it should not depend on."""
-    before = positions - 1
-    hidden = policy(ids, bottom=bottom, columns=before)  # (B, R, C)
+def states(network, ids, positions, segment=None, bottom=None):
+    """What a network makes of the state that each response token is sampled in: (G, T), (G, N * R)
+    -> (G, N * R, C), or of a scalar model its values, (G, N * R). A token is predicted one column
+    before it, where other responses stand between at its prompt's end. At its own column a value
+    would show the baseline the action that it should not depend on."""
+    before = positions - 1 if segment is None else data.predicted_at(segment).gather(1, positions)
+    return network(ids, bottom=bottom, segment=segment, columns=before)
+
+
+def act(policy, value, ids, positions, temperature, bottom=None, segment=None, entropy=False):
+    """Log-probabilities of the response tokens, (G, N * R), and the values before them, or None
+    without a value network; and, if asked for, the entropies."""
+    hidden, values = states(policy, ids, positions, segment, bottom), None  # (G, N * R, C)
     logp = m.logprobs(policy, ids, positions, temperature, hidden=hidden, entropy=entropy)
     if isinstance(value, m.ScalarModel):
-        values = value(ids, bottom=bottom, columns=before)  # (B, R)
-    else:
+        values = states(value, ids, positions, segment, bottom)
+    elif value is not None:
         values = value(m.at_least_fp32(hidden)).squeeze(-1)
     return (logp[0], values, logp[1]) if entropy else (logp, values)
 
@@ -213,188 +243,130 @@ def experience(config, policy, value, ref_policy, reward_fn, prompts, responses,
     its statistics. Old log-probabilities are computed by the forward pass that the update repeats,
     not taken from sampling, whose cache rounds otherwise: so the ratio is 1 before the first step.
     """
-    device = next(policy.parameters()).device
-    ids, positions, is_response = data.join(prompts, responses, tokenizer.pad, device)
+    device, n = next(policy.parameters()).device, config.samples
+    owners = [p for p in prompts for _ in range(n)]
+    ids, positions, is_response, segment = data.join_samples(
+        prompts, [responses[i:i + n] for i in range(0, len(responses), n)], tokenizer.pad, device)
     from_bottom = config.freeze and getattr(reward_fn, "from_bottom", None)
     parts = []
-    for rows in torch.arange(len(ids)).split(config.micro or len(ids)):
-        part = ids[rows], positions[rows]
-        bottom = policy.frozen_output(part[0]) if config.freeze else None  # once per rollout
-        logp_old, values, entropy = act(policy, value, *part, config.temperature, bottom,
+    for rows in torch.arange(len(ids)).split(prompts_at_once(config, len(ids))):
+        part, group = (ids[rows], positions[rows]), None if segment is None else segment[rows]
+        bottom = policy.frozen_output(ids[rows], segment=group) if config.freeze else None  # once
+        logp_old, values, entropy = act(policy, value, *part, config.temperature, bottom, group,
                                         entropy=True)
-        logp_ref = m.logprobs(ref_policy, *part, config.temperature, bottom=bottom)
-        proxy = from_bottom(bottom, *part, is_response[rows]) if from_bottom else None
+        hidden = states(ref_policy, *part, group, bottom)
+        logp_ref = m.logprobs(ref_policy, *part, config.temperature, hidden=hidden)
+        each = (x[rows].view(len(rows) * n, -1) for x in (positions, is_response))  # (B, R)
+        proxy = from_bottom(bottom, ids[rows], *each, group) if from_bottom else None
         parts.append((logp_old, values, entropy, logp_ref, proxy, bottom))
-    logp_old, values, entropy, logp_ref, proxy, bottom = (  # (B, R) four times, (B,), (B, T, C)
+    logp_old, values, entropy, logp_ref, proxy, bottom = (
         None if column[0] is None else torch.cat(column) for column in zip(*parts))
     if proxy is None:
-        proxy = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32)
+        proxy = torch.as_tensor(reward_fn(owners, responses), dtype=torch.float32)
     proxy = proxy.cpu()
-    if proxy.shape != (len(prompts),) or not torch.isfinite(proxy).all():
-        raise ValueError(f"the reward must be {len(prompts)} finite numbers, one per response, and "
-                         f"is {proxy}")
+    if proxy.shape != (len(responses),) or not torch.isfinite(proxy).all():
+        raise ValueError(f"the reward must be {len(responses)} finite numbers, one per response, "
+                         f"and is {proxy}")
+    of_each = lambda x: x.view(len(responses), -1)  # (B, R), of (G, N * R)
+    mask = of_each(is_response)
     score = shaped(proxy, responses, policy.config.eos, tokenizer.response_tokens, config)
-    rewards = token_rewards(score.to(device), logp_old, logp_ref, is_response, beta, config.kl)
-    advantages, returns = gae(rewards, values, is_response, GAMMA, config.lam)
-    rollout = {"ids": ids, "positions": positions, "is_response": is_response,
-               "logp_old": logp_old, "values_old": torch.where(is_response, values, 0.0),
-               "returns": returns, "advantages": whiten(advantages, is_response), "bottom": bottom}
-    k1, k3 = metrics.kl_estimates(*(t.double().cpu().numpy() for t in (logp_old, logp_ref)),
-                                  is_response.cpu().numpy())
-    row = {"score": score.mean().item(), "proxy": proxy.mean().item(),
-           "kl": float(k1.mean()), "kl_k3": float(k3.mean()),
-           "entropy": masked_mean(entropy, is_response).item(),
-           "length": sum(map(len, responses)) / len(responses),
-           "ended": sum(r[-1] in policy.config.eos for r in responses) / len(responses)}
-    check_finite(row)
-    if config.max_kl and row["kl"] > config.max_kl:
-        raise ValueError(f"the KL to the SFT policy is {row['kl']:.2f} nats, beyond --max-kl "
-                         f"{config.max_kl:g}, which a higher --beta would keep")
+    rewards = token_rewards(score.to(device), of_each(logp_old), of_each(logp_ref), mask, beta,
+                            config.kl)
+    if value is None:
+        advantages = returns = against_group(rewards, mask, n, config.baseline)
+    else:
+        advantages, returns = gae(rewards, of_each(values), mask, GAMMA, config.lam)
+        values = torch.where(is_response, values, 0.0)
+    rollout = {"ids": ids, "positions": positions, "segment": segment, "is_response": is_response,
+               "logp_old": logp_old, "values_old": values, "returns": returns.view(len(ids), -1),
+               "advantages": whiten(advantages, mask).view(len(ids), -1), "bottom": bottom}
+    row = watch.statistics(score, proxy, of_each(logp_old), of_each(logp_ref), mask, responses,
+                           policy.config.eos)
+    row["entropy"] = masked_mean(entropy, is_response).item()
+    watch.check(row, config.max_kl)
     return rollout, row
+
+
+def prompts_at_once(config, most):
+    "How many prompts, with all their responses, go through a network at a time."
+    return max(config.micro // config.samples, 1) if config.micro else most
 
 
 def update(config, policy, value, optimizer, rollout, generator):
     "`epochs` passes of clipped steps over one rollout -> mean statistics of the steps."
-    names = {p: name for name, p in nn.ModuleDict(
-        {"policy": policy, "value": value}).named_parameters()}
-    trained = [(names[p], p) for group in optimizer.param_groups for p in group["params"]]
+    networks = nn.ModuleDict({"policy": policy} | ({} if value is None else {"value": value}))
     steps = []
     for _ in range(config.epochs):
         order = torch.randperm(len(rollout["ids"]), generator=generator)
         for minibatch in order.tensor_split(min(config.minibatches, len(order))):
             tokens, stats = int(rollout["is_response"][minibatch].sum()), {}
-            for rows in minibatch.split(config.micro or len(minibatch)):
+            for rows in minibatch.split(prompts_at_once(config, len(minibatch))):
                 part = {k: v if v is None else v[rows] for k, v in rollout.items()}
                 logp, values = act(policy, value, part["ids"], part["positions"],
-                                   config.temperature, part["bottom"])
-                pg_loss, info = policy_loss(logp, part["logp_old"], part["advantages"],
+                                   config.temperature, part["bottom"], part["segment"])
+                loss, info = policy_loss(logp, part["logp_old"], part["advantages"],
+                                         part["is_response"], CLIP, tokens)
+                info["policy_loss"] = loss.item()
+                if value is not None:
+                    vf_loss, _ = value_loss(values, part["values_old"], part["returns"],
                                             part["is_response"], CLIP, tokens)
-                vf_loss, _ = value_loss(values, part["values_old"], part["returns"],
-                                        part["is_response"], CLIP, tokens)
-                (pg_loss + VALUE_COEFFICIENT * vf_loss).backward()
-                info |= {"policy_loss": pg_loss.item(), "value_loss": vf_loss.item()}
+                    loss = loss + VALUE_COEFFICIENT * vf_loss
+                    info["value_loss"] = vf_loss.item()
+                loss.backward()
                 for name, x in info.items():  # parts of a minibatch add up, but for the largest gap
                     stats[name] = max(stats.get(name, 0), x) if name == "ratio_gap" else (
                         stats.get(name, 0.0) + x)
             if not steps:
-                check_same(stats, policy.precision)
-            check_finite({name: stats[name] for name in ("policy_loss", "value_loss")})
-            stats["gradient"] = optim.step(optimizer, trained)
+                watch.check_same(stats, policy.precision)
+            check_finite({name: x for name, x in stats.items() if name.endswith("_loss")})
+            stats["gradient"] = optim.step(optimizer, networks.named_parameters())
             steps.append(stats)
     return {name: sum(stats[name] for stats in steps) / len(steps) for name in steps[0]}
 
 
-def check_same(stats, precision):
-    "Before the first step nothing was learned, so nothing may have changed."
-    same = stats["ratio_gap"] < 1e-4 and stats["clip_fraction"] == 0
-    if precision is not None:  # eight bits, rounded otherwise in another batch
-        same = stats["approx_kl"] < 0.01
-    assert same, f"before its first step the policy differs from itself: {stats}"
-
-
-def start_from(config, run, reward_fn):
-    """Policy, ref_policy, value network and what scores. What is frozen is held once: rounded,
-    moved and shared before the rest is copied."""
-    policy = run.load("init", config.init or run.home / "sft.pt")
-    networks.freeze(policy, config.freeze)
-    networks.to_device(policy, run.device)
-    reward_fn, reward_model = reward_fn or named_reward(config, run), None
-    gold = config.reward == "gold"  # PPO on it differs in this alone: its values start the same
-    if reward_fn is None or gold and config.value == "reward":
-        path = run.home / "reward.pt" if gold or not config.reward else config.reward
-        reward_model = run.load("reward", path, "reward")
-        networks.freeze(reward_model, config.freeze)
-        if config.freeze:  # it then has the policy's bottom: that is checked
-            networks.share_frozen(policy, reward_model)
-        networks.to_device(reward_model, run.device)
-    value = value_network(config, policy, reward_model).to(run.device)
-    if reward_fn is None:
-        reward_fn = reward.scorer(networks.frozen_copy(reward_model), run.tokenizer.pad,
-                                  config.micro or 128)
-    for network in (policy, getattr(value, "trunk", policy)):
-        network.recompute = config.micro > 0
-    return policy, networks.frozen_copy(policy), value, reward_fn
-
-
-SHOWN = ("score", "proxy", "gold", "kl", "length", "entropy", "value_loss", "clip_fraction")
-PANELS = [("Reward, the same prompts", ["validation_proxy", "validation_gold"], "mean score"),
-          ("KL to SFT", ["kl", "kl_k3"], "nats per response"),
-          ("Length", ["length"], "tokens"), ("Entropy", ["entropy"], "nats per token"),
-          ("Value loss", ["value_loss"], "squared score"),
-          ("Clip fraction", ["clip_fraction"], "share of tokens")]
-
-
-def follower(config, run, reward_fn, gold):
-    """policy -> its mean scores on the same prompts with the same random numbers, at any time. (An
-    iteration's prompts are of like length, on which scores depend: iterations do not compare.)"""
-    texts = [e.prompt for e in run.validation(FOLLOWED)]
-    prompts = [run.tokenizer.prompt(text) for text in texts]
-
-    def scores(policy):
-        responses = m.generate(policy, prompts, run.tokenizer.response_tokens, config.temperature,
-                               seed=config.seed)
-        row = {"validation_proxy": float(torch.as_tensor(reward_fn(prompts, responses)).mean())}
-        if gold:
-            row["validation_gold"] = mean_gold(gold, texts, run.tokenizer, responses)
-        return row
-    return scores
-
-
-def mean_gold(gold, texts, tokenizer, responses):
-    "The true quality, which only the reader sees."
-    return sum(gold(text, tokenizer.decode(r).strip())
-               for text, r in zip(texts, responses)) / len(texts)
-
-
-def last_line(before, rows):
-    "What changed on the same prompts, and how far the last five iterations were."
-    kl = sum(row["kl"] for row in rows[-5:]) / len(rows[-5:])
-    moved = ", ".join(f"{name.removeprefix('validation_')} {x:.2f} -> {rows[-1][name]:.2f}"
-                      for name, x in before.items())
-    return f"{moved} on the same validation prompts, {kl:.2f} nats per response from SFT"
-
-
 def train(config, reward_fn=None):
     "Train a policy, by a `reward_fn` if one is given instead of --reward -> its checkpoint's path."
-    with Run("ppo", config, unit="iteration", show=SHOWN) as run:
-        policy, ref_policy, value, reward_fn = start_from(config, run, reward_fn)
+    with Run("ppo", config, unit="iteration", show=watch.SHOWN) as run:
+        policy, reward_model, reward_fn = networks.start_ppo(config, run, reward_fn)
         tokenizer, gold = run.tokenizer, data.gold(config.data)
-        both = nn.ModuleList([policy, value])
-        optimizer = optim.adamw(both, config.lr, betas=(0.9, 0.999), eps=1e-5)
+        value = value_network(config, policy, reward_model)
+        ref_policy = networks.frozen_copy(policy)
+        reward_fn = reward_fn or reward.scorer(networks.frozen_copy(reward_model), tokenizer.pad,
+                                               config.micro or 128)
+        kept = {} if value is None else {"value": value}
+        optimizer = optim.adamw(nn.ModuleList([policy, *kept.values()]), config.lr,
+                                betas=(0.9, 0.999), eps=1e-5)
         sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
         texts = data.prompts(config.data)
         prompts = tokenizer.prompts(texts)
         run.reads("data", prompts)
         # prompts of like length share an iteration, in an order that depends on the seed alone
-        batches = data.epochs([len(p) for p in prompts], config.batch, config.seed)
+        batches = data.epochs([*map(len, prompts)], config.batch // config.samples, config.seed)
         run.state["beta"] = config.beta
-        follow = follower(config, run, reward_fn, gold)
+        follow = watch.follower(config, run, reward_fn, shaped, gold)
 
-        for step, index in run.steps(batches, policy, value=value, optimizer=optimizer,
+        for step, index in run.steps(batches, policy, **kept, optimizer=optimizer,
                                      sampler=sampler, shuffler=shuffler):
             optim.set_lr(optimizer, config.lr * (1 - (step - 1) / config.steps))
             chosen, beta = [prompts[i] for i in index], run.state["beta"]
             responses = m.generate(policy, chosen, tokenizer.response_tokens, config.temperature,
-                                   generator=sampler)
+                                   config.samples, generator=sampler)
             rollout, row = experience(config, policy, value, ref_policy, reward_fn, chosen,
                                       responses, beta, tokenizer)
-            row["beta"] = beta
             if gold:
-                row["gold"] = mean_gold(gold, [texts[i] for i in index], tokenizer, responses)
+                row["gold"] = watch.mean_gold(gold, [texts[i] for i in index], tokenizer, responses)
             if step == 1:
-                run.state["before"] = follow(policy)
-                row |= run.state["before"]
+                row |= run.state.setdefault("before", follow(policy))
             row |= update(config, policy, value, optimizer, rollout, shuffler)
             del rollout  # the bottom's output is large, and the next rollout needs the room
-            if config.target_kl:
-                run.state["beta"] = adapted(beta, row["kl"], config.target_kl, len(index))
+            run.state["beta"] = adapted(beta, row["kl"], config.target_kl, config.batch)
             if run.due:
                 row |= follow(policy)
-            run.log(**row, seconds=run.seconds())
+            run.log(**row, beta=beta, seconds=run.seconds())
 
         shown = run.validation(4)
         return run.finish(
-            lambda: last_line(run.state["before"], files.read_log(run.journal.path)), PANELS, shown,
+            lambda: watch.last_line(run), watch.PANELS, shown,
             run.answers({"sft": ref_policy, "rlhf": policy}, shown, config.temperature),
             samples="samples.txt")
 

@@ -5,6 +5,9 @@ reward.py - learn one number per response that ranks responses the way people do
                                                                    arXiv:2009.01325
     python reward.py                     # about two minutes on two CPU cores; the last line has
                                          # the share of held-out pairs it orders as their quality
+    python reward.py --implicit 1        # DPO: the same loss, and a policy that is its own reward
+                                         # model, r = beta (log pi(y | x) - log pi_SFT(y | x))
+                                         # Eq. 7, Rafailov et al. 2023, arXiv:2305.18290
 
 The comparisons are read from `--comparisons FILE` or from data that brings its own, or collected by
 data/collect.py: by default the embedded world's annotator labels edits of references and answers of
@@ -18,13 +21,14 @@ comparisons are learned from (data/collect.py), flags, log and resuming (data/ru
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 
 import data
 import model as m
-from data import checkpoint, collect, networks, optim, rewards
+from data import checkpoint, collect, networks, optim, pools, rewards
 from data.run import Run, cli, pick_device, within
 
 
@@ -34,17 +38,18 @@ class Config:
     init: str = ""  # a checkpoint or pretrained model (default: sft.pt of the run folder)
     steps: int = 400  # optimiser steps
     batch: int = 20  # prompts per step, each with all of its comparisons
-    lr: float = 2e-3  # peak learning rate: 3 % warm-up, then a cosine to a tenth
+    lr: float = 0.0  # peak, after 3 % warm-up; a cosine to a tenth (0: 2e-3, of a policy 2e-4)
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the head, the comparisons and their order
     resume: bool = False  # go on from where an interrupted run was saved
     comparisons: str = ""  # a JSON lines file of comparisons, instead of collecting them
     sampled: float = 0.25  # share of prompts with samples to compare; the rest: edits of references
     temperature: float = 1.0  # of those samples
-    lm: float = 1.0  # weight of the language-modelling loss on chosen responses (paper: 0)
+    implicit: float = 0.0  # DPO with this beta: a policy (dpo.pt) that is its own reward model
     out: str = "out"  # the folder of run folders
     device: str = "auto"  # auto, cpu or cuda
 
+    lm: float = -1.0  # weight of the LM loss on chosen responses (paper: 0; -1: 1, of a policy 0)
     micro: int = 0  # prompts per forward pass, for memory (0: the whole batch)
     eval_size: int = 500  # held-out comparisons for the accuracy
     every: int = 50  # steps between evaluations, saves and logged lines
@@ -53,7 +58,9 @@ class Config:
 
     def __post_init__(self):
         within(self, 1, float("inf"), "steps", "batch", "eval_size", "every")
-        within(self, 0, float("inf"), "lr", "micro", "seed", "temperature", "lm")
+        self.lr = self.lr or (2e-4 if self.implicit else 2e-3)
+        self.lm = (0.0 if self.implicit else 1.0) if self.lm == -1 else self.lm
+        within(self, 0, float("inf"), "lr", "micro", "seed", "temperature", "lm", "implicit")
         within(self, 0, 1, "freeze", "sampled")
         if self.comparisons and self.annotator != "world":
             raise ValueError("--comparisons are labelled already: leave out --annotator, or them")
@@ -84,16 +91,16 @@ def lm_loss(policy, ids, segment, hidden):
     return -torch.where(step < length, logp, 0.0).sum(1) / length.squeeze(1)
 
 
-def score(model, ids, positions, is_response, bottom=None):
-    "Scores read at the last response token: (B, T), (B, R), (B, R) -> (B,)."
-    last = positions.gather(1, is_response.sum(1, keepdim=True) - 1)  # (B, 1)
-    return model(ids, bottom=bottom, columns=last).squeeze(1)  # (B,)
+def score(model, ids, positions, is_response, bottom=None, segment=None):
+    "Scores read at the last token of each response: (G, T), (B, R), (B, R) -> (B,)."
+    last = positions.gather(1, is_response.sum(1, keepdim=True) - 1).view(len(ids), -1)  # (G, N)
+    return model(ids, bottom=bottom, segment=segment, columns=last).flatten()  # (B,)
 
 
 def scorer(model, pad, batch=128):
     """A reward model as a reward function, as PPO and best of n take any: lists of prompt and of
     response ids -> (B,). `from_bottom`, which PPO uses where it is there, is the same from what the
-    frozen layers have made of these rows, (B, T, C), (B, T), (B, R), (B, R) -> (B,); `model` is the
+    frozen layers have made of these rows, (G, T, C), (G, T), (B, R), (B, R) -> (B,); `model` is the
     network behind it."""
     device = next(model.parameters()).device
 
@@ -110,8 +117,35 @@ def scorer(model, pad, batch=128):
             scores[places] = found.float().cpu()
         return scores
     reward_fn.model = model
-    reward_fn.from_bottom = lambda bottom, ids, positions, is_response: score(
-        model, ids, positions, is_response, bottom)
+    reward_fn.from_bottom = lambda bottom, ids, positions, is_response, segment=None: score(
+        model, ids, positions, is_response, bottom, segment)
+    return reward_fn
+
+
+def keys_of(rows):
+    "Comparisons' texts with their prompts, each once, in the order of `data.join_comparisons`."
+    return list(dict.fromkeys((r.prompt, text) for r in rows for text in (r.chosen, r.rejected)))
+
+
+def log_likelihoods(policy, tokenizer, rows):
+    "Of all texts of comparisons under the policy that DPO starts from -> {(prompt, text): nats}."
+    keys = keys_of(rows)
+    ids = [tokenizer.prompt(x) for x, _ in keys], [tokenizer.response(y) for _, y in keys]
+    return dict(zip(keys, pools.loglikelihood(policy, *ids, 1.0, tokenizer.pad).tolist()))
+
+
+def log_ratio(policy, ids, segment, ends, hidden, groups, logp_ref):
+    "log pi(y | x) - log pi_ref(y | x) of the texts of rows made by `data.join_comparisons`: (N,)."
+    logp = pools.row_loglikelihoods(policy, ids, segment, ends, hidden=hidden)
+    return logp - logp.new_tensor([logp_ref[key] for key in keys_of(chain(*groups))])
+
+
+def implicit_scorer(policy, ref_policy, beta, pad):
+    "The score that `--implicit` trains as a reward function, as `scorer` gives one."
+    def reward_fn(prompt_ids, response_ids):
+        logp, logp_ref = (pools.loglikelihood(p, prompt_ids, response_ids, 1.0, pad)
+                          for p in (policy, ref_policy))
+        return torch.tensor(beta * (logp - logp_ref), dtype=torch.float32)
     return reward_fn
 
 
@@ -127,11 +161,11 @@ def evaluate(score_texts, rows):
     return collect.accuracy(score_texts, [(r.prompt, r.chosen, r.rejected) for r in rows])
 
 
-def references(config, rows):
+def references(config, rows, split="train"):
     """Up to 500 responses that give the score its zero and unit, with their prompts: texts, texts.
     People's where there are some: to the chosen ones the model has been fitted."""
-    if "train" in data.tables(config.data):
-        return zip(*[(e.prompt, e.response) for e in data.load(config.data, "train", 500)])
+    if split in data.tables(config.data):
+        return zip(*[(e.prompt, e.response) for e in data.load(config.data, split, 500)])
     return zip(*[(row.prompt, row.chosen) for row in rows[:500]])
 
 
@@ -152,33 +186,46 @@ PANELS = [("Loss", ["loss"], "nats per comparison"),
           ("Margin", ["margin"], "score, chosen - rejected")]
 
 
+def start_from(config, run):
+    """The network to train; the policy that it starts from, frozen, for samples, the LM loss and
+    as DPO's reference; and the reward function of the first."""
+    policy = run.load("init", config.init or run.home / "sft.pt")
+    run.check_lengths(policy)  # which is asked for samples at the end
+    networks.freeze(policy, config.freeze)
+    before = networks.frozen_copy(networks.to_device(policy, run.device))
+    model = policy if config.implicit else networks.scalar_copy(policy)
+    networks.transformer(model).recompute = config.micro > 0
+    pad = run.tokenizer.pad
+    return model, before, (implicit_scorer(model, before, config.implicit, pad)
+                           if config.implicit else scorer(model, pad))
+
+
 def train(config):
-    "Train, and return the path of the checkpoint."
-    with Run("reward", config, "reward") as run:
-        start = run.load("init", config.init or run.home / "sft.pt")
-        networks.freeze(start, config.freeze)
-        model = networks.scalar_copy(networks.to_device(start, run.device))
-        model.trunk.recompute = config.micro > 0
-        policy = networks.frozen_copy(start)  # for samples and the language-modelling loss
-        del start
+    "Train, and return the path of the checkpoint: reward.pt, or with --implicit dpo.pt, a policy."
+    name, kind = ("dpo", "policy") if config.implicit else ("reward", "reward")
+    with Run(name, config, kind) as run:
+        model, policy, reward_fn = start_from(config, run)
         optimizer, tokenizer = optim.adamw(model, config.lr), run.tokenizer
         sample = rewards.text_sampler(policy, tokenizer)
-        score_texts = rewards.text_scorer(scorer(model, tokenizer.pad), tokenizer)
+        score_texts = rewards.text_scorer(reward_fn, tokenizer)
         rows, validation = collect.comparisons(config, run, sample)
         tokenizer.prompts({row.prompt for row in rows})  # says how many are cut
+        logp_ref = log_likelihoods(policy, tokenizer, rows) if config.implicit else None
 
         for step, batch in run.steps(collect.stream(config, rows), model, optimizer=optimizer):
             lr = optim.set_lr(optimizer, optim.schedule(config.lr, step, config.steps))
             for part in run.micro(batch):
                 ids, segment, ends, pairs = data.join_comparisons(tokenizer, part, run.device)
-                hidden = model.trunk(ids, segment=segment)  # (B, T, C)
-                scores = model.read(hidden)[ends]  # (N,)
+                hidden = networks.transformer(model)(ids, segment=segment)  # (B, T, C)
+                scores = (model.read(hidden)[ends] if logp_ref is None else config.implicit * (
+                    log_ratio(model, ids, segment, ends, hidden, part, logp_ref)))  # (N,)
                 ranking, info = loss(*scores[pairs].unbind(1))
                 # this part's share of the step's comparisons, and of its prompts
                 share, of_prompts = len(pairs) / sum(map(len, batch)), len(part) / len(batch)
                 total = ranking * share
                 if config.lm:
-                    written = lm_loss(policy, ids, segment, hidden).mean()
+                    writer = model if config.implicit else policy
+                    written = lm_loss(writer, ids, segment, hidden).mean()
                     total = total + config.lm * written * of_prompts
                     run.add(lm_loss=written.item() * of_prompts)
                 total.backward()
@@ -187,13 +234,14 @@ def train(config):
             if run.due:
                 run.log(validation_accuracy=evaluate(score_texts, validation[:config.eval_size]),
                         lr=lr, seconds=run.seconds())
-            if step == config.steps:  # what is saved has the zero and the unit of the score
+            if step == config.steps and not config.implicit:  # saved with its zero and its unit
                 normalise(model, score_texts, *references(config, rows))
 
         shown = validation[:4]
         return run.finish(
             lambda: collect.findings(config, run.metrics["validation_accuracy"], len(validation),
-                                     score_texts, sample), PANELS, shown,
+                                     score_texts, sample,
+                                     references(config, validation, "validation")), PANELS, shown,
             {"chosen": [r.chosen for r in shown], "rejected": [r.rejected for r in shown]},
             score=lambda prompt, text: score_texts([prompt], [text])[0])
 

@@ -49,6 +49,7 @@ class Config:
     encoder: str = ""  # of embedding diversity: a sentence-transformers model (default: the base)
     nli: str = ""  # of NLI diversity: a transformers classifier (default: the world's own facts)
     recipe: Literal["", "diverse"] = ""  # beside the rest: sets of good answers that differ
+    arms: str = ""  # policies beside the rest, without a value network: rloo, grpo, or rloo,grpo
     final: bool = False  # on the other range of test prompts: once, when all choices are made
 
     def __post_init__(self):
@@ -257,7 +258,8 @@ def measure_sizes(config, runs, values, splits, lap):
     for name, size in lineage.SIZES.items():
         if name in widths:  # the main run
             continue
-        small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False, sweeps=False)
+        small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False, sweeps=False,
+                        arms="")
         lineage.train(lineage.all_runs(small, config, init="scratch", **size))
         rows = sampled(small, [lineage.load_run(small, 0)], {"sft": splits, "rlhf": splits})
         widths[name], _ = measure_all(rows, rows["sft"])
@@ -298,7 +300,7 @@ def study(config):
     def lap(what):  # what has taken the time since the last one
         seconds[what] = time.time() - began - sum(seconds.values())
 
-    policies = [*POLICIES, *FRONTIER] + ([config.recipe] if config.recipe else [])
+    policies = [*POLICIES, *FRONTIER, *lineage.arms(config), *filter(None, [config.recipe])]
     rows = sampled(config, runs, dict.fromkeys(policies, splits))
     rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
     swept = sampled(config, runs, lineage.sweep_splits(config, splits))
@@ -310,7 +312,7 @@ def study(config):
         values[policy] = values.get(policy, {}) | by_split
     lap("measuring")
     compared = splits if gold else data.test_splits(config.data, pairs=True)
-    rewards = {split: lineage.reward_quality(config, runs, split) for split in compared}
+    judged = lineage.reward_models(config, runs, compared)
     lap("judging the reward model")
     sizes = measure_sizes(config, runs, values, splits, lap) if config.sweeps and gold else {}
     best_of = {n: (bon.kl_bound(n), {s: expected_scores(rows["sft"][s], n) for s in splits})
@@ -322,9 +324,9 @@ def study(config):
     main = lineage.made_with(folder, "ppo")
     result = {
         "settings": asdict(config), "policies": reports, "sweep": sweep, "sizes": sizes,
-        "beta": main["beta"], "lr": main["lr"], "estimator": main["kl"], "reward_model": rewards,
+        "beta": main["beta"], "lr": main["lr"], "estimator": main["kl"],
         "judge": config.judge if by_judge else decides, "score": decides, "scores": scores,
-        "claims": claims.decide(values, rewards, splits, main["kl"], config.samples),
+        "claims": claims.decide(values, judged["reward_model"], splits, main["kl"], config.samples),
         "controls": claims.controls(values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched_kl(values, split) for split in splits],
@@ -332,7 +334,7 @@ def study(config):
                 for n, (kl, by_split) in best_of.items()],
         "ppo": [[{k: row[k] for k in row if k in ("step", "kl") or k.endswith(("proxy", "gold"))}
                  for row in files.read_log(run.folder / "ppo.jsonl")] for run in runs],
-        "seconds": seconds | {"all": time.time() - began}}
+        "seconds": seconds | {"all": time.time() - began}} | judged
     path = report.write(folder, result, report.samples(rows, values, splits))
     print(report.last_lines(result, path))
     return path

@@ -55,6 +55,27 @@ def join_groups(prompts, groups, pad):
     return ids, segment, is_last.nonzero().unbind(1)
 
 
+def join_samples(prompts, groups, pad, device=None):
+    """Prompts with as many responses each, N -> rows as by join_groups, and of each of their
+    response tokens, response by response, what `join` says:
+
+        ids, segment  (G, T)      segment is None for N = 1: these rows are those of `join`
+        positions     (G, N * R)  where in `ids` it stands
+        is_response   (G, N * R)
+    """
+    n = len(groups[0])
+    owners = [p for p in prompts for _ in range(n)]
+    ids, positions, is_response = join(owners, [r for group in groups for r in group], pad)
+    segment = None
+    if n > 1:
+        ids, segment, _ = join_groups(prompts, groups, pad)
+        lengths = is_response.sum(1).view(-1, n)  # (G, N)
+        before = (lengths.cumsum(1) - lengths).view(-1, 1)  # (G * N, 1), of earlier responses
+        positions, segment = positions + before, segment.to(device)
+    flat = lambda x: x.reshape(len(prompts), -1).to(device)
+    return ids.to(device), flat(positions), flat(is_response), segment
+
+
 def join_comparisons(tokenizer, groups, device):
     """Comparisons, a list over prompts of lists, each prompt and response once -> ids, segment and
     ends as by join_groups, and pairs (comparisons, 2): the chosen and the rejected one's number."""

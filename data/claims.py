@@ -23,7 +23,7 @@ BEST = f"bon{N}"
 POLICIES = {  # name: (checkpoint, temperature); those of every table
     "base": ("base", 1.0), "sft": ("sft", 1.0), "sft-t0.7": ("sft", 0.7), "sft-greedy": ("sft", 0),
     BEST: ("sft", 1.0), f"{BEST}-t0.7": ("sft", 0.7), "rlhf": ("ppo", 1.0),
-    "rlhf-t0.7": ("ppo", 0.7)}
+    "rlhf-t0.7": ("ppo", 0.7), "dpo": ("dpo", 1.0)}
 FRONTIER = {  # one output per prompt: where other temperatures take SFT, and RLHF
     "sft-t0.8": ("sft", 0.8), "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3),
     "rlhf-t0.8": ("ppo", 0.8), "rlhf-t0.5": ("ppo", 0.5), "rlhf-t0.3": ("ppo", 0.3),

@@ -11,6 +11,7 @@ Everything here is text. What a network does is passed in: `sample(prompts, temp
 
 import functools
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,10 @@ import data
 import metrics
 from data import files
 
+# flags of reward.py that decide which comparisons are learned from, beside seed and data
+SAME = ("steps", "batch", "comparisons", "sampled", "temperature", "eval_size", "annotator")
 EDITS, SAMPLES = 3, 4  # of each prompt, to collect comparisons of
+SEEN = 100  # answers that a panel is shown: a share is then known to a tenth
 
 
 def comparisons(config, run, sample):
@@ -54,7 +58,7 @@ def collected(config, run, sample):
     "Comparisons that are made for this run, or were before it was interrupted."
     run.lock()
     path = run.folder / "comparisons.jsonl"
-    if not (config.resume and path.exists()):
+    if not (path.exists() and (config.resume or config.implicit and of_reward(config, run))):
         judge = None
         if config.annotator != "world":  # made first: a missing key costs nobody a collection
             from data.judge import llm
@@ -67,6 +71,14 @@ def collected(config, run, sample):
                                 **r.meta} for r in rows])
     rows = [data.comparison(*row) for row in files.read_rows(path)]
     return tuple([r for r in rows if r.meta["split"] == split] for split in ("train", "validation"))
+
+
+def of_reward(config, run):
+    "Whether the comparisons in the folder are those of a reward model that started as this run."
+    path = run.folder / "reward.json"
+    made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"config": {}}
+    return all(made["config"].get(name) == getattr(config, name) for name in (*SAME, "seed")) and (
+        made["parents"]["init"] == run.parents["init"])
 
 
 def collect(config, sample, split, count, judge=None):
@@ -182,13 +194,46 @@ def quality(score, sample, name, split, n, seed=0):
             "wrong_fact_permuted": accuracy(score, permuted(edits))}
 
 
-def findings(config, accuracy, pairs, score_texts, sample):
-    "What a reward model has learned, and, in the world, what it knows of the truth: a sentence."
+def panel(score, sample, prompts, people, seed=0):
+    """How a `score` rates what nobody would give for a person's answer -> {what: (mean score, share
+    rated above that answer)}, ties half. Any data has it, and pairs that are ordered rightly do not
+    imply it: samples differ in other ways than these."""
+    prompts, people = prompts[:SEEN], people[:SEEN]
+    rng, words = np.random.default_rng([seed, 9]), [text.split() for text in people]
+    texts = {"the references": [*people], "of another prompt": [*people[1:], people[0]],
+             "words shuffled": [" ".join(rng.permutation(w)) for w in words],
+             "said twice": [f"{text} {text}" for text in people],
+             "cut in half": [" ".join(w[:(len(w) + 1) // 2]) for w in words],
+             "empty": [""] * len(people),
+             "SFT's samples": [text for [text] in sample(prompts, 1.0, 1, seed=seed)]}
+    own = np.asarray(score(prompts, people))
+    found = {}
+    for what, given in texts.items():
+        scores = np.asarray(score(prompts, given))
+        found[what] = float(scores.mean()), float(metrics.win_rate(scores, own).mean())
+    return found
+
+
+def panel_lines(found):
+    "A panel as text, with a warning where shuffled words win."
+    lines = [f"  {what:18}{mean:7.2f}{share:9.2f}" for what, (mean, share) in found.items()]
+    lines.insert(0, f"{'':20}{'score':>7}{'above':>9}   (share rated above the reference)")
+    if found["words shuffled"][1] > 0.5:
+        lines.append("mind: references score lower than their own words shuffled, and what is "
+                     "scored so is what PPO will write")
+    return "\n".join(lines)
+
+
+def findings(config, accuracy, pairs, score_texts, sample, people):
+    """What a reward model has learned, and, in the world, what it knows of the truth: sentences,
+    and the `panel` of people's answers, (prompts, texts)."""
     said = (f"orders {accuracy:.3f} of {min(pairs, config.eval_size)} held-out comparisons as they "
             f"were labelled")
     found = config.data in data.WORLD and quality(
         score_texts, sample, config.data, "validation", config.eval_size, config.seed)
-    return said + (
+    shown = panel_lines(panel(score_texts, sample, *people, config.seed))
+    truth = (
         "\nagainst the truth: orders {gold:.3f} of {pairs} pairs of samples as their gold score "
         "does (the longer\none: {length:.3f}), {wrong_fact:.3f} of pairs that differ in one fact "
-        "({wrong_fact_permuted:.3f} under other prompts)").format(**found) if found else said
+        "({wrong_fact_permuted:.3f} under other prompts)").format(**found) if found else ""
+    return f"{said}{truth}\n{shown}"

@@ -15,7 +15,8 @@ from data.files import write_file
 # Okabe and Ito's colours, which differ for every kind of colour vision.
 COLOURS = {"base": "#999999", "sft": "#0072B2", "sft-t0.7": "#56B4E9", "sft-greedy": "#004466",
            BEST: "#009E73", "bon": "#009E73", f"{BEST}-t0.7": "#7FD6BC", "rlhf": "#D55E00",
-           "rlhf-t0.7": "#F2A56B", "reference": "#000000"}  # a lighter one at temperature .7
+           "rlhf-t0.7": "#F2A56B", "dpo": "#CC79A7",
+           "reference": "#000000"}  # a lighter one at temperature .7
 ABOVE = dict(frameon=False, loc="upper center")  # a legend above its panels
 DOTTED = dict(color="#444444", lw=0.8, ls=":")
 KL = "KL to sft, nats per response"

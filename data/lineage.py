@@ -24,6 +24,8 @@ import sft
 from data import checkpoint, collect, encoders, files, rewards
 from data.run import FREE, flag, pick_device
 
+STAGES = {"sft": sft, "reward": reward, "dpo": reward, "ppo": ppo}  # by the file that they write
+IMPLICIT = 1.0  # beta of DPO: with .1 and .3 it goes 14 and 3 nats away for no more (validation)
 # Weight of the KL penalty. That of instructions is chosen on validation prompts, by what RLHF gains
 # no further from SFT than SFT's best temperature is, .8 nats: beta 1, .5 and .3 gain .06, .10 and
 # .02, and with .2 and .1 RLHF is nowhere so near.
@@ -33,6 +35,7 @@ SWEEP = {  # name: what is different from the main run of ppo.py
        for beta in (0.03, 0.1, 1.0)},
     "lr-1e-4": dict(lr=1e-4), "lr-4e-4": dict(lr=4e-4),
     "gold": dict(reward="gold"), "beta-10": dict(beta=10.0), "shuffled": {}}
+ARMS = {name: dict(baseline=name) for name in ("rloo", "grpo")}  # instead of a value network
 SIZES = {"64": dict(channels=64, heads=2), "192": dict(channels=192, heads=6)}  # beside 128
 PLACE = ("data", "seed", "out", "device", "resume", "variant")  # flags that say which run it is
 
@@ -67,51 +70,66 @@ def made_with(folder, name):
 
 def main_flags(config, stage):
     "The flags of the main run of a stage: of the first seed that has it, or what it will have."
-    given = {"init": config.init} if stage is sft and config.init != "base" else {}
+    given = {"init": config.init} if stage == "sft" and config.init != "base" else {}
     for seed in range(config.seeds):
-        if flags := made_with(home(config, seed), stage.__name__):
+        if flags := made_with(home(config, seed), stage):
             return flags | given
-    if stage is ppo and config.data in BETA:
+    if stage == "ppo" and config.data in BETA:
         given["beta"] = BETA[config.data]
-    if stage is not sft:  # as the stage before it, so that the frozen layers are the same
-        before = main_flags(config, sft if stage is reward else reward)
+    if stage == "dpo":  # the same comparisons
+        given["implicit"] = IMPLICIT
+        given |= {k: x for k, x in main_flags(config, "reward").items() if k in collect.SAME}
+    if stage != "sft":  # as the stage before it, so that the frozen layers are the same
+        before = main_flags(config, "reward" if stage == "ppo" else "sft")
         given["freeze"] = before.get("freeze", 0.0)
     return given
 
 
 def sweep(config):
     "{name: flags of ppo.py} of the runs in SWEEP, less those that are the main run once more."
-    main = asdict(ppo.Config(**main_flags(config, ppo)))
+    main = asdict(ppo.Config(**main_flags(config, "ppo")))
     return {name: changes for name, changes in SWEEP.items()
             if config.sweeps and (main != main | changes or name == "shuffled")
             and (name != "gold" or config.data in data.WORLD)}  # nothing else has a gold score
 
 
 def run_of(config, seed, stage, flags):
-    return stage, stage.Config(data=config.data, seed=seed, out=config.out, device=config.device,
-                               **flags)
+    return stage, STAGES[stage].Config(data=config.data, seed=seed, out=config.out,
+                                       device=config.device, **flags)
+
+
+def arms(config):
+    """{name: flags of ppo.py} of the runs of `--arms`. ValueError of one that is none, or if the
+    main run draws one response to a prompt, so that there is no group."""
+    names = config.arms.split(",") if config.arms else []
+    if unknown := [name for name in names if name not in ARMS]:
+        raise ValueError(f"--arms {','.join(unknown)}: there are {' and '.join(ARMS)}")
+    if names and ppo.Config(**main_flags(config, "ppo")).samples == 1:
+        raise ValueError("--arms compares the responses to a prompt with each other, and the main "
+                         "run draws one: train it with --samples 4")
+    return {name: ARMS[name] for name in names}
 
 
 def variant(config, seed, name):
     """Yields (stage, its Config): PPO once more with one thing changed, for the `shuffled` control
     after a reward model of shuffled labels."""
-    flags = main_flags(config, ppo) | SWEEP[name] | {"variant": name}
+    flags = main_flags(config, "ppo") | (SWEEP | ARMS)[name] | {"variant": name}
     if name == "shuffled":
         folder = home(config, seed) / name
         labels = {"comparisons": str(folder), "annotator": "world", "variant": name}
-        yield run_of(config, seed, reward, main_flags(config, reward) | labels)
+        yield run_of(config, seed, "reward", main_flags(config, "reward") | labels)
         flags["reward"] = str(folder / "reward.pt")
-    yield run_of(config, seed, ppo, flags)
+    yield run_of(config, seed, "ppo", flags)
 
 
 def all_runs(config, like=None, **size):
     """Yields (stage, its Config), of every stage of every seed, and of the sweep. `size`: flags of
     a base that is pretrained first, all others being those of the study `like`."""
-    flags = {stage: main_flags(like or config, stage) for stage in (sft, reward, ppo)}
-    flags[sft] |= size
+    flags = {stage: main_flags(like or config, stage) for stage in STAGES}
+    flags["sft"] |= size
     for seed in range(config.seeds):
         yield from (run_of(config, seed, *stage) for stage in flags.items())
-        for name in sweep(config):
+        for name in [*arms(config), *sweep(config)]:
             yield from variant(config, seed, name)
 
 
@@ -120,8 +138,8 @@ def train(runs):
     seconds}. ValueError, before that, if one that is there was trained with other flags."""
     wanted, seconds = [], {}
     for stage, config in runs:
-        folder, name = home(config, config.seed), getattr(config, "variant", "") or stage.__name__
-        file = name if name == stage.__name__ else f"{name}/{stage.__name__}"
+        folder, name = home(config, config.seed), getattr(config, "variant", "") or stage
+        file = name if name == stage else f"{name}/{stage}"
         wanted.append((stage, config, folder, folder / f"{file}.pt", f"{name}, seed {config.seed}"))
         for key, had in made_with(folder, file).items():
             needed = getattr(config, key)
@@ -134,14 +152,14 @@ def train(runs):
     for stage, config, folder, path, name in wanted:
         began = time.time()
         if path.exists():
-            _, record = checkpoint.load(path, "reward" if stage is reward else "policy",
+            _, record = checkpoint.load(path, "reward" if stage == "reward" else "policy",
                                         unfinished=True)
             if record["meta"].get("finished", True):
                 continue
             config = replace(config, resume=True)
-        elif stage is reward and config.variant:
+        elif stage == "reward" and config.variant:
             shuffled_labels(config.data, folder, config.seed)
-        stage.train(config)
+        STAGES[stage].train(config)
         seconds[name] = seconds.get(name, 0) + time.time() - began
     return seconds
 
@@ -173,21 +191,27 @@ def sweep_splits(config, splits):
 
 
 def load_run(config, seed):
-    """The checkpoints of one seed, loaded once, with their digests. ValueError if they do not go
-    together: another tokeniser, or trained from another sft.pt or reward.pt."""
+    """The checkpoints of one seed, loaded once, with their digests; DPO's and those of the sweep if
+    they are there. ValueError if they do not go together: another tokeniser, or trained from
+    another sft.pt or reward.pt."""
     folder, device = home(config, seed), pick_device(config.device)
     policy, record = checkpoint.load_frozen(folder / "sft.pt", "policy", device)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    networks, digests = {"sft": policy}, {"sft": record["digest"]}
+    networks, digests, implicit = {"sft": policy}, {"sft": record["digest"]}, None
     init = made_with(folder, "sft")["init"]
     paths = {"base": {"base": sft.BASE, "scratch": folder / "base.pt"}.get(init, init),
              "reward": folder / "reward.pt", "ppo": folder / "ppo.pt"}
-    if config.sweeps:
-        paths |= {name: path for name in SWEEP if (path := folder / name / "ppo.pt").exists()}
+    if (path := folder / "dpo.pt").exists():
+        paths["dpo"] = path
+    others = [*arms(config), *(SWEEP if config.sweeps else [])]
+    paths |= {name: path for name in others if (path := folder / name / "ppo.pt").exists()}
     for name, path in paths.items():
         kind = "reward" if name == "reward" else "policy"
         networks[name], record = checkpoint.load_frozen(path, kind, device, tokenizer.fingerprint)
         digests[name], made = record["digest"], record["meta"]
+        if name == "dpo":
+            implicit = reward.implicit_scorer(networks[name], policy, made["config"]["implicit"],
+                                              tokenizer.pad)
         stands_on = {} if name == "base" else {"init": "sft"}
         if name != "base" and made["config"].get("reward") == "":
             stands_on["reward"] = "reward"
@@ -197,7 +221,8 @@ def load_run(config, seed):
                                  f"another: move it away, and it is trained again")
     return SimpleNamespace(
         folder=folder, seed=seed, device=device, tokenizer=tokenizer, networks=networks,
-        digests=digests, judges={"proxy": reward.scorer(networks["reward"], tokenizer.pad)})
+        digests=digests, judges={"proxy": reward.scorer(networks["reward"], tokenizer.pad)},
+        implicit=implicit)
 
 
 def load_runs(config):
@@ -230,21 +255,45 @@ def kept(path, of, make):
     return rows
 
 
-def reward_quality(config, runs, split):
-    """What the reward model of each run knows of the truth -> {measure: [number of each seed]}, see
-    collect.quality."""
+def reward_quality(config, runs, split, of="reward"):
+    """What the reward model of each run, or the implicit one `of` "dpo", knows of the truth ->
+    {measure: [number of each seed]}, see collect.quality."""
     n, each, stored = max(config.inputs * 5 // 2, 60), [], []
     split = prompts_of(config, split)
     if config.data not in data.WORLD:
         stored = [astuple(c)[:3] for c in data.comparisons(config.data, split, n)]
     for run in runs:
-        [row] = kept(run.folder / "samples" / f"{split}.quality.json",
-                     [run.digests["sft"], run.digests["reward"], n, stored], lambda: [
-                         collect.quality(rewards.text_scorer(run.judges["proxy"], run.tokenizer),
-                                         rewards.text_sampler(run.networks["sft"], run.tokenizer),
-                                         config.data, split, n, run.seed)])
+        name = "quality" if of == "reward" else f"quality-{of}"
+        [row] = kept(run.folder / "samples" / f"{split}.{name}.json",
+                     [run.digests["sft"], run.digests[of], n, stored], lambda: [
+                         collect.quality(*as_texts(run, of), config.data, split, n, run.seed)])
         each.append(row)
     return {name: [row[name] for row in each] for name in each[0] if name != "of"}
+
+
+def as_texts(run, of):
+    "A run's reward model, or DPO's, and its SFT policy as functions of texts."
+    score = run.judges["proxy"] if of == "reward" else run.implicit
+    return (rewards.text_scorer(score, run.tokenizer),
+            rewards.text_sampler(run.networks["sft"], run.tokenizer))
+
+
+def panel(config, run, of):
+    "The panel of collect.py on validation prompts."
+    examples = data.load(config.data, "validation", config.inputs)
+    asked = [e.prompt for e in examples], [e.response for e in examples]
+    [row] = kept(run.folder / "samples" / f"validation.panel-{of}.json",
+                 [run.digests["sft"], run.digests[of], *asked],
+                 lambda: [collect.panel(*as_texts(run, of), *asked)])
+    return {what: x for what, x in row.items() if what != "of"}
+
+
+def reward_models(config, runs, splits):
+    "What the report says of the reward models, and of DPO's, on splits that have comparisons."
+    quality = {of: {split: reward_quality(config, runs, split, of) for split in splits}
+               for of in ("reward", "dpo")}
+    return {"reward_model": quality["reward"], "implicit": quality["dpo"],
+            "panels": {of: panel(config, runs[0], of) for of in quality}}
 
 
 def encoder(run):

@@ -11,6 +11,8 @@ all of them is held in memory once. Six functions, and what a model is after the
     trainable_copy   what trained      the frozen ones                      as it was
     scalar_copy      what trained      the frozen ones; a head of its own   as it was
     share_frozen     as it did         makes the frozen ones of two models one, if they are equal
+
+`start_ppo` puts them together for the stage that needs them all.
 """
 
 import copy
@@ -19,6 +21,7 @@ import torch
 from torch import nn
 
 import model as m
+from data import rewards
 
 LARGE = 10**8  # parameters of a model that is not held twice, not even for a moment
 
@@ -122,3 +125,23 @@ def frozen_copy(model, copied=True):
         value = p.detach().to(dtype or p.dtype, copy=copied and p.requires_grad)
         held[id(p)] = nn.Parameter(value, requires_grad=False)
     return copy.deepcopy(model, held).requires_grad_(False)
+
+
+def start_ppo(config, run, reward_fn=None):
+    """What PPO starts from: policy, reward model or None, and what scores if that is no model, or
+    None. What is frozen is held once: rounded, moved and shared before anything is copied."""
+    policy, reward_model = run.load("init", config.init or run.home / "sft.pt"), None
+    freeze(policy, config.freeze)
+    to_device(policy, run.device)
+    reward_fn = reward_fn or rewards.named_reward(config, run)
+    gold = config.reward == "gold"  # PPO on it differs in this alone: its values start the same
+    if reward_fn is None or gold and config.value == "reward":
+        path = run.home / "reward.pt" if gold or not config.reward else config.reward
+        reward_model = run.load("reward", path, "reward")
+        freeze(reward_model, config.freeze)
+        if config.freeze:  # it then has the policy's bottom: that is checked
+            share_frozen(policy, reward_model)
+        to_device(reward_model, run.device)
+        reward_model.trunk.recompute = config.micro > 0
+    policy.recompute = config.micro > 0
+    return policy, reward_model, reward_fn

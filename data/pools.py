@@ -25,6 +25,21 @@ def sample_pool(policy, prompts, size, max_new_tokens, temperature, seed, min_p=
     return pool
 
 
+def row_loglikelihoods(policy, ids, segment, ends, temperature=1.0, hidden=None):
+    """log pi(response | prompt) of the responses of rows made by data.join_groups -> (N,). `hidden`
+    (B, T, C) are these rows' states, from a caller who had another use for them."""
+    begin = int((segment == 0).sum(1).min())  # the first column of a response in any row
+    column = torch.arange(begin, ids.shape[1], device=ids.device).expand(len(ids), -1)  # (B, R)
+    before = data.predicted_at(segment)[:, begin:]  # (B, R)
+    hidden = (policy(ids, segment=segment, columns=before) if hidden is None else
+              m.take(hidden, before))  # (B, R, C)
+    logp = m.logprobs(policy, ids, column, temperature, hidden=hidden)  # (B, R)
+    number = segment[:, begin:].clamp(min=0)  # (B, R), k in a row's k-th response, else 0
+    sums = logp.new_zeros(len(ids), 1 + int(number.max()))  # (B, 1 + K)
+    sums, (row, end) = sums.scatter_add(1, number, logp), ends
+    return sums[row, segment[row, end]]  # by where each one ends
+
+
 @torch.no_grad()
 def loglikelihood(policy, prompts, responses, temperature, pad, batch=128):
     "log pi(response | prompt) of whole responses, lists of ids each -> (N,); greedy ones have 0."
@@ -32,17 +47,9 @@ def loglikelihood(policy, prompts, responses, temperature, pad, batch=128):
     if temperature == 0:
         return out
     device = policy.embed.weight.device
-    for places, ids, segment, (row, end) in data.shared_rows(prompts, responses, pad, batch):
-        ids, segment = ids.to(device), segment.to(device)  # (B, T)
-        begin = int((segment == 0).sum(1).min())  # the first column of a response in any row
-        column = torch.arange(begin, ids.shape[1], device=device).expand(len(ids), -1)  # (B, R)
-        before = data.predicted_at(segment)[:, begin:]  # (B, R)
-        hidden = policy(ids, segment=segment, columns=before)  # (B, R, C)
-        logp = m.logprobs(policy, ids, column, temperature, hidden=hidden)  # (B, R)
-        number = segment[:, begin:].clamp(min=0)  # (B, R), k in a row's k-th response, else 0
-        sums = logp.new_zeros(len(ids), 1 + int(number.max()))  # (B, 1 + K)
-        sums.scatter_add_(1, number, logp)
-        out[places] = sums[row, segment[row, end]].cpu()  # (N,), by where each one ends
+    for places, ids, segment, ends in data.shared_rows(prompts, responses, pad, batch):
+        found = row_loglikelihoods(policy, ids.to(device), segment.to(device), ends, temperature)
+        out[places] = found.cpu()
     return out
 
 

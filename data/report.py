@@ -20,7 +20,7 @@ from data import figures
 from data.claims import BEST, POLICIES
 from data.files import write_file
 
-TEMPERATURES = {p: temperature for p, (_, temperature) in POLICIES.items()} | {"diverse": 1}
+TEMPERATURES = {p: f"{temperature:g}" for p, (_, temperature) in POLICIES.items()}
 Figure = namedtuple("Figure", "file what caption")
 Table = namedtuple("Table", "header rows")
 
@@ -73,7 +73,7 @@ def contents(folder, result, texts):
 
     def tables(names, **measures):  # {measure: label}
         return [Table([label, "T", *splits], [
-                    [p, f"{TEMPERATURES[p]:g}", *(cell(by_split[s][measure]) for s in splits)]
+                    [p, TEMPERATURES.get(p, "1"), *(cell(by_split[s][measure]) for s in splits)]
                     for p in names
                     if measure in (by_split := result["policies"][p])[splits[0]]])
                 for measure, label in measures.items() if measure in measured]
@@ -113,8 +113,19 @@ def contents(folder, result, texts):
                   matched),
             drawn(figures.overoptimisation, "overoptimisation", "over-optimisation")]),
         ("Does the reward model know what it judges?", [
-            drawn(figures.reward_accuracy, "reward_model", "reward model")]
-         if result["reward_model"] else []),
+            *([drawn(figures.reward_accuracy, "reward_model", "reward model"), texts["implicit"],
+               Table(["pairs ordered rightly", *splits], [
+                   [name, *(" ".join(f"{x:.2f}" for x in by_split[s][measure])
+                            if s in by_split and measure in by_split[s] else "" for s in splits)]
+                   for measure, name in (("gold", "samples"), ("wrong_fact", "one wrong fact"))
+                   for by_split in [result["implicit"]]])] if result["reward_model"] else []),
+            texts["panel"], Table(["answer", "reward model", "DPO's own"], [
+                [what, *(f"{mean:.2f}, {share:.2f}" for mean, share in (
+                    panel[what] for panel in result["panels"].values()))]
+                for what in result["panels"]["reward"]])]),
+        ("PPO, groups or DPO?", [texts["arms"], *tables(
+            ["sft", "rlhf", *arms, "dpo"], win_rate="win rate", kl="KL", **diversity)]
+         if (arms := [p for p in result["settings"]["arms"].split(",") if p]) else []),
         ("A recipe that keeps diversity", [texts["diverse"], *tables(
             [*list(POLICIES)[1:], "diverse"], win_rate="win rate", **diversity)]
          if "diverse" in result["policies"] else []),

@@ -422,7 +422,7 @@ class Run:
         if stage == "reward":
             variant = dict(reward=self.path, variant=config.variant) if config.variant else {}
             return command("ppo.py", config, init=config.init or None, **variant)
-        if config.variant or config.reward or config.init:  # of which the study knows nothing
+        if config.variant or config.init or getattr(config, "reward", ""):  # not of the study
             return quoted("python", "-m", "data", "say", self.path)
         if config.data in data.WORLD:
             return command("rlhf.py", config, seed=None, freeze=None,

@@ -1,5 +1,5 @@
 """
-Grade the twelve problems of tests/handout.py.
+Grade the fourteen problems of tests/handout.py.
 
     python -m tests grade                 # points, and every number beside what it should be
     python -m tests grade gae logprobs    # some of them

@@ -307,23 +307,30 @@ def best_of(config, device, dtype, against):
     return len(prompts), "prompts", {"plain": call}, None
 
 
-def iteration(config, device, kind="reward", frozen=0.0, once=True):
+def iteration(config, device, kind="reward", frozen=0.0, once=True, samples=1, packed=True,
+              baseline="value", lengths=None):
     """One iteration of PPO as ppo.py does it, between untrained networks; if not `once`, the frozen
-    trunk is computed whenever it is needed."""
-    flags = ppo.Config(batch=ROWS, epochs=2, minibatches=2, value=kind, freeze=frozen * once)
-    tokenizer = SimpleNamespace(pad=config.vocab_size, response_tokens=NEW)
+    trunk is computed whenever it is needed, and if not `packed`, so is the prompt of each of its
+    `samples`."""
+    flags = ppo.Config(batch=ROWS, samples=samples if packed else 1, epochs=2, minibatches=2,
+                       baseline=baseline, value=kind, freeze=frozen * once)
+    prompt, new = lengths or (PROMPT, NEW)
+    tokenizer = SimpleNamespace(pad=config.vocab_size, response_tokens=new)
     policy = m.Transformer(config)
     networks.freeze(policy, frozen)
     networks.to_device(policy, device)
     ref_policy, scorer = networks.frozen_copy(policy), networks.scalar_copy(policy)
-    value = ppo.value_network(flags, policy, scorer).to(device)
+    value = ppo.value_network(flags, policy, scorer)
     reward_fn = reward.scorer(networks.frozen_copy(scorer), config.vocab_size)
-    optimizer = optim.adamw(torch.nn.ModuleList([policy, value]), 1e-5)
-    prompts = tokens(config, ROWS, PROMPT).tolist()
+    trained = torch.nn.ModuleList([policy] if value is None else [policy, value]).to(device)
+    optimizer = optim.adamw(trained, 1e-5)
+    prompts = tokens(config, ROWS // samples, prompt).tolist()
+    if not packed:
+        prompts = [p for p in prompts for _ in range(samples)]
     sampler, shuffler = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
 
     def call():
-        responses = m.generate(policy, prompts, NEW, generator=sampler)
+        responses = m.generate(policy, prompts, new, num_samples=flags.samples, generator=sampler)
         rollout, _ = ppo.experience(flags, policy, value, ref_policy, reward_fn, prompts, responses,
                                     0.1, tokenizer)
         ppo.update(flags, policy, value, optimizer, rollout, shuffler)
@@ -379,6 +386,21 @@ def iterations(config, device, dtype, against):
     return ROWS * (PROMPT + NEW), "tokens", calls, None
 
 
+def groups(config, device, dtype, against, lengths=None):
+    "PPO with four responses to each prompt: in one row with it, one row each, without values."
+    lengths = lengths or (PROMPT, NEW)
+    config = replace(config, context=sum(lengths))
+    call = lambda **how: iteration(config, device, samples=4, lengths=lengths, **how)
+    return ROWS * sum(lengths), "tokens", {
+        "plain": call(), "one row a response": call(packed=False), "rloo": call(baseline="rloo")
+    }, None
+
+
+def long_groups(config, device, dtype, against):
+    "The same with longer prompts and shorter responses."
+    return groups(config, device, dtype, against, (160, 24))
+
+
 def diversity(config, device, dtype, against):
     "EAD per input of 500 x 16 outputs of 25 words."
     random = np.random.default_rng(0)
@@ -401,8 +423,9 @@ def compiled(call):
 
 PARTS = {"sampling": sampling, "scoring": scoring, "SFT": training, "SFT, ragged rows": ragged,
          "reward model": ranking, "best of 16": best_of, "PPO iteration": iterations,
-         "EAD": diversity}
-TRAINS = ("SFT", "SFT, ragged rows", "reward model", "PPO iteration")
+         "groups of 4": groups, "groups, 160 + 24": long_groups, "EAD": diversity}
+TRAINS = ("SFT", "SFT, ragged rows", "reward model", "PPO iteration", "groups of 4",
+          "groups, 160 + 24")
 
 
 def measured(part, config, device, dtype, against, repeats=5, compile=False):

@@ -1,5 +1,5 @@
 """
-The checks of the twelve problems, one function each: numbers found beside numbers expected.
+The checks of the fourteen problems, one function each: numbers found beside numbers expected.
 
 Expected is a closed form or a slow and obvious way to the same thing, in float64. Sizes are
 unequal primes, so that no two axes can be exchanged, padding is NaN where nothing may read it, and
@@ -8,12 +8,14 @@ every check fails an answer of zeros. No check calls the function of another pro
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 import bon
+import data
 import metrics
 import model as m
 import ppo
@@ -188,6 +190,51 @@ def value_loss():
     yield Row("row by row, summed", parts, slow)
 
 
+def against_group():
+    rewards, mask = normal(21, 2 * B, R), torch.cat([IS_RESPONSE, IS_RESPONSE.flip(0)])
+    totals = [sum(rewards[b, t].item() for t in range(R) if mask[b, t]) for b in range(2 * B)]
+    for baseline, within in (("rloo", 1e-9), ("grpo", 1e-3)):
+        slow = torch.zeros(2 * B, R, dtype=torch.float64)
+        for b in range(2 * B):
+            group = range(b - b % 3, b - b % 3 + 3)
+            if baseline == "rloo":
+                own = totals[b] - np.mean([totals[i] for i in group if i != b])
+            else:
+                of = [totals[i] for i in group]
+                own = (totals[b] - np.mean(of)) / np.std(of, ddof=1)
+            slow[b, mask[b]] = own
+        found = ppo.against_group(torch.where(mask, rewards, math.nan), mask, 3, baseline)
+        yield Row(f"every token's advantage, {baseline}", found, slow, within)
+        same = ppo.against_group(torch.ones(3, R), torch.ones(3, R).bool(), 3, baseline)
+        yield Row(f"of equal rewards, {baseline}", same, torch.zeros(3, R))
+    two = ppo.against_group(torch.tensor([[1.0, 1.0], [5.0, 0.0]]), torch.ones(2, 2).bool(), 2,
+                            "rloo")  # each is the other's baseline
+    yield Row("of two responses, rloo", two, torch.tensor([[-3.0, -3.0], [3.0, 3.0]]))
+
+
+def log_ratio():
+    model, answers = tiny(), [[[6, 7], [8]], [[9, 10, 11], [1], [2, 3]]]
+    prompts = [[1, 2, 3], [4, 5]]
+    pair = lambda *texts: SimpleNamespace(**dict(zip(("prompt", "chosen", "rejected"), texts)))
+    groups = [[pair("x", "a", "b")], [pair("y", "c", "d"), pair("y", "c", "e")]]
+    keys = [("x", "a"), ("x", "b"), ("y", "c"), ("y", "d"), ("y", "e")]
+    logp_ref = dict(zip(keys, (-1.0, -2.0, -4.0, -8.0, -16.0)))
+    ids, segment, ends = data.join_groups(prompts, answers, 0)
+    found = reward.log_ratio(model, ids, segment, ends, model(ids, segment=segment), groups,
+                             logp_ref)
+    slow = []
+    with torch.no_grad():
+        for prompt, texts in zip(prompts, answers):
+            for answer in texts:  # alone behind its prompt
+                logp = torch.log_softmax(model.logits(model(torch.tensor([prompt + answer]))), -1)
+                slow.append(sum(logp[0, len(prompt) - 1 + t, token].item()
+                                for t, token in enumerate(answer)))
+    yield Row("nats of each answer", found, [x - logp_ref[key] for x, key in zip(slow, keys)])
+    found.sum().backward()
+    yield Row("gradients that are finite and not zero", float(all(
+        p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters())), 1.0)
+
+
 def expected_best():
     values = normal(18, 6).numpy()
     pools = {"distinct scores": normal(17, 6).numpy(), "ties": np.array([1.0, 1, 0, 2, 2, 2]),
@@ -252,7 +299,8 @@ def decode_rows():
 
 CHECKS = {
     "model.logprobs": logprobs, "sft.loss": sft_loss, "reward.loss": reward_loss,
-    "reward.score": reward_score, "ppo.token_rewards": token_rewards, "ppo.gae": gae,
-    "ppo.policy_loss": policy_loss, "ppo.value_loss": value_loss,
+    "reward.score": reward_score, "reward.log_ratio": log_ratio,
+    "ppo.token_rewards": token_rewards, "ppo.gae": gae, "ppo.policy_loss": policy_loss,
+    "ppo.value_loss": value_loss, "ppo.against_group": against_group,
     "bon.expected_best": expected_best, "metrics.ead": ead,
     "metrics.embedding_diversity": embedding_diversity, "model.decode_rows": decode_rows}

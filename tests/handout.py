@@ -1,7 +1,7 @@
 """
-The assignment: twelve functions of the real code, to be written again.
+The assignment: fourteen functions of the real code, to be written again.
 
-    python -m tests.handout ../student    # the project, with the bodies of the twelve taken out
+    python -m tests.handout ../student    # the project, with the bodies of the fourteen taken out
     python -m tests grade                 # there: points, and every number beside what it should be
     python -m tests grade gae --json      # one problem, for a program to read
 
@@ -34,17 +34,22 @@ PROBLEMS = (
     Problem("reward.loss", 2, 15, "-log sigmoid(r(x, y_w) - r(x, y_l)), Eq. 1 of Ouyang et al. "
             "2022, without overflow"),
     Problem("reward.score", 2, 20, "the model's number at the last response token of each row"),
-    Problem("ppo.token_rewards", 4, 30, "r_t = -beta k(log-ratio_t), and the score at the last "
+    Problem("ppo.token_rewards", 3, 30, "r_t = -beta k(log-ratio_t), and the score at the last "
             "response token"),
     Problem("ppo.gae", 4, 30, "A_t = delta_t + gamma lam A_t+1 with delta_t = r_t + gamma V_t+1 - "
             "V_t, Eq. 11-12 of Schulman et al. 2016; returns are A + V"),
-    Problem("ppo.policy_loss", 4, 30, "-min(ratio A, clip(ratio) A), Eq. 7 of Schulman et al. "
+    Problem("ppo.policy_loss", 3, 30, "-min(ratio A, clip(ratio) A), Eq. 7 of Schulman et al. "
             "2017; info: ratio_gap (the largest |ratio - 1|), clip_fraction, approx_kl (k3)"),
-    Problem("ppo.value_loss", 3, 20, "half the worse of the squared errors of V and of V clipped "
+    Problem("ppo.value_loss", 2, 20, "half the worse of the squared errors of V and of V clipped "
             "to within `clip` of the old one"),
-    Problem("bon.expected_best", 4, 40, "values weighted by the chance of their score's rank to "
+    Problem("ppo.against_group", 3, 25, "a response's whole reward less the mean of the others to "
+            "its prompt (rloo), or less the group's mean and over its std (grpo), at all its "
+            "tokens"),
+    Problem("reward.log_ratio", 2, 25, "DPO's log pi(y | x) - log pi_ref(y | x): sums over each "
+            "response's tokens (pools.row_loglikelihoods), less what `logp_ref` has of its key"),
+    Problem("bon.expected_best", 3, 40, "values weighted by the chance of their score's rank to "
             "be the best of n (rank_weights), ties sharing theirs"),
-    Problem("metrics.ead", 3, 20, "distinct n-grams over V (1 - ((V - 1) / V)^C), C their number "
+    Problem("metrics.ead", 2, 20, "distinct n-grams over V (1 - ((V - 1) / V)^C), C their number "
             "with repeats, mean over n = 1..5"),
     Problem("metrics.embedding_diversity", 2, 20, "1 - mean cosine over all pairs of texts"),
     Problem("model.decode_rows", 6, 90, "from read_prompts on: choose a token for every row, "

@@ -127,13 +127,15 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
         policy, scalar = m.Transformer(c), m.ScalarModel(c)
     networks.freeze(policy, options.freeze), networks.freeze(scalar, options.freeze)
     top, scalar_top, head = count(policy, True), count(scalar.trunk, True), c.channels + 1
-    own = stage == "ppo" and options.value == "reward"  # a value network of its own
+    values = stage == "ppo" and options.baseline == "value"
+    own = values and options.value == "reward"  # a value network of its own
+    n = getattr(options, "samples", 1)  # responses that share a row with their prompt
     copies, trains = {
         "sft": ({"policy as it was, the top": size * top}, {"policy": top}),
         "reward": ({"policy, the top": size * top}, {"reward model": scalar_top + head}),
         "ppo": ({"reference policy, the top": size * top,
                  "reward model, the top": size * scalar_top + 4 * head},
-                {"policy": top, "value network": scalar_top * own + head})}[stage]
+                {"policy": top, "value network": scalar_top * own + head * values})}[stage]
     trained = sum(trains.values())
     parts = [("frozen weights, held once", size * count(policy, False), PHASES)]
     parts += [(f"{name}, what trains, fp32", 4 * n, PHASES) for name, n in trains.items()]
@@ -145,7 +147,8 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     # sampling: the cache of one chunk, and beside it a prompt's forward or a cache half as large
     sampled = {"sft": 4, "reward": 0, "ppo": options.batch}[stage]
     rows, row = cached(c, sampled, prompt_tokens + response_tokens, size)
-    prefill = rows * prompt_tokens * (size * block_forward(c) + (1 + size) * prompt_tokens)
+    prefill = (math.ceil(rows / n) * prompt_tokens
+               * (size * block_forward(c) + (1 + size) * prompt_tokens))
     matrix = 4 * c.channels * c.vocab_size * bool(dtype)  # the output matrix as fp32
     choice = rows * c.vocab_size * (4 + 12)  # logits, probabilities, their fp64 sums
     parts += [
@@ -156,31 +159,34 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
 
     # scoring: of a rollout, all rows are kept, and `micro` are computed at a time
     width, blocks = c.channels, c.layers - policy.frozen
-    length = prompt_tokens + response_tokens
     if stage == "ppo":
-        trunk = size * width * options.batch * length if options.freeze else 0
-        parts += [("rollout: ids and numbers", options.batch * (8 * length + 26 * response_tokens),
+        length, all_rows = prompt_tokens + n * response_tokens, options.batch // n
+        trunk = size * width * all_rows * length if options.freeze else 0
+        ids = (8 + 8 * (n > 1)) * all_rows * length  # and segments
+        parts += [("rollout: ids and numbers", ids + 26 * options.batch * response_tokens,
                    PHASES[1:]),
                   ("bottom's output, once", trunk, PHASES[1:])]
     else:
         trunk = 0
-    rows = options.micro or options.batch if stage == "ppo" else EVALUATED
-    length = prompt_tokens + response_tokens * (2 if stage == "reward" else 1)
-    masks = (1 + size) * rows * length**2 if stage == "reward" else 0
-    tokens, logits = rows * length, min(rows * response_tokens, 4096) * c.vocab_size
+    micro = options.micro and max(options.micro // n, 1)
+    rows = micro or all_rows if stage == "ppo" else EVALUATED
+    length = prompt_tokens + response_tokens * (2 if stage == "reward" else n)
+    masks = (1 + size) * rows * length**2 if stage == "reward" or n > 1 else 0
+    tokens, logits = rows * length, min(rows * n * response_tokens, 4096) * c.vocab_size
     logits *= stage != "reward"
     rounded = size * top // max(blocks, 1) * bool(dtype)  # one block's, about
-    read = tokens if stage == "reward" else rows * response_tokens  # of the last states
+    read = tokens if stage == "reward" else rows * n * response_tokens  # of the last states
     beside = width * 3 * read * (stage == "ppo")  # states of other networks
     work = max(size * (tokens * block_forward(c) + beside) + rounded + masks,
                size * (tokens + read) * width + 16 * logits + matrix)
     parts.append(("scoring's forward, logits", max(work, trunk), ("scoring",)))
 
     # update: what a micro-batch keeps for backward, and what backward adds
-    rows = options.micro or math.ceil(options.batch / getattr(options, "minibatches", 1))
-    length = prompt_tokens + response_tokens * (ANSWERS if stage == "reward" else 1)
-    tokens, logits = rows * length, min(rows * response_tokens, 4096) * c.vocab_size
-    read = tokens if stage == "reward" else rows * response_tokens  # what the last MLP computes
+    rows = math.ceil(options.batch / n / getattr(options, "minibatches", 1))
+    rows = min(micro or rows, rows)
+    length = prompt_tokens + response_tokens * (ANSWERS if stage == "reward" else n)
+    tokens, logits = rows * length, min(rows * n * response_tokens, 4096) * c.vocab_size
+    read = tokens if stage == "reward" else rows * n * response_tokens  # the last MLP computes it
     attention, mlp, added = block_saved(c, size)
     kept = tokens * blocks * (width if options.micro else attention + mlp)  # micro: inputs alone
     if blocks and not options.micro:
@@ -190,8 +196,8 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     largest = max(p.numel() for p in policy.parameters() if p.requires_grad)
     most = tokens if blocks > 1 else read  # that an MLP which trains computes
     again = tokens * attention + most * mlp if options.micro else 0
-    masks = (1 + size) * rows * length**2 if stage == "reward" else 0
-    one_chunk = rows * response_tokens <= 4096  # of logits, which is then kept
+    masks = (1 + size) * rows * length**2 if stage == "reward" or n > 1 else 0
+    one_chunk = rows * n * response_tokens <= 4096  # of logits, which is then kept
     parts += [
         ("gradients, fp32", 4 * trained, ("update",)),
         ("a gradient before it is added", 4 * largest, ("update",)),
@@ -234,12 +240,14 @@ def seconds(stage, c, options, prompt_tokens, response_tokens):
         work = rows * length * (bottom + learn * top) / BF16
         return {"update": max(work, launches * (frozen + learn * (c.layers - frozen)))
                 + rows * 4 * matrix / TF32}
-    networks = 1 + (options.value == "reward")  # that train
+    n = options.samples
+    networks = 1 + (options.baseline == "value" and options.value == "reward")  # that train
     chunk, row = cached(c, rows, length, 2)
     step = 2 * sum(p.numel() for p in policy.blocks.parameters()) + chunk * row
     step += 4 * c.vocab_size * c.channels  # the output matrix, in fp32
     step = max(step / BANDWIDTH, 20 * c.layers * LAUNCH)
-    return {"sampling": rows * prompt_tokens * (bottom + top) / BF16
+    length = prompt_tokens / n + response_tokens  # of what is computed, for each response
+    return {"sampling": rows / n * prompt_tokens * (bottom + top) / BF16
             + math.ceil(rows / chunk) * response_tokens * step,
             "scoring": rows * (length * (bottom + (2 + networks) * top) / BF16 + 2 * matrix / TF32),
             "update": options.epochs * (learn * networks * max(
@@ -347,14 +355,15 @@ def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dty
                              [a for two in answers[:EVALUATED] for a in two[:2]])
     else:
         scorer = networks.scalar_copy(policy)
-        value = ppo.value_network(options, policy, scorer).to(device)
-        trained = [policy, value]
+        value = ppo.value_network(options, policy, scorer)
+        trained = [policy] if value is None else [policy, value.to(device)]
         frozen = [networks.frozen_copy(policy), networks.frozen_copy(scorer)]
         del scorer
-        sample = lambda _: m.generate(policy, prompts[:options.batch], R, generator=generator)
+        asked = prompts[:options.batch // options.samples]
+        sample = lambda _: m.generate(policy, asked, R, 1.0, options.samples, generator=generator)
         score = lambda responses: ppo.experience(
             options, policy, value, frozen[0], reward.scorer(frozen[1], pad, options.micro or 128),
-            prompts[:options.batch], responses, 0.2,
+            asked, responses, 0.2,
             SimpleNamespace(pad=pad, response_tokens=R))[0]
     for network in trained:
         getattr(network, "trunk", network).recompute = options.micro > 0
@@ -403,6 +412,8 @@ def main(argv=None):
     parser.add_argument("--model", choices=SHAPES, default="llama-7b")
     parser.add_argument("--freeze", type=float, default=0.8)
     parser.add_argument("--value", choices=["shared", "reward"], default="shared")
+    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--baseline", choices=["value", "rloo", "grpo"], default="value")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--micro", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=1024)
@@ -414,7 +425,7 @@ def main(argv=None):
     P, R = min(args.prompt_tokens, c.context - args.response_tokens), args.response_tokens
     options = STAGES[stage].Config(freeze=args.freeze, batch=args.batch, micro=args.micro)
     if stage == "ppo":
-        options = replace(options, value=args.value)
+        options = replace(options, value=args.value, samples=args.samples, baseline=args.baseline)
     show = lambda name, row, unit: print(f"{name:36}" + "".join(
         f"{row[phase] / unit:10.2f}" if phase in row else " " * 10 for phase in PHASES))
     parts = budget(stage, c, options, P, R, torch.bfloat16)

@@ -13,7 +13,7 @@ from tests import bench
 
 @pytest.fixture
 def tiny(monkeypatch):
-    for name, value in dict(ROWS=4, PROMPT=8, NEW=4).items():
+    for name, value in dict(ROWS=8, PROMPT=8, NEW=4).items():
         monkeypatch.setattr(bench, name, value)
     monkeypatch.setitem(bench.SIZES, "world", dict(vocab_size=32, layers=4, heads=2, kv_heads=2,
                                                    channels=16, hidden=64))

@@ -18,11 +18,13 @@ MISTAKES = {
     "model.logprobs": ("columns=positions - 1)", "columns=positions)"),
     "sft.loss": ("is_response.sum() if", "is_response.numel() if"),
     "reward.loss": ("-F.logsigmoid(margin)", "-torch.sigmoid(margin).log()"),
-    "reward.score": ("- 1)  # (B, 1)", "- 2)  # (B, 1)"),
+    "reward.score": ("keepdim=True) - 1)", "keepdim=True) - 2)"),
+    "reward.log_ratio": ("return logp - logp.new", "return logp + logp.new"),
     "ppo.token_rewards": ("rewards = -beta * penalty", "rewards = -beta * penalty.clamp(min=0)"),
     "ppo.gae": ("next_value = values[:, t]", "next_value = values[:, t - 1]"),
     "ppo.policy_loss": ("worse = torch.max(", "worse = torch.min("),
     "ppo.value_loss": ("worse = torch.max(", "worse = torch.min("),
+    "ppo.against_group": ("n / (n - 1) if", "1 if"),
     "bon.expected_best": ("order = np.argsort(scores)", "order = np.argsort(-scores)"),
     "metrics.ead": ("len(set(found)) / expected", "len(set(found)) / len(found)"),
     "metrics.embedding_diversity": ("/ (n * (n - 1))", "/ (n * n)"),
@@ -39,7 +41,7 @@ FULL = {problem.function: problem.points for problem in handout.PROBLEMS}
 
 def test_the_solution_has_full_points():  # a check that the real code fails
     assert points() == FULL
-    assert FULL.keys() == checks.CHECKS.keys() == MISTAKES.keys() and len(FULL) == 12
+    assert FULL.keys() == checks.CHECKS.keys() == MISTAKES.keys() and len(FULL) == 14
 
 
 def with_mistake(name):
@@ -81,7 +83,7 @@ def run(folder, *words):
 def test_the_students_tree(tmp_path):  # a body left in, a function of another name taken out
     folder = tmp_path / "student"
     done = run(handout.ROOT, "-m", "tests.handout", str(folder))
-    assert done.returncode == 0 and "12 problems, 40 points" in done.stdout, done.stderr
+    assert done.returncode == 0 and "14 problems, 40 points" in done.stdout, done.stderr
     for path in handout.ROOT.glob("*.py"):
         mine, theirs = path.read_text(), (folder / path.name).read_text()
         for problem in handout.PROBLEMS:
@@ -105,7 +107,7 @@ def test_what_is_printed(capsys):  # numbers without what they should be, an unk
     with pytest.raises(SystemExit) as left:
         grade.main(["grade", "ead", "ppo.gae"])
     printed = capsys.readouterr().out
-    assert left.value.code == 0 and "7 of 7 points" in printed and "metrics.ead" in printed
+    assert left.value.code == 0 and "6 of 6 points" in printed and "metrics.ead" in printed
     with pytest.raises(SystemExit) as left:
         grade.main(["grade", "nothing"])
     assert left.value.code == 2 and "there is no problem nothing" in capsys.readouterr().err

@@ -259,8 +259,8 @@ def test_sampling_in_chunks_changes_nothing(monkeypatch):  # random numbers by p
 # ---- a whole run ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["reward", "shared"])
-def test_a_run_in_bf16(value, toy, tmp_path, monkeypatch, quick):
+@pytest.mark.parametrize("value, samples", [("reward", 1), ("shared", 2), ("reward", 3)])
+def test_a_run_in_bf16(value, samples, toy, tmp_path, monkeypatch, quick):
     # a dtype that meets another; a checkpoint that rounds what trains; a resume that does
     monkeypatch.setattr(networks, "precision", lambda device: BF16)
     small = dict(freeze=0.5, micro=2, steps=2, own=True)
@@ -268,7 +268,7 @@ def test_a_run_in_bf16(value, toy, tmp_path, monkeypatch, quick):
     reward_path = chaos.go("reward", toy, tmp_path, lr=1e-4, **small)
     seen, original = [], ppo.experience
     monkeypatch.setattr(ppo, "experience", lambda *args: (seen.append(args), original(*args))[1])
-    small |= dict(value=value, every=1, lr=1e-5)
+    small |= dict(value=value, every=1, lr=1e-5, samples=samples)
     ppo_path = chaos.go("ppo", toy, tmp_path, **small)
     weights = {path.stem: torch.load(path, weights_only=True)["weights"]
                for path in (sft_path, reward_path, ppo_path)}
@@ -337,7 +337,11 @@ def options_of(stage, value="shared", **changes):
     ("llama-7b", "reward", BF16, dict(micro=2, freeze=0.8)),
     ("llama-7b", "ppo", BF16, dict(micro=2, freeze=0.8)),
     ("llama-7b", "ppo", None, dict(micro=0, freeze=0.8, value="reward")),
-    ("llama-7b", "ppo", BF16, dict(micro=3, freeze=0.4))])
+    ("llama-7b", "ppo", BF16, dict(micro=3, freeze=0.4)),
+    ("gpt2", "ppo", None, dict(micro=4, samples=4, value="reward")),
+    ("gpt2", "ppo", BF16, dict(micro=4, samples=4, baseline="rloo")),
+    ("opt-1.3b", "ppo", None, dict(micro=0, samples=2, baseline="grpo")),
+    ("llama-7b", "ppo", BF16, dict(micro=2, samples=2, freeze=0.8))])
 def test_the_plan_is_what_is_measured(name, stage, dtype, changes):
     # a cache, a copy or a gradient that nobody planned for; one that is planned and not needed
     c, options = memory.shape(name, **memory.SMALL), options_of(stage, batch=8, **changes)

@@ -489,11 +489,104 @@ def test_broken_losses_stop_the_run():  # NaN weights, saved over good ones
     assert all(torch.equal(x, before[name]) for name, x in policy.state_dict().items())
 
 
+# ---- several responses to a prompt ---------------------------------------------------------------
+
+PROMPTS = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 1, 2]]
+
+
+def answers_to(prompts, n, seed=0):
+    "n responses to each prompt, of unequal lengths, with EOS or cut."
+    random = torch.Generator().manual_seed(seed)
+    draw = lambda k: torch.randint(0, V - 1, (k,), generator=random).tolist()
+    return [draw(1 + (3 * i) % (R - 1)) + [EOS] * (i % 4 > 0) for i in range(n * len(prompts))]
+
+
+def one_iteration(n, dtype=torch.float64, freeze=0.0, micro=0, responses=None, **changes):
+    "Four responses to each of PROMPTS, n of them in a row -> a rollout, its statistics, the steps."
+    prompts = [p for p in PROMPTS for _ in range(4 // n)]
+    config = ppo.Config(batch=16, samples=n, freeze=freeze, micro=micro, minibatches=1, epochs=1,
+                        **changes)
+    policy = policy_of().to(dtype)
+    networks.freeze(policy, freeze)
+    value = value_of(config, policy)
+    value = value if value is None else value.to(dtype)
+    scorer = networks.frozen_copy(networks.scalar_copy(policy)).to(dtype)
+    kept, row = ppo.experience(config, policy, value, networks.frozen_copy(policy),
+                               reward.scorer(scorer, V), prompts,
+                               responses or answers_to(PROMPTS, 4), 0.1, TOKENIZER)
+    both = nn.ModuleList([policy] if value is None else [policy, value])
+    optimizer = torch.optim.SGD([p for p in both.parameters() if p.requires_grad], lr=1.0)
+    before = [p.detach().clone() for p in both.parameters()]
+    row |= ppo.update(config, policy, value, optimizer, kept, torch.Generator().manual_seed(2))
+    return kept, row, [p.detach() - old for p, old in zip(both.parameters(), before)]
+
+
+@pytest.mark.parametrize("dtype, within", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("n, freeze, micro, value", [
+    (4, 0.0, 0, "reward"), (2, 0.0, 5, "reward"), (4, 0.67, 4, "reward"), (2, 0.67, 0, "shared"),
+    (4, 0.0, 1, "shared")])
+def test_a_row_of_several_responses_is_as_one_each(dtype, within, n, freeze, micro, value):
+    # a response that sees another, a place that counts it, a first token predicted behind it
+    packed, row, steps = one_iteration(n, dtype, freeze, micro, value=value)
+    alone, expected, wanted = one_iteration(1, dtype, freeze, value=value)
+    assert len(packed["ids"]) == 16 // n and len(alone["ids"]) == 16
+    for name in ("logp_old", "values_old", "returns", "advantages"):
+        mine, theirs = (kept[name][kept["is_response"]] for kept in (packed, alone))
+        torch.testing.assert_close(mine, theirs, atol=within, rtol=within)
+        assert mine.std() > 0.05
+    for mine, theirs in zip(steps, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=within, rtol=within)
+    assert row == pytest.approx(expected, abs=100 * within)
+
+
+def test_the_order_within_a_group_is_nothing():  # a baseline of the first, places that add up
+    responses = answers_to(PROMPTS, 4)
+    turned = [r for i in range(0, 16, 4) for r in responses[i:i + 4][::-1]]
+    for baseline in ("value", "rloo", "grpo"):
+        found = []
+        for given in (responses, turned):
+            kept, row, steps = one_iteration(4, baseline=baseline, responses=given)
+            each = kept["advantages"].view(16, -1)
+            mask = kept["is_response"].view(16, -1)
+            found.append(({tuple(r): x[m] for r, x, m in zip(given, each, mask)}, row, steps))
+        (first, row, steps), (second, other, theirs) = found
+        for response, x in first.items():
+            torch.testing.assert_close(second[response], x, atol=1e-10, rtol=0)
+        for mine, their in zip(steps, theirs):
+            torch.testing.assert_close(mine, their, atol=1e-10, rtol=0)
+        assert row == pytest.approx(other, abs=1e-9)
+
+
+def test_advantages_against_a_group_by_hand():  # itself in the mean, padding, another group's
+    rewards = torch.tensor([[0.5, 0.5], [2.0, 9.0], [3.0, 3.0],  # in all 1, 2, 6
+                            [2.0, 3.0], [5.0, 9.0], [1.0, 1.0], [-3.0, 9.0], [-3.0, 9.0]])
+    mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1], [1, 0], [1, 1], [1, 0], [1, 0]]).bool()
+    two_groups = rewards[:6], mask[:6], 3
+    for baseline, each in (("rloo", [-3.0, -1.5, 4.5, 1.5, 1.5, -3.0]),
+                           ("grpo", [-0.7559, -0.378, 1.1339, 0.5774, 0.5774, -1.1547])):
+        found = ppo.against_group(*two_groups, baseline)
+        expected = torch.where(mask[:6], torch.tensor(each)[:, None], 0.0)
+        torch.testing.assert_close(found, expected, atol=3e-4, rtol=0)
+    found = ppo.against_group(rewards[2:4], mask[2:4], 2, "rloo")  # 6 and 5: each the other's mean
+    torch.testing.assert_close(found, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
+    for baseline in ("rloo", "grpo"):  # all cut, with the same score: nothing to learn from
+        assert not ppo.against_group(rewards[6:], mask[6:], 2, baseline).any()
+
+
+def test_a_group_of_one_has_no_baseline():  # a division by zero, hours later
+    for changes in (dict(baseline="rloo"), dict(baseline="grpo"), dict(samples=3),
+                    dict(samples=32)):
+        with pytest.raises(ValueError, match="--samples"):
+            ppo.Config(**changes)
+    assert ppo.value_network(ppo.Config(samples=4, baseline="rloo"), policy_of(), None) is None
+
+
 # ---- problems with a known answer ----------------------------------------------------------------
 
 
-def solve(ref, reward, beta, iterations=250, batch=1000, lr=0.1, noise=0.0, kl="k1"):
-    "PPO on a table of logits, one token a response -> the probabilities it ends with."
+def solve(ref, reward, beta, iterations=250, batch=1000, lr=0.1, noise=0.0, kl="k1", baseline=""):
+    """PPO on a table of logits, one token a response -> the probabilities it ends with. With a
+    group for a `baseline`, the batch is groups of four."""
     logits = ref.log().clone().requires_grad_()
     v = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([logits, v], lr=lr)
@@ -509,6 +602,8 @@ def solve(ref, reward, beta, iterations=250, batch=1000, lr=0.1, noise=0.0, kl="
             rewards = ppo.token_rewards(score, old, ref.log()[actions][:, None], mask, beta, kl)
             v_old = v.expand(batch)[:, None].clone()
             advantages, returns = ppo.gae(rewards, v_old, mask, ppo.GAMMA, 0.95)
+            if baseline:
+                advantages = ppo.against_group(rewards, mask, 4, baseline)
             advantages = ppo.whiten(advantages, mask)
         for _ in range(4):
             logp = logits.log_softmax(-1)[actions][:, None]
@@ -543,6 +638,15 @@ def test_optimum_of_the_regularised_objective(beta, listed, objective):
     assert (found - optimum).abs().sum() / 2 < 0.02
     reached = (found * SCORES).sum() - beta * kl_between(found.log(), REF.log())
     assert objective - 0.01 < reached <= objective + 1e-6
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_rloo_finds_the_optimum_and_grpo_another(beta):  # a group's mean with itself, its own std
+    optimum = (REF.log() + SCORES / beta).softmax(-1)
+    far = {name: (solve(REF, SCORES, beta, baseline=name) - optimum).abs().sum() / 2
+           for name in ("rloo", "grpo")}
+    print(far)
+    assert far["rloo"] < 0.02
 
 
 def test_k3_in_the_reward_ends_elsewhere():  # k3 by default would pass every test but these two

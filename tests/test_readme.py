@@ -37,7 +37,7 @@ PAGES = ("README.md", "data/RESULTS.md", "data/WORLD.md", "data/REAL.md", "tests
 WORDS, LINES = 2_500, 250  # of the README, at most
 STAGES = {"sft": dict(steps=2, batch=4, eval_size=8, base_steps=2),
           "reward": dict(steps=2, batch=4, eval_size=8),
-          "ppo": dict(steps=2, batch=4, lr=0.01)}  # far enough to say something else
+          "ppo": dict(steps=2, batch=8, minibatches=2, lr=0.01)}  # far enough to say something else
 TOY = {  # what a command is given at its end, to be small
     **{f"{stage}.py": " ".join(f"{run.flag(name)} {value}" for name, value in sizes.items())
        for stage, sizes in STAGES.items()},

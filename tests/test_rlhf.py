@@ -19,7 +19,18 @@ import ppo
 import reward
 import rlhf
 import sft
-from data import checkpoint, claims, collect, figures, files, judge, lineage, report, world
+from data import (
+    checkpoint,
+    claims,
+    collect,
+    figures,
+    files,
+    judge,
+    lineage,
+    networks,
+    report,
+    world,
+)
 from data.claims import BEST, FRONTIER, POLICIES
 from data.run import Run
 from tests.test_judge import EVIL, chromium, from_the_right, opened  # noqa: F401 (a fixture)
@@ -335,7 +346,7 @@ def small():
         for module, changes in {
                 sft: dict(steps=2, batch=8, every=2, eval_size=8, base_steps=2),
                 reward: dict(steps=2, batch=8, every=2, eval_size=20),
-                ppo: dict(steps=2, batch=8, every=2)}.items():
+                ppo: dict(steps=2, batch=8, every=2, samples=2)}.items():
             patch.setattr(module, "Config",
                           lambda c=module.Config, x=changes, **given: c(**given | x))
         patch.setitem(world.SIZES, "train", 300)
@@ -573,13 +584,14 @@ def test_the_ceiling_differs_in_the_reward_alone(study, tmp_path):
     config, found = dataclasses.replace(study[0], out=str(tmp_path)), {}
     [(_, gold)] = lineage.variant(config, 0, "gold")
     for source, config in (("", dataclasses.replace(gold, reward="")), ("gold", gold)):
-        main = ppo.Config(**lineage.main_flags(study[0], ppo))
+        main = ppo.Config(**lineage.main_flags(study[0], "ppo"))
         differ = {k for k, x in dataclasses.asdict(config).items() if x != getattr(main, k)}
         assert differ - set(lineage.PLACE) == ({"reward"} if source else set())
         with Run("ppo", config) as run:
-            policy, ref, value, reward_fn = ppo.start_from(config, run, None)
+            policy, reward_model, reward_fn = networks.start_ppo(config, run)
+        value = ppo.value_network(config, policy, reward_model)
         found[source] = {f"{name}.{key}": x for name, network in (
-            ("policy", policy), ("ref", ref), ("value", value))
+            ("policy", policy), ("value", value))
             for key, x in network.state_dict().items()}
     assert found[""].keys() == found["gold"].keys()
     assert all(found[""][key].equal(x) for key, x in found["gold"].items())
@@ -617,6 +629,29 @@ def test_the_recipe_for_diversity(study, tmp_path):  # the best first, plain sam
         places = bon.diverse_bests(scores, bon.overlaps(texts), config.samples, 1.0)
         assert row["outputs"] == [texts[k] for k in sorted(places)]
     assert "## A recipe that keeps diversity" in path.read_text()
+
+
+def test_arms_have_no_value_network(study, tmp_path):  # the main run under another name
+    folder = shutil.copytree(study[1].parent, tmp_path / "instruct")
+    config = dataclasses.replace(study[0], arms="rloo,grpo", out=str(tmp_path))
+    path = rlhf.train(config)
+    found = read_report(folder)["policies"]
+    for name in ("rloo", "grpo"):
+        made = json.loads((folder / name / "ppo.json").read_text())["config"]
+        main = json.loads((folder / "ppo.json").read_text())["config"]
+        assert {k for k in made if made[k] != main[k]} - {"out"} == {"baseline", "variant"}
+        assert made["baseline"] == name and found[name].keys() == found["rlhf"].keys()
+        assert {"win_rate", "kl", "per_input_ead"} <= found[name]["id"].keys()
+        assert "value_loss" not in files.read_log(folder / name / "ppo.jsonl")[-1]
+    section = path.read_text().split("## PPO, groups or DPO?")[1].split("\n## ")[0]
+    assert all(f"| {name} | 1 |" in section for name in ("sft", "rlhf", "rloo", "grpo", "dpo"))
+    with pytest.raises(ValueError, match="--arms best: there are rloo and grpo"):
+        rlhf.train(dataclasses.replace(config, arms="rloo,best"))
+    alone = lambda config, stage: {"samples": 1}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="--samples 4"):
+        patch.setattr(lineage, "main_flags", alone)
+        patch.setattr(ppo, "Config", lambda **flags: SimpleNamespace(**flags))
+        lineage.arms(config)
 
 
 @pytest.mark.slow
@@ -762,6 +797,7 @@ def main_run():
     "Seed 0, made by hand, with flags that are nobody's default."
     return {"sft": sft.Config(lr=3e-5, freeze=0.5, micro=4, out="elsewhere"),
             "reward": reward.Config(lr=3e-5, freeze=0.5, lm=0.5, comparisons="mine.jsonl", micro=2),
+            "dpo": reward.Config(lr=1e-5, freeze=0.5, implicit=0.3, comparisons="mine.jsonl"),
             "ppo": ppo.Config(lr=1e-4, freeze=0.5, kl="k2", beta=0.1, value="shared", max_kl=9.0)}
 
 
@@ -808,15 +844,17 @@ def test_every_run_has_the_flags_of_the_main_run(tmp_path, trained):
 def test_what_is_not_there_gets_what_the_stage_before_had(tmp_path, trained):
     # frozen layers that differ, so that PPO refuses them; a seed's own parents for all seeds
     config = rlhf.Config(data="instruct", out=str(tmp_path), seeds=2)
-    assert lineage.main_flags(config, ppo) == {"beta": lineage.BETA["instruct"], "freeze": 0.0}
+    assert lineage.main_flags(config, "ppo") == {"beta": lineage.BETA["instruct"], "freeze": 0.0}
     folder = tmp_path / "instruct"
     by_hand(folder, sft=dataclasses.replace(main_run()["sft"], init=str(folder / "base.pt")),
             reward=reward.Config(freeze=0.8, init=str(folder / "sft.pt")))
     by_hand(folder, base=sft.Config(init="scratch", stage="base"))
     lineage.train(lineage.all_runs(config))
     assert [(type(c).__module__, c.seed, c.freeze, c.init) for c in trained] == [
-        ("ppo", 0, 0.8, ""), ("sft", 1, 0.5, "scratch"), ("reward", 1, 0.8, ""),
-        ("ppo", 1, 0.8, "")]
+        ("reward", 0, 0.5, ""), ("ppo", 0, 0.8, ""), ("sft", 1, 0.5, "scratch"),
+        ("reward", 1, 0.8, ""), ("reward", 1, 0.5, ""), ("ppo", 1, 0.8, "")]
+    assert [c.implicit for c in trained if type(c).__module__ == "reward"] == [
+        lineage.IMPLICIT, 0, lineage.IMPLICIT]
 
 
 @pytest.mark.parametrize("name, changes, said", [

@@ -7,6 +7,7 @@ After each test's name stands the bug that turns it red.
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -17,7 +18,9 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -28,7 +31,7 @@ import model as m
 import ppo
 import reward
 import sft
-from data import checkpoint, collect, files, judge, networks, optim, rewards, run, world
+from data import checkpoint, collect, files, judge, networks, optim, rewards, run, watch, world
 from data.run import cli
 from tests import chaos
 
@@ -98,6 +101,7 @@ FUSED = """
 import sys
 sys.modules["triton"] = None  # as if it were not installed: importing it is an error
 from types import SimpleNamespace
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 import data, model as m, ppo, reward, sft
@@ -331,6 +335,28 @@ def test_the_truth_orders_everything_as_itself(name):  # better for worse, a pai
     assert found["wrong_fact"] > 0.9 > found["wrong_fact_permuted"]
 
 
+@pytest.mark.parametrize("name", data.WORLD)
+def test_the_panel_says_what_pairs_do_not(name):  # another's reference, no warning, or always one
+    examples = data.load(name, "id", 40, seed=2)
+    people = [e.prompt for e in examples], [e.response for e in examples]
+    sample = lambda prompts, temperature, n, seed: [["Thanks."] for _ in prompts]
+    truth = lambda prompts, texts: [world.gold(p, t) for p, t in zip(prompts, texts)]
+    found = collect.panel(truth, sample, *people)
+    assert found["the references"][1] == 0.5
+    for what in found.keys() - {"the references", "cut in half"}:  # half an answer may do
+        assert found[what][1] < 0.2, what
+    assert "mind:" not in collect.panel_lines(found)
+    found = collect.panel(lambda prompts, texts: [len(t.split()) for t in texts], sample, *people)
+    counts = np.array([len(text.split()) for text in people[1]])
+    assert {what: mean for what, (mean, _) in found.items()} == pytest.approx({
+        "the references": counts.mean(), "of another prompt": counts.mean(),
+        "words shuffled": counts.mean(), "said twice": 2 * counts.mean(),
+        "cut in half": ((counts + 1) // 2).mean(), "empty": 0, "SFT's samples": 1})
+    assert found["words shuffled"][1] == 0.5 and found["said twice"][1] == 1
+    unfinished = lambda prompts, texts: [float(not t.endswith(tuple(".!?"))) for t in texts]
+    assert "mind:" in collect.panel_lines(collect.panel(unfinished, sample, *people))
+
+
 def test_comparisons_of_a_prompt_share_a_step(collected):  # split up, out of order, one lost
     rows, _ = collected["summarise"]
     config = reward.Config(steps=40, batch=3)
@@ -349,10 +375,11 @@ def test_comparisons_of_a_prompt_share_a_step(collected):  # split up, out of or
     assert seen <= set(map(repr, whole.values())) and len(seen) > 0.8 * len(whole)
 
 
-@pytest.mark.parametrize("lm", [0, 0.7])
-def test_a_response_scored_once_is_scored_right(toy, base, tokenizer, tmp_path, monkeypatch, lm):
+@pytest.mark.parametrize("lm, beta", [(0, 0), (0.7, 0), (0, 0.3), (0.7, 0.3)])
+def test_a_response_scored_once_is_scored_right(toy, base, tokenizer, tmp_path, monkeypatch, lm,
+                                                beta):
     # the score of another response, or of another prompt's, a language-modelling loss of a rejected
-    # one: against each pair by itself, with SGD
+    # one; DPO's mean over tokens, or no reference: against each pair by itself, with SGD
     rows = [("Say a:", "good", "bad"), ("Say a:", "good", "sad"), ("Say a:", "sad", "bad"),
             ("Say b:", "bad", "good"), ("Say b:", "red", "good")]
     rows = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]
@@ -363,22 +390,31 @@ def test_a_response_scored_once_is_scored_right(toy, base, tokenizer, tmp_path, 
         if not lm:  # nor is it computed, which a real vocabulary makes the larger part
             patch.setattr(reward, "lm_loss", None)
         path = chaos.go("reward", toy, tmp_path / "out", data=tmp_path, init=base, steps=1, batch=2,
-                        lr=0.5, every=1, lm=lm)
+                        lr=0.5, every=1, lm=lm, implicit=beta)
     assert ("lm_loss" in files.read_log(path.with_suffix(".jsonl"))[0]) == (lm > 0)
     torch.manual_seed(0)
     policy = checkpoint.load(base, "policy")[0]
-    net = networks.scalar_copy(policy)
+    net = policy if beta else networks.scalar_copy(policy)
+    ref = networks.frozen_copy(policy)
     tokenizer = data.Tokenizer.of(torch.load(base, weights_only=True)["tokenizer"])
     margins = []
+
+    def score(ids, positions, is_response):
+        if not beta:
+            return reward.score(net, ids, positions, is_response)
+        ours, before = (m.logprobs(p, ids, positions) for p in (net, ref))
+        return beta * (ours - before)[is_response].sum()[None]
+
     for row in rows:
         pair = [data.join([tokenizer.prompt(row["prompt"])], [tokenizer.response(row[key])],
                           tokenizer.pad) for key in ("chosen", "rejected")]
-        margins.append(reward.score(net, *pair[0]) - reward.score(net, *pair[1]))
+        margins.append(score(*pair[0]) - score(*pair[1]))
     written = []  # the loss of the chosen response of each prompt's first comparison
     for row in (rows[0], rows[3]):
         ids, positions, _ = data.join([tokenizer.prompt(row["prompt"])],
                                       [tokenizer.response(row["chosen"])], tokenizer.pad)
-        logits = nn.functional.linear(net.trunk(ids), policy.embed.weight.detach())
+        logits = (policy.logits(policy(ids)) if beta else
+                  nn.functional.linear(net.trunk(ids), policy.embed.weight.detach()))
         logp = logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
         written.append(-logp.gather(1, positions - 1).mean())
     (-nn.functional.logsigmoid(torch.cat(margins)).mean() + lm * sum(written) / 2).backward()
@@ -386,6 +422,28 @@ def test_a_response_scored_once_is_scored_right(toy, base, tokenizer, tmp_path, 
     trained = weights(path)
     for name, p in net.named_parameters():
         torch.testing.assert_close(trained[name], p.data - 0.5 * p.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_dpo_of_exact_preferences(toy, base, tmp_path):
+    # the sign, the reference or beta: pi(y) / pi_ref(y) is exp(r(y) / beta) / Z (Rafailov et al.,
+    # Eq. 4), so that the log-ratios of two answers differ by the difference of their rewards / beta
+    rewards_of, beta = {"good": 1.0, "bad": -1.0, "sad": 0.0, "red rose": 0.5}, 0.5
+    rows = [{"prompt": "Say a:", "chosen": a, "rejected": b}
+            for a, b in itertools.permutations(rewards_of, 2)
+            for _ in range(round(50 / (1 + math.exp(rewards_of[b] - rewards_of[a]))))]
+    for split in ("train", "validation"):
+        files.write_rows(tmp_path / f"comparisons.{split}.jsonl", rows)
+    path = chaos.go("reward", toy, tmp_path / "out", data=tmp_path, init=base, steps=150, batch=1,
+                    lr=3e-3, every=150, implicit=beta)
+    assert path.name == "dpo.pt"
+    policy, record = checkpoint.load_frozen(path, "policy", "cpu")
+    ref = checkpoint.load_frozen(base, "policy", "cpu")[0]
+    tokenizer = data.Tokenizer.of(record["tokenizer"])
+    score = rewards.text_scorer(reward.implicit_scorer(policy, ref, beta, tokenizer.pad), tokenizer)
+    found = score(["Say a:"] * 4, [*rewards_of])
+    wanted = [*rewards_of.values()]
+    assert max(abs((found[i] - found[0]) - (wanted[i] - wanted[0])) for i in range(4)) < 0.05
+    assert abs(found).max() > 0.3  # and not all of it by one answer's likelihood
 
 
 # ---- what a run leaves behind --------------------------------------------------------------------
@@ -497,7 +555,9 @@ def interrupted(steps, stage, /, *args, **flags):
 @pytest.mark.parametrize("stage, changes, after", [
     ("sft", {}, 3), ("sft", {"freeze": 0.5, "micro": 2}, 2), ("reward", {}, 2), ("reward", {}, 3),
     ("ppo", {}, 3), ("ppo", {"target_kl": 0.05, "value": "shared", "freeze": 0.5, "lr": 5e-3}, 2),
-    ("ppo", {"freeze": 0.5}, 3), ("sft", {"stage": "base", **SMALL}, 2)])
+    ("ppo", {"freeze": 0.5}, 3), ("ppo", {"samples": 2, "minibatches": 2}, 3),
+    ("ppo", {"samples": 2, "minibatches": 2, "baseline": "rloo"}, 2),
+    ("sft", {"stage": "base", **SMALL}, 2)])
 def test_resumed_is_uninterrupted(stage, changes, after, toy, runs, frozen, tmp_path):
     # a schedule that starts again, an optimiser, generator, beta or data cursor not restored
     if stage == "ppo" and "freeze" in changes:
@@ -639,9 +699,26 @@ def test_the_curve_is_of_the_same_prompts(toy, runs, tmp_path, monkeypatch):
         assert len(scores) == known > 6
         assert row["validation_proxy"] == pytest.approx(scores.mean().item(), abs=1e-6)
     assert rows[0]["validation_proxy"] != rows[-1]["validation_proxy"]
-    monkeypatch.setattr(ppo, "follower", lambda *_: lambda policy: {"validation_proxy": 0.0})
+    monkeypatch.setattr(watch, "follower", lambda *_: lambda policy: {"validation_proxy": 0.0})
     other = chaos.go("ppo", toy, tmp_path / "other", **shape)
     assert same(weights(plain), weights(other))  # being watched changes nothing
+
+
+def test_a_run_that_gets_worse_says_so(toy, runs, tmp_path, capsys, monkeypatch):
+    # silence, or a sentence where all is well: what PPO is given falls while the proxy rises
+    shape = dict(steps=2, batch=6, every=1, minibatches=2, lr=0.0)
+    for changes, fallen in (({}, False), ({0: 0.5}, True)):
+        steps = iter(range(9))
+        shaped = lambda proxy, *_: torch.full_like(proxy, changes.get(0, 0.0) * -next(steps))
+        monkeypatch.setattr(ppo, "shaped", shaped)
+        chaos.go("ppo", toy, tmp_path / str(fallen), **shape)
+        said = capsys.readouterr().out
+        assert ("the score has fallen" in said) == fallen
+    monkeypatch.undo()
+    row, state = {"validation_score": 0.0}, SimpleNamespace(state={}, config=ppo.Config())
+    for ended, said in ((0.19, True), (0.2, False)):
+        watch.warn(state, row, ended)
+        assert ("responses end" in capsys.readouterr().out) == said
 
 
 def test_gold_is_the_worlds_score(tokenizer):  # EOS or a leading space in what is judged

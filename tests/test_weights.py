@@ -702,9 +702,10 @@ def test_stages_start_from_a_folder(root, runs, capsys):  # limits, tokeniser or
         assert record["tokenizer"]["fingerprint"] == data.Tokenizer(root / "llama-2").fingerprint
     common = {**runs["common"], "out": runs["common"]["out"] + "/direct"}
     direct = str(root / "llama-2")
-    scorer = reward.train(reward.Config(**common, init=direct, steps=1, batch=4, every=1))
     with pytest.raises(ValueError, match="new ones in a context"):  # 48 do not fit this model
-        ppo.train(ppo.Config(**common, init=direct, reward=str(scorer), steps=1, batch=4))
+        ppo.train(ppo.Config(**common, init=direct, reward=str(runs["reward"]), steps=1, batch=4))
+    with pytest.raises(ValueError, match="--prompt-tokens 224"):
+        reward.train(reward.Config(**common, init=direct, steps=1, batch=4, every=1))
     chosen = bon.train(bon.Config(**common, init=str(runs["sft"]), reward=str(runs["reward"]), n=2,
                                   prompts=2))
     assert Path(chosen).exists()

@@ -1,0 +1,94 @@
+"""
+What is watched while a policy trains (ppo.py): the log's statistics of an iteration, and the same
+validation prompts again and again.
+"""
+
+import torch
+
+import metrics
+import model as m
+from data import files
+from data.run import check_finite, say
+
+FOLLOWED = 128  # validation prompts that curves and the last line are of
+SHOWN = ("score", "ended", "proxy", "gold", "kl", "length", "entropy", "clip_fraction")
+PANELS = [("Reward, the same prompts", ["validation_score", "validation_proxy", "validation_gold"],
+           "mean"),
+          ("KL to SFT", ["kl", "kl_k3"], "nats per response"),
+          ("Length", ["length"], "tokens"), ("Entropy", ["entropy"], "nats per token"),
+          ("Value loss", ["value_loss"], "squared score"),
+          ("Clip fraction", ["clip_fraction"], "share of tokens")]
+
+
+def follower(config, run, reward_fn, shaped, gold):
+    """policy -> its mean scores on the same prompts with the same random numbers, at any time. (An
+    iteration's prompts are of like length, on which scores depend: iterations do not compare.)
+    `shaped` makes what PPO is given of what `reward_fn` says. What got worse is said aloud."""
+    texts = [e.prompt for e in run.validation(FOLLOWED)]
+    prompts = [run.tokenizer.prompt(text) for text in texts]
+
+    def scores(policy):
+        responses = m.generate(policy, prompts, run.tokenizer.response_tokens, config.temperature,
+                               seed=config.seed)
+        proxy = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32).cpu()
+        score = shaped(proxy, responses, policy.config.eos, run.tokenizer.response_tokens, config)
+        row = {"validation_score": score.mean().item(), "validation_proxy": proxy.mean().item()}
+        if gold:
+            row["validation_gold"] = mean_gold(gold, texts, run.tokenizer, responses)
+        warn(run, row, sum(r[-1] in policy.config.eos for r in responses) / len(responses))
+        return row
+    return scores
+
+
+def warn(run, row, ended):
+    "A sentence while there is time, if what PPO is given has fallen, or if hardly anything ends."
+    before = run.state.get("before", row)
+    if row["validation_score"] < before["validation_score"] - 0.1:
+        say(f"the score has fallen from {before['validation_score']:.2f} to "
+            f"{row['validation_score']:.2f} on the same prompts: this run learns what it is not "
+            f"rewarded for; try --lam 1, --baseline rloo or a lower --lr")
+    if ended < 0.2:
+        say(f"only {ended:.0%} of the responses end: all others score alike, so that little can be "
+            f"learned; see whether {run.config.init or 'sft.pt'} ends its own")
+
+
+def mean_gold(gold, texts, tokenizer, responses):
+    "The true quality of as many responses to each text, which only the reader sees."
+    n = len(responses) // len(texts)
+    return sum(gold(texts[i // n], tokenizer.decode(r).strip())
+               for i, r in enumerate(responses)) / len(responses)
+
+
+def check(row, max_kl):
+    "ValueError if an iteration's statistics are not finite, or its KL is beyond --max-kl."
+    check_finite(row)
+    if max_kl and row["kl"] > max_kl:
+        raise ValueError(f"the KL to the SFT policy is {row['kl']:.2f} nats, beyond --max-kl "
+                         f"{max_kl:g}, which a higher --beta would keep")
+
+
+def check_same(stats, precision):
+    "Before the first step nothing was learned, so nothing may have changed."
+    same = stats["ratio_gap"] < 1e-4 and stats["clip_fraction"] == 0
+    if precision is not None:  # eight bits, rounded otherwise in another batch
+        same = stats["approx_kl"] < 0.01
+    assert same, f"before its first step the policy differs from itself: {stats}"
+
+
+def last_line(run):
+    "What changed on the same prompts, and how far the last five iterations were."
+    before, rows = run.state["before"], files.read_log(run.journal.path)
+    kl = sum(row["kl"] for row in rows[-5:]) / len(rows[-5:])
+    moved = ", ".join(f"{name.removeprefix('validation_')} {x:.2f} -> {rows[-1][name]:.2f}"
+                      for name, x in before.items())
+    return f"{moved} on the same validation prompts, {kl:.2f} nats per response from SFT"
+
+
+def statistics(score, proxy, logp, logp_ref, is_response, responses, eos):
+    "Means of an iteration's responses: (B,), (B,), (B, R) three times, lists of ids -> {name: x}."
+    k1, k3 = metrics.kl_estimates(*(t.double().cpu().numpy() for t in (logp, logp_ref)),
+                                  is_response.cpu().numpy())
+    return {"score": score.mean().item(), "proxy": proxy.mean().item(),
+            "kl": float(k1.mean()), "kl_k3": float(k3.mean()),
+            "length": sum(map(len, responses)) / len(responses),
+            "ended": sum(r[-1] in eos for r in responses) / len(responses)}
