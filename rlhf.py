@@ -4,7 +4,7 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
     generalisation   win rate against people's references, in distribution and under each shift
     diversity        per input: D(16 samples of one prompt); across inputs: D(one sample of each)
                                                         Eq. 2-3, Kirk et al. 2024, arXiv:2310.06452
-    python rlhf.py           # about eleven minutes on two CPU cores: trains what is missing,
+    python rlhf.py           # a quarter of an hour on two CPU cores: trains what is missing,
                              # samples every policy on every split, writes report.md and .html; the
                              # last lines are the claims
     python rlhf.py --full    # both tasks, 500 inputs x 16 outputs as in the paper, 3 seeds, all
