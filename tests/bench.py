@@ -20,7 +20,6 @@ all that stands between them: what no program that does this work in these opera
 
 import argparse
 import contextlib
-import copy
 import importlib.util
 import io
 import statistics
@@ -45,7 +44,8 @@ import reward
 import sft
 from data import checkpoint, collect, networks, optim, run
 from data.run import pick_device
-from tests import memory
+from tests import memory, rivals
+from tests.rivals import tokens
 
 ROWS, PROMPT, NEW = 64, 64, 32  # prompts of an iteration, and tokens
 SIZES = {
@@ -164,23 +164,6 @@ def limits(config, device, dtype):
 # ---- the work: {part: (how much, unit, {who: call}, bound)} --------------------------------------
 
 
-def tokens(config, rows, length, seed=0):
-    random = torch.Generator().manual_seed(seed)
-    return torch.randint(config.vocab_size, (rows, length), generator=random)
-
-
-def rival(config, kind="GPT2LMHeadModel", **more):
-    "transformers' GPT-2 of the same shape, with the same tanh GELU as one kernel."
-    import transformers
-
-    made = transformers.GPT2Config(
-        vocab_size=config.vocab_size, n_positions=config.context, n_embd=config.channels,
-        n_layer=config.layers, n_head=config.heads, n_inner=config.hidden, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
-        attn_implementation="sdpa", bos_token_id=None, eos_token_id=None, **more)
-    return getattr(transformers, kind)(made)
-
-
 def read_only(config, device):
     "A network as a stage has it that does not train it."
     return networks.frozen_copy(memory.random_policy(config, 1.0, device))
@@ -193,7 +176,7 @@ def sampling(config, device, dtype, against):
     if device in m.RECORDED:
         calls["no CUDA graph"] = unrecorded()(lambda: m.generate(network, prompts, NEW))
     if against:
-        other = rival(config, pad_token_id=0).to(device, dtype).eval()
+        other = rivals.gpt2(config, pad_token_id=0).to(device, dtype).eval()
         ids = torch.tensor(prompts, device=device)
         calls["transformers"] = lambda: other.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=True, top_k=0,
@@ -211,7 +194,7 @@ def scoring(config, device, dtype, against):
     positions = torch.arange(PROMPT, PROMPT + NEW, device=device).expand(ROWS, -1)
     calls = {"plain": lambda: m.logprobs(network, ids, positions)}
     if against:
-        other = rival(config).to(device, dtype).requires_grad_(False)
+        other = rivals.gpt2(config).to(device, dtype).requires_grad_(False)
 
         def call():
             logits = other(ids).logits[:, PROMPT - 1:-1]
@@ -233,10 +216,10 @@ def training(config, device, dtype, against):
         optim.step(optimizer, network.named_parameters())
     calls = {"plain": plain}
     if against:  # as in nanoGPT: all logits, cross-entropy, fused AdamW
-        other = rival(config).to(device)
+        other = rivals.gpt2(config).to(device)
         its = torch.optim.AdamW(other.parameters(), lr=1e-4, fused=True)
 
-        def rivals():
+        def nano():
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 loss = torch.nn.functional.cross_entropy(
                     other(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -244,7 +227,7 @@ def training(config, device, dtype, against):
             torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
             its.step()
             its.zero_grad(set_to_none=True)
-        calls["transformers, nanoGPT's loop"] = rivals
+        calls["transformers, nanoGPT's loop"] = nano
     return rows * (PROMPT + NEW), "tokens", calls, None
 
 
@@ -285,13 +268,35 @@ def ranking(config, device, dtype, against):
         optimizer.zero_grad(set_to_none=True)
     calls = {"plain": lambda: step(lambda: network(ids, segment=segment)[ends], optimizer)}
     if against:
-        other = rival(config, "GPT2ForSequenceClassification", num_labels=1,
-                      pad_token_id=0).to(device)
+        other = rivals.scalar(config).to(device)
         its = torch.optim.AdamW(other.parameters(), lr=1e-4, fused=True)
         flat = torch.tensor([p + a for p, two in zip(prompts, answers) for a in two],
                             device=device)
         calls["transformers"] = lambda: step(lambda: other(flat).logits, its)
     return pairs, "pairs", calls, None
+
+
+def implicit(config, device, dtype, against):
+    "DPO's step on such pairs, the reference's log-probabilities included."
+    policy = networks.to_device(m.Transformer(config), device)
+    ref_policy, optimizer = networks.frozen_copy(policy), optim.adamw(policy, 1e-5)
+    ids = [tokens(config, 16, length, k) for k, length in enumerate((PROMPT, NEW, NEW))]
+    tokenizer = SimpleNamespace(prompt=list, response=list, pad=config.vocab_size)
+    pairs = [data.Comparison(*map(tuple, row)) for row in zip(*(x.tolist() for x in ids))]
+
+    def step():
+        logp_ref = reward.log_likelihoods(ref_policy, tokenizer, pairs)
+        rows, segment, ends, places = data.join_comparisons(tokenizer, [[p] for p in pairs], device)
+        hidden = policy(rows, segment=segment)
+        scores = 0.1 * reward.log_ratio(policy, rows, segment, ends, hidden, [[p] for p in pairs],
+                                        logp_ref)
+        reward.loss(*scores[places].unbind(1))[0].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    calls = {"plain": step}
+    if against and importlib.util.find_spec("trl"):
+        calls["TRL times 4"] = rivals.dpo(config, device, *ids, 4)
+    return len(pairs), "pairs", calls, None
 
 
 def best_of(config, device, dtype, against):
@@ -337,40 +342,6 @@ def iteration(config, device, kind="reward", frozen=0.0, once=True, samples=1, p
     return call
 
 
-def trl_iterations(config, device, count):
-    "`count` iterations of TRL's PPOTrainer on the same work (its training prints; we do not)."
-    import transformers
-    from datasets import Dataset
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
-
-    class Pad:  # the little that the trainer asks of a tokeniser
-        pad_token_id, eos_token_id, padding_side = 0, 0, "left"
-
-        def save_pretrained(self, *_, **__):
-            pass
-
-    made = dict(kind="GPT2ForSequenceClassification", num_labels=1, pad_token_id=0)
-    policy = rival(config, pad_token_id=0)
-    networks = [policy, copy.deepcopy(policy), rival(config, **made), rival(config, **made)]
-    rows = Dataset.from_dict({"input_ids": tokens(config, ROWS, PROMPT).clamp(min=1).tolist()})
-
-    def call():
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            flags = PPOConfig(
-                output_dir=folder, per_device_train_batch_size=ROWS // 2,
-                gradient_accumulation_steps=2, num_mini_batches=2, num_ppo_epochs=2,
-                total_episodes=count * ROWS, response_length=NEW, temperature=1.0,
-                local_rollout_forward_batch_size=ROWS, num_sample_generations=0, report_to=[],
-                save_strategy="no", learning_rate=1e-5, bf16=False, use_cpu=device == "cpu",
-                disable_tqdm=True, gradient_checkpointing=False)
-            collate = lambda parts: {"input_ids": torch.tensor([p["input_ids"] for p in parts])}
-            PPOTrainer(args=flags, processing_class=Pad(), model=networks[0],
-                       ref_model=networks[1], reward_model=networks[2], value_model=networks[3],
-                       train_dataset=rows, eval_dataset=rows, data_collator=collate).train()
-    transformers.logging.set_verbosity_error()
-    return call
-
-
 def iterations(config, device, dtype, against):
     """PPO with separate networks, with the paper's shared trunk, and with three quarters frozen; of
     the largest model, what one GPU can hold."""
@@ -382,23 +353,30 @@ def iterations(config, device, dtype, against):
              "shared value, freeze 0.75": iteration(config, device, "shared", 0.75),
              "its trunk every time": iteration(config, device, "shared", 0.75, once=False)}
     if against and importlib.util.find_spec("trl"):
-        calls["TRL, two of them"] = trl_iterations(config, device, 2)
+        calls["TRL times 2"] = rivals.ppo(config, device, ROWS, PROMPT, NEW, 2)
     return ROWS * (PROMPT + NEW), "tokens", calls, None
 
 
 def groups(config, device, dtype, against, lengths=None):
-    "PPO with four responses to each prompt: in one row with it, one row each, without values."
+    "PPO with four responses to each prompt: in one row with it, or one row each."
     lengths = lengths or (PROMPT, NEW)
     config = replace(config, context=sum(lengths))
     call = lambda **how: iteration(config, device, samples=4, lengths=lengths, **how)
     return ROWS * sum(lengths), "tokens", {
-        "plain": call(), "one row a response": call(packed=False), "rloo": call(baseline="rloo")
-    }, None
+        "plain": call(), "one row a response": call(packed=False)}, None
 
 
 def long_groups(config, device, dtype, against):
     "The same with longer prompts and shorter responses."
     return groups(config, device, dtype, against, (160, 24))
+
+
+def without_values(config, device, dtype, against):
+    "The same without a value network: RLOO."
+    calls = {"plain": iteration(config, device, samples=4, baseline="rloo")}
+    if against and importlib.util.find_spec("trl"):
+        calls["TRL times 2"] = rivals.rloo(config, device, ROWS, 4, PROMPT, NEW, 2)
+    return ROWS * (PROMPT + NEW), "tokens", calls, None
 
 
 def diversity(config, device, dtype, against):
@@ -422,10 +400,11 @@ def compiled(call):
 
 
 PARTS = {"sampling": sampling, "scoring": scoring, "SFT": training, "SFT, ragged rows": ragged,
-         "reward model": ranking, "best of 16": best_of, "PPO iteration": iterations,
-         "groups of 4": groups, "groups, 160 + 24": long_groups, "EAD": diversity}
-TRAINS = ("SFT", "SFT, ragged rows", "reward model", "PPO iteration", "groups of 4",
-          "groups, 160 + 24")
+         "reward model": ranking, "DPO": implicit, "best of 16": best_of,
+         "PPO iteration": iterations, "groups of 4": groups, "groups, 160 + 24": long_groups,
+         "RLOO, groups of 4": without_values, "EAD": diversity}
+TRAINS = ("SFT", "SFT, ragged rows", "reward model", "DPO", "PPO iteration", "groups of 4",
+          "groups, 160 + 24", "RLOO, groups of 4")
 
 
 def measured(part, config, device, dtype, against, repeats=5, compile=False):
@@ -433,10 +412,9 @@ def measured(part, config, device, dtype, against, repeats=5, compile=False):
     "peak"}; the ratio is that of a rival's seconds to the first one's."""
     dtype = torch.float32 if part in TRAINS and device == "cpu" else dtype
     amount, unit, calls, moved = PARTS[part](config, device, dtype, against)
-    watched = {name: call for name, call in calls.items()
-               if not name.startswith("TRL") and unit != "texts"}
-    counted = {name: operations(call) for name, call in watched.items()}
+    watched = {name: call for name, call in calls.items() if unit != "texts"}
     peaks = {name: peak(call, device) for name, call in watched.items()}
+    counted = {name: operations(call) for name, call in watched.items() if "TRL" not in name}
     if watched:
         calls["its products alone"] = Products(calls["plain"]).run
     if compile and part in ("scoring", *TRAINS):
@@ -444,8 +422,9 @@ def measured(part, config, device, dtype, against, repeats=5, compile=False):
     spent = seconds(calls, device, repeats)
     rows = []
     for name, each in spent.items():
-        many = 2 if "two of them" in name else 1
-        rows.append({"part": part, "who": name.removesuffix(", two of them"),
+        who, _, many = name.partition(" times ")
+        many = int(many or 1)
+        rows.append({"part": part, "who": who,
                      "seconds": each / many, "rate": amount * many / each, "unit": unit,
                      "ratio": each / many / spent["plain"], "operations": counted.get(name),
                      "moved": moved if name == "plain" else None, "peak": peaks.get(name)})
