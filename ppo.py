@@ -362,6 +362,7 @@ def train(config, reward_fn=None):
             run.state["beta"] = adapted(beta, row["kl"], config.target_kl, config.batch)
             if run.due:
                 row |= follow(policy)
+            watch.warn(run, row)
             run.log(**row, beta=beta, seconds=run.seconds())
 
         shown = run.validation(4)

@@ -23,7 +23,7 @@ PANELS = [("Reward, the same prompts", ["validation_score", "validation_proxy", 
 def follower(config, run, reward_fn, shaped, gold):
     """policy -> its mean scores on the same prompts with the same random numbers, at any time. (An
     iteration's prompts are of like length, on which scores depend: iterations do not compare.)
-    `shaped` makes what PPO is given of what `reward_fn` says. What got worse is said aloud."""
+    `shaped` makes what PPO is given of what `reward_fn` says."""
     texts = [e.prompt for e in run.validation(FOLLOWED)]
     prompts = [run.tokenizer.prompt(text) for text in texts]
 
@@ -35,21 +35,22 @@ def follower(config, run, reward_fn, shaped, gold):
         row = {"validation_score": score.mean().item(), "validation_proxy": proxy.mean().item()}
         if gold:
             row["validation_gold"] = mean_gold(gold, texts, run.tokenizer, responses)
-        warn(run, row, sum(r[-1] in policy.config.eos for r in responses) / len(responses))
         return row
     return scores
 
 
-def warn(run, row, ended):
-    "A sentence while there is time, if what PPO is given has fallen, or if hardly anything ends."
-    before = run.state.get("before", row)
-    if row["validation_score"] < before["validation_score"] - 0.1:
-        say(f"the score has fallen from {before['validation_score']:.2f} to "
-            f"{row['validation_score']:.2f} on the same prompts: this run learns what it is not "
-            f"rewarded for; try --lam 1, --baseline rloo or a lower --lr")
-    if ended < 0.2:
-        say(f"only {ended:.0%} of the responses end: all others score alike, so that little can be "
-            f"learned; see whether {run.config.init or 'sft.pt'} ends its own")
+def warn(run, row):
+    """A sentence while there is time: where what PPO is given has fallen on the same prompts, and
+    in the iteration from which on hardly any response ends."""
+    before = run.state["before"].get("validation_score", 0.0)
+    now = row.get("validation_score", before)  # which is known every `--every`
+    if now < before - 0.1:
+        say(f"the score has fallen from {before:.2f} to {now:.2f} on the same prompts: this run "
+            f"learns what it is not rewarded for; try --lam 1, --baseline rloo or a lower --lr")
+    if row["ended"] < 0.2 and run.state.get("ends", True):
+        say(f"only {row['ended']:.0%} of the responses end: all others score alike, so that little "
+            f"can be learned; see whether {run.config.init or 'sft.pt'} ends its own")
+    run.state["ends"] = row["ended"] >= 0.2
 
 
 def mean_gold(gold, texts, tokenizer, responses):
