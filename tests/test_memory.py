@@ -339,8 +339,8 @@ def options_of(stage, value="shared", **changes):
     ("llama-7b", "ppo", None, dict(micro=0, freeze=0.8, value="reward")),
     ("llama-7b", "ppo", BF16, dict(micro=3, freeze=0.4)),
     ("gpt2", "ppo", None, dict(micro=4, samples=4, value="reward")),
-    ("gpt2", "ppo", BF16, dict(micro=4, samples=4, baseline="rloo")),
-    ("opt-1.3b", "ppo", None, dict(micro=0, samples=2, baseline="grpo")),
+    ("gpt2", "ppo", BF16, dict(micro=4, samples=4, value="reward", baseline="rloo")),
+    ("opt-1.3b", "ppo", None, dict(micro=0, samples=2, value="reward", baseline="grpo")),
     ("llama-7b", "ppo", BF16, dict(micro=2, samples=2, freeze=0.8))])
 def test_the_plan_is_what_is_measured(name, stage, dtype, changes):
     # a cache, a copy or a gradient that nobody planned for; one that is planned and not needed

@@ -642,6 +642,7 @@ def test_arms_have_no_value_network(study, tmp_path):  # the main run under anot
         assert {k for k in made if made[k] != main[k]} - {"out"} == {"baseline", "variant"}
         assert made["baseline"] == name and found[name].keys() == found["rlhf"].keys()
         assert {"win_rate", "kl", "per_input_ead"} <= found[name]["id"].keys()
+        assert found[name]["id"]["kl"]["mean"] != found["rlhf"]["id"]["kl"]["mean"]
         assert "value_loss" not in files.read_log(folder / name / "ppo.jsonl")[-1]
     section = path.read_text().split("## PPO, groups or DPO?")[1].split("\n## ")[0]
     assert all(f"| {name} | 1 |" in section for name in ("sft", "rlhf", "rloo", "grpo", "dpo"))

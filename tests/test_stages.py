@@ -353,6 +353,7 @@ def test_the_panel_says_what_pairs_do_not(name):  # another's reference, no warn
         "words shuffled": counts.mean(), "said twice": 2 * counts.mean(),
         "cut in half": ((counts + 1) // 2).mean(), "empty": 0, "SFT's samples": 1})
     assert found["words shuffled"][1] == 0.5 and found["said twice"][1] == 1
+    assert "mind:" not in collect.panel_lines(found)
     unfinished = lambda prompts, texts: [float(not t.endswith(tuple(".!?"))) for t in texts]
     assert "mind:" in collect.panel_lines(collect.panel(unfinished, sample, *people))
 
@@ -715,9 +716,9 @@ def test_a_run_that_gets_worse_says_so(toy, runs, tmp_path, capsys, monkeypatch)
         said = capsys.readouterr().out
         assert ("the score has fallen" in said) == fallen
     monkeypatch.undo()
-    row, state = {"validation_score": 0.0}, SimpleNamespace(state={}, config=ppo.Config())
-    for ended, said in ((0.19, True), (0.2, False)):
-        watch.warn(state, row, ended)
+    run = SimpleNamespace(state={"before": {"validation_score": 0.0}}, config=ppo.Config())
+    for ended, said in ((0.2, False), (0.19, True), (0.1, False), (0.2, False), (0.0, True)):
+        watch.warn(run, {"ended": ended})  # in every iteration, and once until it is over
         assert ("responses end" in capsys.readouterr().out) == said
 
 
