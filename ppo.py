@@ -337,8 +337,7 @@ def train(config, reward_fn=None):
         optimizer = optim.adamw(nn.ModuleList([policy, *kept.values()]), config.lr,
                                 betas=(0.9, 0.999), eps=1e-5)
         sampler, shuffler = (torch.Generator().manual_seed(1009 * config.seed + k) for k in (1, 2))
-        texts = data.prompts(config.data)
-        prompts = tokenizer.prompts(texts)
+        prompts = tokenizer.prompts(texts := data.prompts(config.data))
         run.reads("data", prompts)
         # prompts of like length share an iteration, in an order that depends on the seed alone
         batches = data.epochs([*map(len, prompts)], config.batch // config.samples, config.seed)
