@@ -56,7 +56,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("no price for a missing eos", "ppo.py", "ppo missing_eos",
      "return torch.where(ended, score, MISSING_EOS)", "return score"),
     ("a falling score is not said", "data/watch.py", "stages a_run_that_gets_worse_says_so",
-     'before["validation_score"] - 0.1', 'before["validation_score"] - 1e9'),
+     "now < before - 0.1", "now < before - 1e9"),
     ("the price of a missing eos for all", "ppo.py", "ppo missing_eos",
      "ended = torch.tensor([r[-1] in eos", "ended = torch.tensor([r[0] in eos"),
     ("a response in its own baseline", "ppo.py", "ppo advantages_against_a_group_by_hand",
