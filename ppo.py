@@ -34,10 +34,10 @@ class Config:
     reward: str = ""  # reward checkpoint (default: reward.pt), gold, or FILE.py with a reward_fn
     steps: int = 60  # iterations
     batch: int = 64  # responses per iteration
-    samples: int = 1  # of them to each prompt, read with it in one row
+    samples: int = 4  # of them to each prompt, read with it in one row
     epochs: int = 2  # passes over an iteration's responses
     lr: float = 2e-4  # peak learning rate, falling linearly, to zero behind the last iteration
-    beta: float = 0.2  # weight of the KL penalty, in reward standard deviations per nat
+    beta: float = 0.25  # weight of the KL penalty, in reward standard deviations per nat
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the prompts' order and the samples
     resume: bool = False  # go on from where an interrupted run was saved
@@ -49,7 +49,7 @@ class Config:
     baseline: Literal["value", "rloo", "grpo"] = "value"  # a value network, or the other samples
     value: Literal["reward", "shared"] = "reward"  # a copy of the reward model, or a head (paper)
     temperature: float = 1.0  # of the policy, in sampling and in every log-probability
-    lam: float = 0.95  # lambda of GAE; gamma is 1
+    lam: float = 1.0  # lambda of GAE: below 1 the values are believed, and long responses run away
     minibatches: int = 4  # optimiser steps per pass
     micro: int = 0  # responses per forward pass, all of a prompt, for memory (0: the minibatch)
     length_penalty: float = 0.0  # taken off the score of a response of full length, in proportion
@@ -247,7 +247,7 @@ def experience(config, policy, value, ref_policy, reward_fn, prompts, responses,
     owners = [p for p in prompts for _ in range(n)]
     ids, positions, is_response, segment = data.join_samples(
         prompts, [responses[i:i + n] for i in range(0, len(responses), n)], tokenizer.pad, device)
-    from_bottom = config.freeze and getattr(reward_fn, "from_bottom", None)
+    score_rows = getattr(reward_fn, "score_rows", None)  # a network's, which reads the same rows
     parts = []
     for rows in torch.arange(len(ids)).split(prompts_at_once(config, len(ids))):
         part, group = (ids[rows], positions[rows]), None if segment is None else segment[rows]
@@ -257,7 +257,7 @@ def experience(config, policy, value, ref_policy, reward_fn, prompts, responses,
         hidden = states(ref_policy, *part, group, bottom)
         logp_ref = m.logprobs(ref_policy, *part, config.temperature, hidden=hidden)
         each = (x[rows].view(len(rows) * n, -1) for x in (positions, is_response))  # (B, R)
-        proxy = from_bottom(bottom, ids[rows], *each, group) if from_bottom else None
+        proxy = score_rows(ids[rows], *each, group, bottom) if score_rows else None
         parts.append((logp_old, values, entropy, logp_ref, proxy, bottom))
     logp_old, values, entropy, logp_ref, proxy, bottom = (
         None if column[0] is None else torch.cat(column) for column in zip(*parts))

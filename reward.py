@@ -20,6 +20,7 @@ Not here: how several responses share a row with their prompt (data.join_groups)
 comparisons are learned from (data/collect.py), flags, log and resuming (data/run.py).
 """
 
+import functools
 from dataclasses import dataclass
 from itertools import chain
 
@@ -91,7 +92,7 @@ def lm_loss(policy, ids, segment, hidden):
     return -torch.where(step < length, logp, 0.0).sum(1) / length.squeeze(1)
 
 
-def score(model, ids, positions, is_response, bottom=None, segment=None):
+def score(model, ids, positions, is_response, segment=None, bottom=None):
     "Scores read at the last token of each response: (G, T), (B, R), (B, R) -> (B,)."
     last = positions.gather(1, is_response.sum(1, keepdim=True) - 1).view(len(ids), -1)  # (G, N)
     return model(ids, bottom=bottom, segment=segment, columns=last).flatten()  # (B,)
@@ -99,9 +100,9 @@ def score(model, ids, positions, is_response, bottom=None, segment=None):
 
 def scorer(model, pad, batch=128):
     """A reward model as a reward function, as PPO and best of n take any: lists of prompt and of
-    response ids -> (B,). `from_bottom`, which PPO uses where it is there, is the same from what the
-    frozen layers have made of these rows, (G, T, C), (G, T), (B, R), (B, R) -> (B,); `model` is the
-    network behind it."""
+    response ids -> (B,). `score_rows`, which PPO uses where it is there, is the same of the rows
+    that it has, (G, T), (B, R), (B, R), their segments, and what the frozen layers have made of
+    them, if there are some -> (B,); `model` is the network behind it."""
     device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -117,8 +118,7 @@ def scorer(model, pad, batch=128):
             scores[places] = found.float().cpu()
         return scores
     reward_fn.model = model
-    reward_fn.from_bottom = lambda bottom, ids, positions, is_response, segment=None: score(
-        model, ids, positions, is_response, bottom, segment)
+    reward_fn.score_rows = functools.partial(score, model)
     return reward_fn
 
 

@@ -68,7 +68,7 @@ class Config:
 
 
 DIVERSE, MIN_P = 8, 0.03  # of --recipe diverse: samples for each answer chosen, and their cut
-BESTS = 4  # answers of best of n to a prompt, in the quick study: each takes n samples of its own
+BESTS = 2  # answers of best of n to a prompt, in the quick study: each takes n samples of its own
 SCORES = {  # of an answer; the first that there is decides a win
     "gold": "the gold score", "other": "the reward model of another seed",
     "proxy": "the reward model that RLHF optimises"}

@@ -30,8 +30,8 @@ FRONTIER = {  # one output per prompt: where other temperatures take SFT, and RL
     "rlhf-greedy": ("ppo", 0)}
 # How far PPO's steps wander about SFT where only the KL is left to learn from, nats per response.
 # Whitened advantages have no scale: beta 3, 10 and 100 hover alike, and half the rate less than
-# half as far. This is the mean of the first ten iterations, at the full rate (2e-4).
-WANDER = 0.15
+# half as far. The mean of the first ten iterations, at the full rate (2e-4), is .09.
+WANDER = 0.1
 LEVEL, DRAWS, HALVES = 0.95, 2000, 60  # of intervals; how often prompts are drawn, or halved
 
 

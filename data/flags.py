@@ -58,10 +58,11 @@ def halved(config):
         raise ValueError("out of memory: run the stage that ran out by itself, with --auto-batch, "
                          "and this goes on from there")
     whole = -(-config.batch // getattr(config, "minibatches", 1))
-    rows = min(config.micro or whole, whole)
-    if rows == 1:
-        raise ValueError("out of memory, even with --micro 1: try a smaller --batch, or --freeze")
-    return dataclasses.replace(config, micro=rows // 2)
+    rows, least = min(config.micro or whole, whole), getattr(config, "samples", 1)
+    if rows <= least:  # a prompt's responses stand in one row
+        raise ValueError(f"out of memory, even with --micro {least}: try a smaller --batch"
+                         f"{', fewer --samples' * (least > 1)}, or --freeze")
+    return dataclasses.replace(config, micro=max(rows // 2, least))
 
 
 def fitted(config, train, auto_batch):

@@ -29,7 +29,7 @@ IMPLICIT = 1.0  # beta of DPO: with .1 and .3 it goes 14 and 3 nats away for no 
 # Weight of the KL penalty. That of instructions is chosen on validation prompts, by what RLHF gains
 # no further from SFT than SFT's best temperature is, .8 nats: beta 1, .5 and .3 gain .06, .10 and
 # .02, and with .2 and .1 RLHF is nowhere so near.
-BETA = {"summarise": 0.2, "instruct": 0.5}
+BETA = {"summarise": 0.25, "instruct": 0.5}
 SWEEP = {  # name: what is different from the main run of ppo.py
     **{f"{kl}-{beta:g}": dict(kl=kl, beta=beta) for kl in ("k1", "k2")
        for beta in (0.03, 0.1, 1.0)},

@@ -46,7 +46,8 @@ def warn(run, row):
     now = row.get("validation_score", before)  # which is known every `--every`
     if now < before - 0.1:
         say(f"the score has fallen from {before:.2f} to {now:.2f} on the same prompts: this run "
-            f"learns what it is not rewarded for; try --lam 1, --baseline rloo or a lower --lr")
+            f"learns what it is not rewarded for; try --lam 1 (this is {run.config.lam:g}), "
+            f"--baseline rloo or a lower --lr")
     if row["ended"] < 0.2 and run.state.get("ends", True):
         say(f"only {row['ended']:.0%} of the responses end: all others score alike, so that little "
             f"can be learned; see whether {run.config.init or 'sft.pt'} ends its own")

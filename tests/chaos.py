@@ -40,7 +40,7 @@ from data.run import cli, flag
 STAGES = {  # module and flags, in the order in which one needs the other
     "sft": (sft, dict(steps=8, batch=5, every=2, eval_size=8)),
     "reward": (reward, dict(steps=8, batch=5, every=2, eval_size=8)),
-    "ppo": (ppo, dict(steps=6, batch=6, every=2, minibatches=2)),
+    "ppo": (ppo, dict(steps=6, batch=8, every=2, minibatches=2)),
     "bon": (bon, dict(n=4, pool=6, prompts=8)),
     "rlhf": (rlhf, dict(inputs=4, samples=2))}
 FREE = {"seconds", "tokens_per_second", "config", "settings", "parents", "of"}  # may differ
@@ -214,7 +214,8 @@ def long(iterations):
     with tempfile.TemporaryDirectory() as name:
         base = toy(Path(name))
         ppo.train(ppo.Config(data=f"{name}/data", init=str(base), out=name, steps=iterations,
-                             batch=6, minibatches=2, value="shared", device="cpu"), reward_fn)
+                             batch=6, samples=2, minibatches=2, value="shared", device="cpu"),
+                  reward_fn)
     return rows
 
 

@@ -136,7 +136,7 @@ def ppo_7b(name, small, tell):
     options = ppo.Config(batch=64, micro=8, minibatches=1, epochs=2, value="shared", freeze=0.8)
     shape, prompt, new, dtype = memory.shape("llama-7b"), 512, 48, torch.bfloat16
     if small:
-        options = replace(options, batch=4, micro=2)
+        options = replace(options, batch=8, micro=4)
         shape, prompt, new, dtype = memory.shape("llama-7b", **memory.SMALL), 24, 8, None
     plan = memory.peaks(memory.budget("ppo", shape, options, prompt, new, dtype))
     times = memory.seconds("ppo", shape, options, prompt, new)
@@ -148,7 +148,7 @@ def ppo_7b(name, small, tell):
 
 
 def world(name, small, tell):
-    flags = ["--steps", "2", "--batch", "4", "--eval-size", "8"] if small else []
+    flags = ["--steps", "2", "--batch", "16", "--eval-size", "8"] if small else []
     with tempfile.TemporaryDirectory() as out:
         for stage in ("sft", "reward", "ppo"):
             began = time.time()

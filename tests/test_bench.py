@@ -85,7 +85,7 @@ def test_a_profile_counts_every_second_once(monkeypatch):  # twice, in the calle
 
 @pytest.mark.slow
 def test_profiles_of_the_three_commands(capsys):  # a phase that is never entered
-    found = bench.profiles("cpu", data="instruct", steps=2, batch=4)
+    found = bench.profiles("cpu", data="instruct", steps=2, batch=16)
     assert list(found) == ["sft", "reward", "ppo"]
     for spent in found.values():
         assert all(spent[phase] > 0 for phase in (*bench.PHASES, "the rest"))

@@ -344,10 +344,10 @@ def test_a_loss_that_is_none(toy, tmp_path, monkeypatch, mistake):  # the wrong 
 
 
 @pytest.mark.parametrize("body, words", [
-    ("return [1.0] * (len(p) - 1)", "6 finite numbers, one per response"),
-    ("return torch.zeros(len(p), 1)", "6 finite numbers"), ("return 1 / 0", "ZeroDivisionError"),
-    ("return None", "raised"), ("return ['a'] * 6", "raised"), ("raise SystemError", "SystemError"),
-    ("return torch.tensor([float('nan')] * 6)", "6 finite numbers")])
+    ("return [1.0] * (len(p) - 1)", "8 finite numbers, one per response"),
+    ("return torch.zeros(len(p), 1)", "8 finite numbers"), ("return 1 / 0", "ZeroDivisionError"),
+    ("return None", "raised"), ("return ['a'] * 8", "raised"), ("raise SystemError", "SystemError"),
+    ("return torch.tensor([float('nan')] * 8)", "8 finite numbers")])
 def test_a_reward_function_of_ones_own(body, words, toy, tmp_path, mistake):  # a traceback for a
     # student, or a step on what it returned
     file = tmp_path / "mine.py"
@@ -391,14 +391,18 @@ def small_memory(patch, rows, after=0):
     patch.setattr(m.Transformer, "forward", forward)
 
 
-@pytest.mark.parametrize("stage, half", [("sft", 2), ("reward", 2), ("ppo", 1)])
-def test_out_of_memory_names_the_flag(stage, half, toy, tmp_path, monkeypatch, mistake):
-    # a traceback, a flag that the stage has not
+@pytest.mark.parametrize("stage, half, least, flags", [
+    ("sft", 2, 1, {}), ("reward", 2, 1, {}), ("ppo", 2, 1, {"samples": 1}),
+    ("ppo", 3, 3, {"samples": 3, "batch": 12})])
+def test_out_of_memory_names_the_flag(stage, half, least, flags, toy, tmp_path, monkeypatch,
+                                      mistake):
+    # a traceback, a flag that the stage has not, half a prompt's responses, which change nothing
     small_memory(monkeypatch, 1)
-    said = mistake(chaos.go, stage, toy, tmp_path)
+    said = mistake(chaos.go, stage, toy, tmp_path, **flags)
     assert f"out of memory: try --micro {half}" in said and "--auto-batch" in said
     small_memory(monkeypatch, 0)
-    assert "--micro 1" in mistake(chaos.go, stage, toy, tmp_path, "--auto-batch")
+    said = mistake(chaos.go, stage, toy, tmp_path, "--auto-batch", **flags)
+    assert f"even with --micro {least}:" in said and ("--samples" in said) == (least > 1)
 
 
 def test_auto_batch_goes_on(toy, tmp_path, monkeypatch, capsys):  # what was done is done again, a
@@ -415,9 +419,9 @@ def test_auto_batch_goes_on(toy, tmp_path, monkeypatch, capsys):  # what was don
     assert all(torch.equal(now["weights"][name], x) for name, x in expected.items())
     monkeypatch.undo()
     small_memory(monkeypatch, 1, after=2 * 2 * 4 * 2 + 1)  # in the fifth iteration
-    path = chaos.go("ppo", toy, tmp_path / "b", "--auto-batch")
+    path = chaos.go("ppo", toy, tmp_path / "b", "--auto-batch", samples=2)
     now = torch.load(path, weights_only=True)["meta"]
-    assert now["finished"] and now["config"]["micro"] == 1 and now["config"]["resume"]
+    assert now["finished"] and now["config"]["micro"] == 2 and now["config"]["resume"]
     rows = files.read_log(path.with_suffix(".jsonl"))
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 

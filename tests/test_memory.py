@@ -259,7 +259,7 @@ def test_sampling_in_chunks_changes_nothing(monkeypatch):  # random numbers by p
 # ---- a whole run ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value, samples", [("reward", 1), ("shared", 2), ("reward", 3)])
+@pytest.mark.parametrize("value, samples", [("reward", 1), ("shared", 2), ("reward", 4)])
 def test_a_run_in_bf16(value, samples, toy, tmp_path, monkeypatch, quick):
     # a dtype that meets another; a checkpoint that rounds what trains; a resume that does
     monkeypatch.setattr(networks, "precision", lambda device: BF16)
@@ -302,7 +302,7 @@ def test_a_run_in_bf16(value, samples, toy, tmp_path, monkeypatch, quick):
 def test_bf16_may_differ_from_itself_a_little(gap, stops):  # an assertion that noise turns on
     torch.manual_seed(0)
     policy = policy_of(dtype=BF16)
-    config = ppo.Config(batch=5, minibatches=1, epochs=1, value="shared", freeze=0.67)
+    config = ppo.Config(batch=5, samples=1, minibatches=1, epochs=1, value="shared", freeze=0.67)
     value = ppo.value_network(config, policy, None)
     prompts = [row[:8] for row in rows().tolist()]
     rollout, _ = ppo.experience(config, policy, value, networks.frozen_copy(policy),
@@ -321,8 +321,8 @@ def test_bf16_may_differ_from_itself_a_little(gap, stops):  # an assertion that 
 
 
 def options_of(stage, value="shared", **changes):
-    own = dict(value=value, minibatches=2, epochs=1) if stage == "ppo" else {}
-    return memory.STAGES[stage].Config(**changes, **own)
+    own = dict(value=value, samples=1, minibatches=2, epochs=1) if stage == "ppo" else {}
+    return memory.STAGES[stage].Config(**own | changes)
 
 
 @pytest.mark.parametrize("name, stage, dtype, changes", [
@@ -353,7 +353,7 @@ def test_the_plan_is_what_is_measured(name, stage, dtype, changes):
 
 
 def test_llama_7b_fits_one_gpu():  # a whole copy more
-    options = ppo.Config(freeze=0.8, value="shared", batch=256, micro=8)
+    options = ppo.Config(freeze=0.8, value="shared", batch=256, samples=1, micro=8)
     parts = memory.budget("ppo", memory.shape("llama-7b"), options, 1024, 48, BF16)
     peaks = memory.peaks(parts)
     assert max(peaks.values()) < 60e9 < 80e9

@@ -72,7 +72,7 @@ def value_of(config, policy, seed=5):
 
 def scene(**changes):
     "A policy and its value network, and a rollout to learn from, of this Config."
-    config, policy = ppo.Config(**{"batch": 5, **changes}), policy_of()
+    config, policy = ppo.Config(**{"batch": 5, "samples": 1, **changes}), policy_of()
     value = value_of(config, policy)
     return config, policy, value, rollout(config, policy, value)[0]
 
@@ -340,7 +340,7 @@ def test_the_trunk_computed_once(kind):  # a block run twice or left out, in pol
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 def test_temperature_is_part_of_the_policy(temperature):  # one of old, new and ref without it
-    config = ppo.Config(temperature=temperature, batch=5)
+    config = ppo.Config(temperature=temperature, batch=5, samples=1)
     policy, other = policy_of(), policy_of(1)
     value = value_of(config, policy)
     kept, row, prompts, responses = rollout(config, policy, value, ref_policy=other)
@@ -359,7 +359,7 @@ def test_temperature_is_part_of_the_policy(temperature):  # one of old, new and 
 
 
 def test_statistics_of_a_rollout():  # padding counted, a score reported after its penalties
-    config = ppo.Config(length_penalty=0.5, batch=5)
+    config = ppo.Config(length_penalty=0.5, batch=5, samples=1)
     policy = policy_of()
     value = value_of(config, policy)
     kept, row, prompts, responses = rollout(config, policy, value, beta=0.0)
@@ -379,14 +379,14 @@ def test_statistics_of_a_rollout():  # padding counted, a score reported after i
     entropy = -(logp.exp() * logp).sum(-1)[mask].mean().item()
     assert row["entropy"] == pytest.approx(entropy, abs=1e-5)
     # with lambda 1 and no penalty every token's return is the score: gamma is 1
-    config = ppo.Config(lam=1.0, batch=5)
+    config = ppo.Config(lam=1.0, batch=5, samples=1)
     kept, _, _, responses = rollout(config, policy, value, beta=0.0)
     expected = ppo.shaped(proxy, responses, (EOS,), R, config)[:, None].expand(-1, mask.shape[1])
     torch.testing.assert_close(kept["returns"][mask], expected[mask], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("freeze", [0.0, 0.67])
-def test_a_score_from_the_trunk_is_the_score(freeze):  # read at another token, another trunk
+def test_scores_of_a_rollouts_own_rows_are_the_scores(freeze):  # another token, another trunk
     policy = policy_of()
     networks.freeze(policy, freeze)
     scorer = networks.scalar_copy(policy)
@@ -397,14 +397,14 @@ def test_a_score_from_the_trunk_is_the_score(freeze):  # read at another token, 
     ids, positions, is_response = data.join(prompts, responses, V)
     bottom = policy.frozen_output(ids) if freeze else None
     with torch.no_grad():
-        found = reward_fn.from_bottom(bottom, ids, positions, is_response)
+        found = reward_fn.score_rows(ids, positions, is_response, bottom=bottom)
     torch.testing.assert_close(found, reward_fn(prompts, responses), atol=1e-5, rtol=0)
     assert len(set(found.tolist())) == 4
-    config, seen = ppo.Config(freeze=freeze, batch=5), []
+    config, seen = ppo.Config(freeze=freeze, batch=5, samples=1), []
     asked = lambda *rows: seen.append("called") or reward_fn(*rows)
-    asked.from_bottom = lambda *rows: seen.append("from the bottom") or reward_fn.from_bottom(*rows)
+    asked.score_rows = lambda *rows: seen.append("its rows") or reward_fn.score_rows(*rows)
     _, row, shown, sampled = rollout(config, policy, value_of(config, policy), score=asked)
-    assert seen == ["from the bottom" if freeze else "called"]
+    assert seen == ["its rows"]
     assert row["proxy"] == pytest.approx(reward_fn(shown, sampled).mean().item(), abs=1e-5)
 
 
@@ -412,7 +412,7 @@ def test_a_score_from_the_trunk_is_the_score(freeze):  # read at another token, 
                                  torch.zeros(5, 1), torch.tensor([math.inf, 0, 0, 0, 0])])
 def test_impossible_rewards_are_refused(bad):  # a NaN that reaches the weights, silent broadcasting
     policy = policy_of()
-    config = ppo.Config()
+    config = ppo.Config(batch=5, samples=1)
     with pytest.raises(ValueError, match="5 finite numbers"):
         rollout(config, policy, value_of(config, policy), score=lambda p, r: bad)
 
@@ -439,7 +439,7 @@ def test_zero_advantages_leave_the_policy_alone():  # weight decay, or an entrop
 @pytest.mark.parametrize("micro", [1, 2, 4])
 def test_micro_batches_change_nothing(kind, micro):  # another count of tokens, a step per part
     def step(micro):
-        config = ppo.Config(batch=5, value=kind, micro=micro, epochs=1)
+        config = ppo.Config(batch=5, samples=1, value=kind, micro=micro, epochs=1)
         policy = policy_of()
         value = value_of(config, policy)
         # in fp32, where another batch shape rounds otherwise: one rollout for both
@@ -463,7 +463,7 @@ def test_a_rollout_scored_in_parts_is_the_same(kind):  # parts in another order,
     policy = policy_of()
     value = value_of(ppo.Config(value=kind), policy)
     (whole, row), (parts, other) = (
-        rollout(ppo.Config(batch=5, value=kind, micro=micro), policy, value)[:2]
+        rollout(ppo.Config(batch=5, samples=1, value=kind, micro=micro), policy, value)[:2]
         for micro in (0, 2))
     for name, x in whole.items():
         if x is not None and x.is_floating_point():
@@ -574,8 +574,8 @@ def test_advantages_against_a_group_by_hand():  # itself in the mean, padding, a
 
 
 def test_a_group_of_one_has_no_baseline():  # a division by zero, hours later
-    for changes in (dict(baseline="rloo"), dict(baseline="grpo"), dict(samples=3),
-                    dict(samples=32)):
+    for changes in (dict(samples=1, baseline="rloo"), dict(samples=1, baseline="grpo"),
+                    dict(samples=3), dict(samples=32)):
         with pytest.raises(ValueError, match="--samples"):
             ppo.Config(**changes)
     assert ppo.value_network(ppo.Config(samples=4, baseline="rloo"), policy_of(), None) is None

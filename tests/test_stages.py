@@ -121,7 +121,7 @@ prompts, responses = [[1, 2, 3], [4, 5]], [[6, 7, 8, 0], [9, 0]]
 batch = [t.to(device) for t in data.join(prompts, responses, 31)]
 with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # anything else is an error
     sft.loss(m.logprobs(policy, *batch[:2]), batch[2])[0].backward()
-    config, scorer = ppo.Config(batch=2, minibatches=1), networks.scalar_copy(policy)
+    config, scorer = ppo.Config(batch=2, samples=1, minibatches=1), networks.scalar_copy(policy)
     value = ppo.value_network(config, policy, scorer)
     rollout, _ = ppo.experience(config, policy, value, networks.frozen_copy(policy),
                                 reward.scorer(networks.frozen_copy(scorer), 31), prompts,
@@ -520,7 +520,7 @@ def test_adaptive_beta_moves_once_an_iteration(toy, tmp_path):  # or per step, o
     rows = files.read_log(path.with_suffix(".jsonl"))
     assert rows[0]["beta"] == ppo.Config().beta and len({row["beta"] for row in rows}) > 3
     for row, after in zip(rows, rows[1:]):
-        assert after["beta"] == ppo.adapted(row["beta"], row["kl"], 0.05, 6)
+        assert after["beta"] == ppo.adapted(row["beta"], row["kl"], 0.05, 8)
     assert torch.load(path, weights_only=True)["state"]["state"]["beta"] != rows[-1]["beta"]
 
 
@@ -685,7 +685,7 @@ def test_custom_reward_files(toy, runs, tmp_path, mistake):  # other texts, or t
 
 def test_the_curve_is_of_the_same_prompts(toy, runs, tmp_path, monkeypatch):
     # an iteration's own prompts, other random numbers each time; measured after the first step
-    shape = dict(steps=3, batch=6, every=2, minibatches=2)
+    shape = dict(steps=3, batch=8, every=2, minibatches=2)
     plain = chaos.go("ppo", toy, tmp_path / "plain", **shape)
     rows = files.read_log(plain.with_suffix(".jsonl"))
     assert [("validation_proxy" in row) for row in rows] == [True, True, True]
@@ -707,7 +707,7 @@ def test_the_curve_is_of_the_same_prompts(toy, runs, tmp_path, monkeypatch):
 
 def test_a_run_that_gets_worse_says_so(toy, runs, tmp_path, capsys, monkeypatch):
     # silence, or a sentence where all is well: what PPO is given falls while the proxy rises
-    shape = dict(steps=2, batch=6, every=1, minibatches=2, lr=0.0)
+    shape = dict(steps=2, batch=8, every=1, minibatches=2, lr=0.0)
     for changes, fallen in (({}, False), ({0: 0.5}, True)):
         steps = iter(range(9))
         shaped = lambda proxy, *_: torch.full_like(proxy, changes.get(0, 0.0) * -next(steps))

@@ -685,7 +685,7 @@ def runs(root, tmp_path_factory):
     first = sft.train(sft.Config(**common, init=str(root / "llama-2"), steps=2, batch=4, every=1,
                                  prompt_tokens=19, response_tokens=12))
     scorer = reward.train(reward.Config(**common, steps=2, batch=4, every=1))
-    last = ppo.train(ppo.Config(**common, steps=2, batch=4, minibatches=2, every=1))
+    last = ppo.train(ppo.Config(**common, steps=2, batch=8, minibatches=2, every=1))
     return {"sft": first, "reward": scorer, "ppo": last, "common": common}
 
 
@@ -703,7 +703,8 @@ def test_stages_start_from_a_folder(root, runs, capsys):  # limits, tokeniser or
     common = {**runs["common"], "out": runs["common"]["out"] + "/direct"}
     direct = str(root / "llama-2")
     with pytest.raises(ValueError, match="new ones in a context"):  # 48 do not fit this model
-        ppo.train(ppo.Config(**common, init=direct, reward=str(runs["reward"]), steps=1, batch=4))
+        ppo.train(ppo.Config(**common, init=direct, reward=str(runs["reward"]), steps=1, batch=4,
+                             minibatches=1))
     with pytest.raises(ValueError, match="--prompt-tokens 224"):
         reward.train(reward.Config(**common, init=direct, steps=1, batch=4, every=1))
     chosen = bon.train(bon.Config(**common, init=str(runs["sft"]), reward=str(runs["reward"]), n=2,
@@ -716,7 +717,7 @@ def test_stages_start_from_a_folder(root, runs, capsys):  # limits, tokeniser or
     sft.train(sft.Config(**short, init=direct, steps=1, batch=4, prompt_tokens=9,
                          response_tokens=12))
     for stage, more in ((reward, dict(steps=1, batch=4)), (bon, dict(n=2, prompts=2)),
-                        (ppo, dict(steps=1, batch=4, minibatches=2))):
+                        (ppo, dict(steps=1, batch=8, minibatches=2))):
         stage.train(stage.Config(**short, **more))
     said = capsys.readouterr().err
     assert said.count("8 of 8 prompts were cut to --prompt-tokens 9") == 4, said  # sft's of 2 files
