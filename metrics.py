@@ -4,7 +4,8 @@ metrics.py - the numbers of the study: diversity of a set of texts, win rates, i
 They take texts and arrays; judges, encoders and relations are passed in. The study is in rlhf.py.
 
     python metrics.py OUTPUTS.jsonl      # the text measures of anybody's outputs, one line for each
-                                         # input: {"prompt", "outputs": [...], "reference"}
+                                         # input: {"prompt", "outputs": [...], "reference",
+                                         # "scores": [...], or flags: "good": [...]}
 """
 
 import itertools
@@ -79,14 +80,20 @@ def embedding_diversity(texts, embed):
 
 
 def ngram_cosine(texts, n=3):
-    """1 - mean cosine similarity of n-gram counts over all pairs of texts, in [0, 1]. A text of
-    fewer than n words counts as one n-gram, like its equals alone. ValueError for n < 2 texts."""
+    """1 - mean cosine similarity of n-gram counts over all pairs of texts, in [0, 1]. ValueError
+    for fewer than 2 texts."""
+    return embedding_diversity(texts, lambda texts: ngram_counts(texts, n))
+
+
+def ngram_counts(texts, n=3):
+    """How often each text has each of their n-grams -> (texts, n-grams). A text of fewer than n
+    words counts as one n-gram, like its equals alone."""
     found = [ngrams([text], n) or [tuple(ngrams([text], 1))] for text in texts]
     column = {gram: k for k, gram in enumerate(dict.fromkeys(itertools.chain(*found)))}
     vectors = np.zeros((len(texts), len(column)))
     for row, grams in zip(vectors, found):
         np.add.at(row, [column[gram] for gram in grams], 1)
-    return embedding_diversity(texts, lambda texts: vectors)
+    return vectors
 
 
 def nli_diversity(texts, relation, sentences=5, seed=0):
@@ -107,6 +114,90 @@ def nli_diversity(texts, relation, sentences=5, seed=0):
         both = [relation(a[i], b[j]) + relation(b[j], a[i]) for i, j in zip(left, right)]
         values.append(sum(both) / k if k else 0.0)
     return float(np.mean(values))
+
+
+# ---- what of a set is different, and good --------------------------------------------------------
+
+
+def cosines(vectors):
+    "Cosine similarities of (n, d) vectors -> (n, n); one of zeros is like itself alone."
+    vectors = np.asarray(vectors, dtype=np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)  # (n, 1)
+    vectors = vectors / np.where(norms > 0, norms, 1)
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, 1.0)
+    return similarity
+
+
+def vendi(similarity):
+    """How many different things there are, by (n, n) similarities with ones on the diagonal ->
+    float, from 1, if all are the same, to n, if none is like another
+
+        exp(-sum of l log l)  of the eigenvalues l of similarity / n
+
+    Vendi score, Def. 3.1, Friedman and Dieng 2023, arXiv:2210.02410. ValueError for a matrix that
+    is not of similarities: another diagonal, not symmetric, a negative eigenvalue.
+    """
+    similarity = np.asarray(similarity, dtype=np.float64)
+    found = np.linalg.eigvalsh(similarity) / len(similarity)
+    if not (np.allclose(similarity, similarity.T) and np.allclose(similarity.diagonal(), 1)
+            and found[0] > -1e-8):
+        raise ValueError("similarities are symmetric, 1 on the diagonal, positive semi-definite")
+    found = found[found > 1e-12]  # l log l of 0 is 0
+    return float(np.exp(-(found * np.log(found)).sum()))
+
+
+def kinds(texts, same):
+    """The kind of each text, numbered as they appear -> list of ints. `same(a, b)` says whether two
+    texts are of one kind; a text is compared with the first of every kind so far. Their number is
+    NoveltyBench's distinct_k (Zhang et al. 2025, arXiv:2504.05228)."""
+    firsts, found = [], []
+    for text in texts:
+        kind = next((k for k, first in enumerate(firsts) if same(first, text)), len(firsts))
+        firsts += [text] * (kind == len(firsts))
+        found.append(kind)
+    return found
+
+
+def effective(kinds, good):
+    """How many kinds there are among the good of a prompt's outputs: (K,), (K,) -> int. Effective
+    diversity (Shypula et al. 2025, arXiv:2504.12522): what is not good adds nothing to it."""
+    return len({kind for kind, is_good in zip(kinds, good) if is_good})
+
+
+def utility(kinds, scores, patience=0.8):
+    """What outputs are worth, (K,) kinds and (K,) scores, to who reads them in turn, goes on after
+    each with probability `patience`, and gains its score from the first of a kind only -> float
+
+        (1 - p) / (1 - p^K)  sum over i of  p^i [kind i is new] score i,   i = 0 .. K - 1
+
+    NoveltyBench's utility_k (Zhang et al. 2025, arXiv:2504.05228).
+    """
+    weights = patience ** np.arange(len(kinds))
+    is_new = [kind not in kinds[:i] for i, kind in enumerate(kinds)]
+    return float(np.average(np.where(is_new, scores, 0.0), weights=weights))
+
+
+def pass_at_k(good, k):
+    """Chance that one of k of these outputs is good: (inputs, K) flags -> (inputs,), of c good ones
+    1 - C(K - c, k) / C(K, k), unbiased (Eq. 1, Chen et al. 2021, arXiv:2107.03374). ValueError for
+    k beyond K."""
+    good = np.asarray(good, dtype=bool)
+    n = good.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"of {n} outputs no {k} can be drawn")
+    return np.array([1 - math.comb(n - c, k) / math.comb(n, k) for c in good.sum(1)])
+
+
+def split_loss(before, after):
+    """What one policy's outputs have lost of another's kinds, each (kinds, good) of one prompt ->
+    {"lost", "quality": kinds of which none is good, "narrowing": kinds among the good}, numbers of
+    kinds, which add up; negative is a gain. After Karouzos et al. 2026, arXiv:2604.16027, who
+    compare diversities of all outputs and of the correct ones: here kinds are counted."""
+    (all_before, good_before), (all_after, good_after) = (
+        (len(set(kinds)), effective(kinds, good)) for kinds, good in (before, after))
+    lost, narrowing = all_before - all_after, good_before - good_after
+    return {"lost": lost, "quality": lost - narrowing, "narrowing": narrowing}
 
 
 def per_input(outputs, diversity):

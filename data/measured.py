@@ -16,9 +16,10 @@ from data.flags import one_sentence, parser_of
 
 
 def read_outputs(path):
-    """(outputs, references or None) of JSON lines; ValueError names the first bad line: no outputs,
-    another number of them than in the line before, something that is not text."""
-    outputs, references = [], []
+    """(outputs, references or None, scores or None) of JSON lines; flags "good" are scores of 1 and
+    0. ValueError names the first bad line: no outputs, another number of them than in the line
+    before, something that is not text, scores that are not one number each."""
+    outputs, references, scores = [], [], []
     for row, place in read_rows(path):
         texts = row.get("outputs")
         if not isinstance(texts, list) or not texts:
@@ -30,9 +31,15 @@ def read_outputs(path):
                              f"{len(outputs[0])}; give every input as many")
         outputs.append(texts)
         references.append(row.get("reference"))
+        scores.append(row.get("good", row.get("scores")))
+        if scores[-1] is not None and not (
+                isinstance(scores[-1], list) and len(scores[-1]) == len(texts)
+                and all(isinstance(x, (int, float)) and np.isfinite(x) for x in scores[-1])):
+            raise ValueError(f"{place}: its scores, or what is good, are not one number for each "
+                             f"of {len(texts)} outputs")
     if not outputs:
         raise ValueError(f"{path} holds no outputs")
-    return outputs, None if None in references else references
+    return outputs, *(None if None in found else found for found in (references, scores))
 
 
 def rouge(text, reference):
@@ -59,24 +66,61 @@ def rouge(text, reference):
             "rougeL": f1(len(b) - row.bit_count(), both)}
 
 
-def measure(outputs, references=None, embed=None, relation=None):
+def of_good(kinds, scores=None, good=None, passes=None):
+    """What of each input's K outputs is different, and good -> {measure: (inputs,)}: of every way to
+    say which are of one kind, {"texts", ...: (inputs, K)}, how many kinds there are; with scores,
+    (inputs, K), the utility by the last of these; with flags `good`, how many kinds among them, and
+    the chance that one of k is good, or, with flags `passes`, such."""
+    found = {}
+    for name, each in kinds.items():
+        found[f"distinct_{name}"] = [len(set(row)) for row in each]
+        if good is not None:
+            found[f"effective_{name}"] = [*map(metrics.effective, each, good)]
+        if scores is not None:
+            found["utility"] = [*map(metrics.utility, each, scores)]
+    passes = good if passes is None else passes
+    if passes is not None:
+        sizes = [2 ** i for i in range(len(passes[0]).bit_length())]
+        found |= {f"pass@{k}": metrics.pass_at_k(passes, k) for k in sizes}
+    return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
+
+
+def classes(outputs, vectors_of, same_above):
+    "The kinds of outputs by an encoder's cosines: above this they are of one -> (inputs, K)."
+    def of(texts):
+        cosines = metrics.cosines(vectors_of(texts))
+        return metrics.kinds(range(len(texts)), lambda i, j: cosines[i, j] > same_above)
+    return [of(texts) for texts in outputs]
+
+
+def measure(outputs, references=None, embed=None, relation=None, scores=None, bar=None,
+            same_above=None):
     """Every text measure of outputs[input][sample] -> {measure: {"mean", "low", "high", "n"}},
     per input also "std", the spread over inputs. What needs several samples per input, several
-    inputs, references, an encoder or a relation is left out without them."""
+    inputs, references, an encoder or a relation is left out without them; scores, (inputs, K), of
+    at least a `bar` are good; a cosine `same_above` which two texts are of one class."""
     diversities = {name: getattr(metrics, name) for name in ("ead", "distinct", "ngram_cosine")}
     if embed:
         diversities["embedding"] = lambda texts: metrics.embedding_diversity(texts, embed)
     if relation:
         diversities["nli"] = lambda texts: metrics.nli_diversity(texts, relation)
+    vectors_of = embed or metrics.ngram_counts
+    diversities["vendi"] = lambda texts: metrics.vendi(metrics.cosines(vectors_of(texts)))
     each = lambda f: metrics.interval([np.mean([f(t) for t in texts]) for texts in outputs])
     found = {"words": each(lambda t: len(metrics.words(t))), "empty": each(lambda t: not t.strip())}
     if len(outputs[0]) > 1:
         for name, diversity in diversities.items():
             values = metrics.per_input(outputs, diversity)
             found[f"per_input_{name}"] = (*metrics.interval(values), float(values.std()))
+        kinds = {"texts": [metrics.kinds(texts, str.__eq__) for texts in outputs]}
+        if same_above is not None:
+            kinds["classes"] = classes(outputs, vectors_of, same_above)
+        good = None if scores is None or bar is None else np.asarray(scores) >= bar
+        for name, values in of_good(kinds, scores, good).items():
+            found[name] = (*metrics.interval(values), float(values.std()))
     if len(outputs) > 3:
         for name, diversity in diversities.items():
-            if name == "nli":  # a forward pass for each pair of inputs: once, without interval
+            if name in ("nli", "vendi"):  # slow for many inputs: once, without interval
                 interval = (metrics.across_inputs(outputs, diversity),)
             else:
                 interval = claims.across_interval(outputs, diversity)
@@ -97,13 +141,22 @@ def main(argv=None):
     parser.add_argument("--encoder", help="sentence-transformers model for embedding diversity, "
                         "such as the paper's bert-large-nli-stsb-mean-tokens")
     parser.add_argument("--nli", help="transformers classifier, such as roberta-large-mnli")
+    parser.add_argument("--bar", type=float, help='the least of a row\'s "scores" that is good '
+                        '(of flags "good": 1)')
+    parser.add_argument("--same-above", type=float, metavar="COSINE", help="how like each other "
+                        "texts of one class are, by the encoder or by shared triples of words")
     parser.add_argument("--out", help="where to write the figures (default: FILE.metrics.json)")
     args = parser.parse_args(argv)
     path = args.out or f"{args.file}.metrics.json"
     with one_sentence():
-        outputs, references = read_outputs(args.file)
+        outputs, references, scores = read_outputs(args.file)
+        flags = scores is not None and {x for row in scores for x in row} <= {0, 1}
+        bar = 1.0 if args.bar is None and flags else args.bar
+        if scores is None and bar is not None:
+            raise ValueError(f'--bar {bar:g}: not every row of {args.file} has "scores" or "good"')
         embed = args.encoder and encoders.sentences(args.encoder)
-        found = measure(outputs, references, embed, args.nli and encoders.nli(args.nli))
+        found = measure(outputs, references, embed, args.nli and encoders.nli(args.nli),
+                        scores=scores, bar=bar, same_above=args.same_above)
         write_file(path, json.dumps(found, indent=1))
     print(f"{len(outputs)} inputs, {len(outputs[0])} outputs each\n\n"
           f"{'':28}{'mean':>9}{'95 % interval':>20}{'std':>9}")

@@ -1,6 +1,7 @@
 "Numbers against hand-worked cases, definitions and brute force."
 
 import functools
+import itertools
 import json
 import math
 import sys
@@ -11,6 +12,7 @@ import unicodedata
 import numpy as np
 import pytest
 
+import bon
 import metrics
 import rlhf
 from data import claims, collect, encoders, measured, pools
@@ -160,6 +162,81 @@ def test_the_longest_common_subsequence():  # a row too short, a carry lost, a l
     began = time.process_time()
     assert measured.rouge(a, a)["rougeL"] == 1 and 0.05 < measured.rouge(a, b)["rougeL"] < 0.2
     assert time.process_time() - began < 0.5  # each 10 ms; in a loop over pairs, 1.4 s
+
+
+@pytest.mark.parametrize("similarity, count", [
+    (np.ones((4, 4)), 1), (np.eye(5), 5),
+    (np.kron(np.eye(3), np.ones((2, 2))), 3),  # three pairs of equals
+    # halves and quarters: eigenvalues (1 +- s) / 2, so the entropy of a coin of that bias
+    ([[1, 0.5], [0.5, 1]], math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))))])
+def test_vendi_by_hand(similarity, count):  # not over n, log for exp, a base of 2
+    assert metrics.vendi(similarity) == pytest.approx(count, abs=1e-9)
+
+
+def test_vendi_counts_shares():  # eigenvalues that are not the shares: 5 of one kind, 3, 2
+    labels = np.repeat([0, 1, 2], [5, 3, 2])
+    p = np.array([0.5, 0.3, 0.2])
+    found = metrics.vendi(labels[:, None] == labels)
+    assert found == pytest.approx(math.exp(-(p * np.log(p)).sum()), abs=1e-9)
+    for bad in ([[1, 2], [2, 1]], [[1, 0.5], [0.4, 1]], [[2, 0], [0, 1]]):
+        with pytest.raises(ValueError, match="positive semi-definite"):
+            metrics.vendi(bad)
+
+
+def test_cosines_by_hand():  # a text without a vector is unlike itself, which Vendi refuses
+    found = metrics.cosines([[3, 4], [0, 2], [0, 0]])
+    np.testing.assert_allclose(found, [[1, 0.8, 0], [0.8, 1, 0], [0, 0, 1]], atol=1e-12)
+
+
+def test_kinds_by_hand():  # the last of a kind compared, a kind numbered twice, all pairs asked
+    near = lambda a, b: abs(a - b) <= 1
+    assert metrics.kinds([5, 6, 7, 5, 4, 9, 7], near) == [0, 0, 1, 0, 0, 2, 1]
+    assert metrics.kinds([], near) == []
+    asked = []
+    metrics.kinds("aabba", lambda a, b: (asked.append((a, b)), a == b)[1])
+    assert asked == [("a", "a"), ("a", "b"), ("a", "b"), ("b", "b"), ("a", "a")]
+
+
+def test_effective_diversity_and_utility_by_hand():  # bad kinds counted, a kind paid twice
+    kinds, good = [0, 1, 0, 2, 1, 3], [True, False, True, True, False, False]
+    assert metrics.effective(kinds, good) == 2
+    assert metrics.effective(kinds, [False] * 6) == 0
+    # of a kind that is bad in one output and good in another, the good one counts
+    assert metrics.effective([0, 0], [False, True]) == 1
+    assert metrics.utility([0, 0, 1], [1.0, 5.0, 2.0], 0.5) == pytest.approx(
+        (1 - 0.5) / (1 - 0.5**3) * (1 * 1 + 0 + 0.25 * 2))
+    assert metrics.utility([4], [3.0]) == pytest.approx(3)
+    assert metrics.utility([0] * 5, [1.0] * 5) == pytest.approx(0.2 / (1 - 0.8**5))
+
+
+def test_pass_at_k_is_that_of_all_choices():  # 1 - (1 - c / K)^k, which is biased; ties lost
+    good = np.random.default_rng(0).random((6, 7)) < [[0.0], [0.1], [0.3], [0.6], [0.9], [1.0]]
+    for k in range(1, 8):
+        brute = [np.mean([any(c) for c in itertools.combinations(row, k)]) for row in good]
+        np.testing.assert_allclose(metrics.pass_at_k(good, k), brute, atol=1e-12)
+        best = [bon.expected_best(good[None, i] * 1.0, good[None, i] * 1.0, k)[0] for i in range(6)]
+        np.testing.assert_allclose(metrics.pass_at_k(good, k), best, atol=1e-12)
+    for k in (0, 8):
+        with pytest.raises(ValueError, match="of 7 outputs no"):
+            metrics.pass_at_k(good, k)
+
+
+def test_split_of_a_loss_adds_up():  # a kind in two parts, bad ones that are good elsewhere
+    before = [0, 1, 2, 3, 3], [True, False, True, False, True]
+    after = [0, 0, 1, 1, 0], [True, True, False, False, True]
+    # 4 kinds, of which 3 have a good one; 2 kinds, of which 1 has
+    assert metrics.split_loss(before, after) == {"lost": 2, "quality": 0, "narrowing": 2}
+    cleaner = [0, 2, 3, 3, 0], [True] * 5
+    assert metrics.split_loss(before, cleaner) == {"lost": 1, "quality": 1, "narrowing": 0}
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        one, other = ((random.integers(5, size=8).tolist(), random.random(8) < 0.5)
+                      for _ in range(2))
+        found = metrics.split_loss(one, other)
+        assert found["lost"] == found["quality"] + found["narrowing"]
+        assert found["lost"] == len(set(one[0])) - len(set(other[0]))
+        bad_only = [len(set(k)) - len({x for x, g in zip(k, ok) if g}) for k, ok in (one, other)]
+        assert found["quality"] == bad_only[0] - bad_only[1]
 
 
 def test_per_input_and_across_inputs_slice_differently():
@@ -317,6 +394,36 @@ def test_measures_of_a_file(tmp_path, capsys):  # a measure that never reaches t
     assert all(name in printed for name in found) and "8 inputs, 5 outputs each" in printed
 
 
+def test_what_is_good_of_a_file(tmp_path, capsys):  # a bar that is not met for met, another's kinds
+    rows = [{"outputs": ["a b c d", "a b c d", "a b c e", "x y z"], "scores": [3, 1, 2, 0.5]},
+            {"outputs": ["p q r", "s t u", "v w x", "p q r"], "scores": [0, 0, 2, 2]}]
+    path = outputs_file(tmp_path / "a.jsonl", rows)
+
+    def means(*flags):
+        measured.main([str(path), *flags])
+        found = json.loads((tmp_path / "a.jsonl.metrics.json").read_text())
+        return {name: row["mean"] for name, row in found.items()}
+
+    # of "a b c d" and "a b c e" one of two triples is shared: cosine .5
+    found = means("--bar", "2", "--same-above", "0.4")
+    assert found["distinct_texts"] == 3 and found["distinct_classes"] == (2 + 3) / 2
+    assert found["effective_texts"] == 2 and found["effective_classes"] == (1 + 2) / 2
+    assert found["pass@1"] == 0.5 and found["pass@2"] == 5 / 6 and found["pass@4"] == 1
+    weights = np.array([1, 0.8, 0.64, 0.512])
+    assert found["utility"] == pytest.approx(
+        (weights @ [3, 0, 0, 0.5] + weights @ [0, 0, 2, 0]) / weights.sum() / 2)
+    similarity = [[[1, 1, 0.5, 0], [1, 1, 0.5, 0], [0.5, 0.5, 1, 0], [0, 0, 0, 1]],
+                  [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]]
+    assert found["per_input_vendi"] == pytest.approx(np.mean([*map(metrics.vendi, similarity)]))
+    found = means()  # scores without a bar
+    assert found["utility"] == pytest.approx(
+        (weights @ [3, 0, 2, 0.5] + weights @ [0, 0, 2, 0]) / weights.sum() / 2)
+    assert not {"distinct_classes", "effective_texts", "pass@1"} & found.keys()
+    path = outputs_file(path, [{"outputs": r["outputs"], "good": [s >= 2 for s in r["scores"]]}
+                               for r in rows])
+    assert means()["effective_texts"] == 2
+
+
 def test_a_collapsed_policy_is_called_collapsed():  # a diversity that rises with repetition
     rng = np.random.default_rng(1)
     free = [[" ".join(rng.choice(list("abcdefghijklmnop"), 8)) for _ in range(16)]
@@ -369,7 +476,10 @@ def test_absent_packages_are_named(flag, package, tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize("rows, words", [
     ([], "no outputs"), ([{"prompt": "a"}], "line 1"), ([{"outputs": []}], "line 1"),
     ([{"outputs": ["a", "b"]}, {"outputs": ["a"]}], "line 2"), ([{"outputs": ["a", 3]}], "text"),
-    ([["a"]], "line 1"), ([{"outputs": ["a"], "reference": 5}], "reference")])
+    ([["a"]], "line 1"), ([{"outputs": ["a"], "reference": 5}], "reference"),
+    ([{"outputs": ["a", "b"], "scores": [1]}], "2 outputs"),
+    ([{"outputs": ["a"], "good": ["yes"]}], "one number"),
+    ([{"outputs": ["a"], "scores": 1}], "one number")])
 def test_bad_output_files(rows, words, tmp_path, capsys):  # a traceback, or a number all the same
     path = outputs_file(tmp_path / "a.jsonl", rows)
     with pytest.raises(SystemExit) as stop:
