@@ -651,6 +651,26 @@ def resolved(spec, readings):
         yield kind, *claim
 
 
+def kind(prompt, text):
+    """What an answer says, however it is worded: the set of its claims, less stock phrases. A list
+    has an order only where one was asked for; bigger than this is that smaller than the other."""
+    spec, found = parse(prompt), set()
+    ordered = spec is None or any(goal[0] == "order" for goal in spec["goals"])
+    claims = resolved(spec or {"topic": IT, "others": ()}, map(read, sentences(text)))
+    for what, *claim in claims:
+        if what == "fact":
+            subjects, relation, value = claim
+            for x in subjects:
+                contrary = COMPARISONS.get(relation)
+                found.add(min((relation, x, value), (contrary, value, x)) if contrary else
+                          (relation, x, value))
+        elif what == "items" and not ordered:
+            found |= {(what, x) for x in claim[0]}
+        else:
+            found.add((what, *claim))
+    return frozenset(found)
+
+
 def things_in(claims, kind):
     """What the claims of this kind, "items" or "fact", are about."""
     return [x for claim in claims if claim[0] == kind for x in claim[1]]

@@ -275,6 +275,11 @@ def stated(text):
     return tuple(found[slot] for slot in SLOTS) if len(found) == len(SLOTS) else None
 
 
+def kind(prompt, text):
+    "What a summary says, however it is worded: its facts, {(slot, value)}, right or wrong."
+    return frozenset(claim for line in split_sentences(text) for claim in facts(line).items())
+
+
 def relation(a, b):
     "+1 if the sentences contradict each other, -1 if b follows from a, 0 otherwise."
     a, b = facts(a), facts(b)

@@ -513,3 +513,89 @@ def test_diversity_by_relations():  # the scale of metrics.nli_diversity, end to
     relation = world.of(data.load("summarise", "id", 1)[0].prompt).relation
     assert metrics.nli_diversity(["My cat ate my wallet."] * 3, relation) == -2
     assert metrics.nli_diversity(["My cat ate my wallet.", "My dog ate my wallet."], relation) == 2
+
+
+# ---- what a text says ----------------------------------------------------------------------------
+
+
+POST = ("SUBREDDIT: r/work\nTITLE: A question\nPOST: My client repainted my desk out of jealousy. "
+        "Honestly, all I want is an apology.\nTL;DR:")
+LIST, SIZE, SORT, PAST, WORDS, USE = (f"### Instruction:\n{t}\n\n### Response:" for t in (
+    "Name three foods other than a pancake.",
+    "Which is bigger, a boat or an elephant? Give a reason.",
+    "Order by size, and tell me where to find the smallest: frog, penguin, car.",
+    "Put this in the past tense and say where it happened: The cow carries the spade.",
+    "Give the plural of 'spoon', and also of 'horse'.",
+    "What is a piano used for, and what is a ruler used for?"))
+SAME = [  # to a person who reads for content; the first of a line is the prompt
+    (POST, "My client repainted my desk. And I want an apology.",
+     "Basically my client repainted my desk. So all I want is an apology."),
+    (POST, "My client repainted my desk.", "Turns out my client repainted my desk. What a week."),
+    (POST, "My client repainted my desk out of jealousy.",
+     "Out of jealousy, my client repainted my desk. What a week."),
+    (POST, "My client repainted my desk out of jealousy.",
+     "My client repainted my desk. It was done because of plain jealousy."),
+    (POST, "I want an apology. My client repainted my desk.",
+     "My client repainted my desk. I want an apology."),
+    (POST, "My client repainted my desk. Thanks for reading.",
+     "My client repainted my desk. My client repainted my desk."),
+    (POST, "", "What a week."), (POST, "Fish fish.", "Nothing here that can be read"),
+    (LIST, "A pie, an egg and a cake.", "An egg, a pie and a cake."),
+    (LIST, "A pie, an egg and a cake.", "How about pies, eggs and cakes? Hope this helps!"),
+    (LIST, "A pie, an egg and a cake.", "For example, a cake, a pie and an egg."),
+    (SIZE, "A boat is bigger than an elephant.", "An elephant is smaller than a boat."),
+    (SIZE, "A boat is bigger than an elephant.", "Boats are bigger than elephants."),
+    (SIZE, "A boat is bigger than an elephant because a boat is large.",
+     "A boat is large. An elephant is smaller than a boat."),
+    (PAST, "The cow carried the spade in the workshop.",
+     "Sure! The cow carried the spade in the workshop."),
+    (WORDS, "The plural of 'spoon' is 'spoons'. The plural of 'horse' is 'horses'.",
+     "The plural of 'horse' would be 'horses'. The plural of 'spoon' is 'spoons'."),
+    (USE, "A ruler is used for drawing lines.",
+     "Rulers are used for drawing lines. Hope this helps!"),
+    (USE, "Rulers are used for drawing lines. Pianos are used for playing music.",
+     "A piano is used for playing music. A ruler is used for drawing lines."),
+]
+OTHER = [
+    (POST, "My client repainted my desk.", "My client sold my desk."),
+    (POST, "My client sold my desk.", "My client burned my desk."),  # both wrong
+    (POST, "My client repainted my desk.", "My client repainted my lamp."),
+    (POST, "My client repainted my desk.", "My boss repainted my desk."),
+    (POST, "My client repainted my desk.", "My client repainted my desk out of jealousy."),
+    (POST, "My client repainted my desk out of jealousy.",
+     "My client repainted my desk by accident."),
+    (POST, "My client repainted my desk.", "My client repainted my desk. I want an apology."),
+    (POST, "My client repainted my desk. I want an apology.",
+     "My client repainted my desk. I want to move out."),
+    (POST, "I want an apology.", "Thanks for reading."),
+    (POST, "My client repainted my desk.", "My client and my boss repainted my desk."),
+    (LIST, "A pie, an egg and a cake.", "A pie, an egg and a sausage."),
+    (LIST, "A pie, an egg and a cake.", "A pie and an egg."),
+    (LIST, "A pie, an egg and a cake.", "Hope this helps!"),
+    (SORT, "A frog, a penguin and a car.", "A car, a frog and a penguin."),
+    (SORT, "A frog, a penguin and a car.",
+     "A frog, a penguin and a car. A frog is found in the pond."),
+    (SIZE, "A boat is bigger than an elephant.", "A boat is smaller than an elephant."),
+    (SIZE, "A boat is bigger than an elephant.",
+     "A boat is bigger than an elephant because a boat is large."),
+    (PAST, "The cow carried the spade in the workshop.", "The cow carried the spade on a farm."),
+    (PAST, "The cow carried the spade in the workshop.", "The cow sold the spade in the workshop."),
+    (WORDS, "The plural of 'spoon' is 'spoons'.", "The plural of 'horse' is 'horses'."),
+    (WORDS, "The plural of 'spoon' is 'spoons'.", "The plural of 'spoon' is 'spoon'."),
+    (USE, "A ruler is used for drawing lines.", "A ruler is used for playing music."),
+    (USE, "A ruler is used for drawing lines.", "A piano is used for drawing lines."),
+]
+
+
+@pytest.mark.parametrize("prompt, a, b, same", [(*row, True) for row in SAME] + [
+    (*row, False) for row in OTHER])
+def test_what_says_the_same_is_of_one_kind(prompt, a, b, same):  # wording counted, order where none
+    # was asked for, a claim lost, all that is wrong in one class
+    assert (world.kind(prompt, a) == world.kind(prompt, b)) == same
+
+
+@pytest.mark.parametrize("name, task", TASKS)
+def test_few_references_are_very_good(name, task):  # a bar that was moved after it was chosen
+    examples = data.load(name, "validation", 500)
+    share = np.mean([world.gold(e.prompt, e.response) >= world.BARS[name] for e in examples])
+    assert 1 / 20 < share < 1 / 14
