@@ -8,6 +8,7 @@ They take texts and arrays; judges, encoders and relations are passed in. The st
                                          # "scores": [...], or flags: "good": [...]}
 """
 
+import functools
 import itertools
 import math
 import re
@@ -32,14 +33,16 @@ def words(text, blank=None):
 
 def ngrams(texts, n):
     "All n-grams of the texts, with repeats; none crosses from one text into the next."
-    found = []
-    for text in texts:
-        # The paper's tokenisation, kept to the letter so that numbers can be compared: full stops
-        # and newlines vanish (gluing the words around them), only the space separates.
-        text = text.replace(".", "").replace("。", "").replace("\n", "")
-        row = [w for w in words(text, " ") if w]
-        found += zip(*(row[i:] for i in range(n)))
-    return found
+    return [gram for text in texts for gram in ngrams_of(text, n)]
+
+
+@functools.lru_cache(2**14)  # an interval across inputs asks for the same texts hundreds of times
+def ngrams_of(text, n):
+    # The paper's tokenisation, kept to the letter so that numbers can be compared: full stops and
+    # newlines vanish (gluing the words around them), only the space separates.
+    text = text.replace(".", "").replace("。", "").replace("\n", "")
+    row = [w for w in words(text, " ") if w]
+    return [*zip(*(row[i:] for i in range(n)))]
 
 
 def ead(texts, vocab_size=50257):

@@ -27,7 +27,7 @@ import numpy as np
 import bon
 import data
 import metrics
-from data import claims, files, lineage, pools, report
+from data import claims, files, good, lineage, pools, report
 from data.claims import BEST, FRONTIER, POLICIES, N
 from data.run import cli, lock, within
 
@@ -108,7 +108,7 @@ def outputs_of(run, config, policy, split):
     how = {**POLICIES, **FRONTIER, "diverse": ("sft", 1.0)}
     source, temperature = how.get(policy, (policy, 1.0))  # else a run of the sweep
     samples, best = config.samples, policy.startswith(BEST)
-    if policy in FRONTIER or temperature == 0:
+    if temperature == 0 or policy in FRONTIER and split != data.test_splits(config.data)[0]:
         samples = 1
     elif best and not config.full:
         samples = min(samples, BESTS)
@@ -200,6 +200,7 @@ def measure(rows, sft_rows, diversities=PLAIN):
     if score.shape == sft_score.shape:  # the diversity of fewer outputs is another number
         values |= {f"per_input_{name}": metrics.per_input(outputs, diversity)
                    for name, diversity in diversities.items()}
+        values |= good.of_rows(rows, sft_rows, decides)
     return values
 
 
@@ -305,7 +306,7 @@ def study(config):
     rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
     swept = sampled(config, runs, lineage.sweep_splits(config, splits))
     lap("sampling and scoring")
-    models = lineage.diversities_of(config, runs[0], rows["sft"])
+    models = lineage.diversities_of(config, runs[0], rows)
     values, reports = measure_all(rows, rows["sft"], models, judge)
     swept_values, sweep = measure_all(swept, rows["sft"] | swept.get("sft", {}))
     for policy, by_split in swept_values.items():
@@ -329,12 +330,13 @@ def study(config):
         "claims": claims.decide(values, judged["reward_model"], splits, main["kl"], config.samples),
         "controls": claims.controls(values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
-        "matched_kl": [claims.matched_kl(values, split) for split in splits],
+        "matched_kl": [claims.matched(values, split) for split in splits],
         "bon": [{"n": n, "kl": kl, **{k: float(x.mean()) for k, x in by_split[splits[0]].items()}}
                 for n, (kl, by_split) in best_of.items()],
         "ppo": [[{k: row[k] for k in row if k in ("step", "kl") or k.endswith(("proxy", "gold"))}
                  for row in files.read_log(run.folder / "ppo.jsonl")] for run in runs],
-        "seconds": seconds | {"all": time.time() - began}} | judged
+        **good.found(values, rows, next(iter(scores)), splits), **judged,
+        "seconds": seconds | {"all": time.time() - began}}
     path = report.write(folder, result, report.samples(rows, values, splits))
     print(report.last_lines(result, path))
     return path

@@ -9,7 +9,8 @@ Two dicts hold what the study knows, and all functions here take them as they ar
 
 A summary is {"mean", "low", "high", "n", "seeds"}: the 95 % interval is over n prompts, "seeds" the
 mean of each seed. The first of the `splits` is in distribution, the others are shifted. C1 to C7
-are the claims of Kirk et al. 2024, arXiv:2310.06452; data/RESULTS.md says when each is supported.
+are the claims of Kirk et al. 2024, arXiv:2310.06452, and C8 is what has been said against C3 since;
+data/RESULTS.md says when each is supported.
 """
 
 import statistics
@@ -24,10 +25,10 @@ POLICIES = {  # name: (checkpoint, temperature); those of every table
     "base": ("base", 1.0), "sft": ("sft", 1.0), "sft-t0.7": ("sft", 0.7), "sft-greedy": ("sft", 0),
     BEST: ("sft", 1.0), f"{BEST}-t0.7": ("sft", 0.7), "rlhf": ("ppo", 1.0),
     "rlhf-t0.7": ("ppo", 0.7), "dpo": ("dpo", 1.0)}
-FRONTIER = {  # one output per prompt: where other temperatures take SFT, and RLHF
+FRONTIER = {  # where other temperatures take SFT, and RLHF; one output per prompt under the shifts
     "sft-t0.8": ("sft", 0.8), "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3),
-    "rlhf-t0.8": ("ppo", 0.8), "rlhf-t0.5": ("ppo", 0.5), "rlhf-t0.3": ("ppo", 0.3),
-    "rlhf-greedy": ("ppo", 0)}
+    "rlhf-t1.2": ("ppo", 1.2), "rlhf-t0.8": ("ppo", 0.8), "rlhf-t0.5": ("ppo", 0.5),
+    "rlhf-t0.3": ("ppo", 0.3), "rlhf-greedy": ("ppo", 0)}
 # How far PPO's steps wander about SFT where only the KL is left to learn from, nats per response.
 # Whitened advantages have no scale: beta 3, 10 and 100 hover alike, and half the rate less than
 # half as far. The mean of the first ten iterations, at the full rate (2e-4), is .09.
@@ -56,7 +57,7 @@ def across(outputs, diversities):
     seeds' intervals."""
     draws = {name: np.stack([across_draws(texts, diversity) for texts in outputs])
              for name, diversity in diversities.items()
-             if name not in ("nli", "facts")}  # these would ask about every pair of inputs
+             if name not in ("nli", "facts", "vendi")}  # these would compare every two inputs
     found = {}
     for name, seeds in draws.items():
         each = np.array([of_halves(row, len(outputs[0])) for row in seeds])
@@ -271,7 +272,16 @@ def decide(values, rewards, splits, main_kl, samples):
         claim("C7", "the reward model's accuracy falls little out of distribution",
               "accuracy in distribution less that under each shift, at most .05",
               *reward_model_generalises(rewards, near, far))
+    kinds = kinds_in(values, near)
+    claim("C8", "rlhf gives more different good answers than sft",
+          f"{kinds.replace('_', ' ')}: of the answers to a prompt that beat the reference, rlhf "
+          "less sft, both at temperature 1", *less("rlhf", "sft", kinds, 1, values, splits))
     return decided
+
+
+def kinds_in(values, split):
+    "The measure of effective diversity: of what answers say, if that is known, or of their texts."
+    return max(("effective_kinds", "effective_texts"), key=lambda k: k in values["sft"][split])
 
 
 def controls(values, split):
@@ -322,28 +332,44 @@ def frontier(values, best_of, splits):
     return points
 
 
-def matched_kl(values, split):
-    """SFT at its best temperature against RLHF at the best of those that are, by mean KL, no
-    further from SFT -> {"split", "sft", "sft_kl", "rlhf", "rlhf_kl", "gain": summary}. The last
-    three are None where RLHF is further away at every temperature. The gain on one half of the
-    prompts is of the temperatures that the other half chooses: no prompt is chosen by and counted.
-    """
-    policies = [p for p in {**POLICIES, **FRONTIER} if p.startswith(("sft", "rlhf"))]
-    win, kl = ({p: values[p][split][k] for p in policies} for k in ("win_rate", "kl"))
+def matched(values, split, measure="win_rate", within="kl", sign=-1):
+    """SFT at the temperature with most of a measure against RLHF at the one with most among those
+    that are within its limit: by mean no further from SFT (or, with sign 1 and another limit, no
+    lower) -> {"split", "sft", "rlhf", "gain": summary, and of both "sft_kl", "rlhf_kl"}. What is of
+    RLHF is None where it is never within. The gain on one half of the prompts is of the
+    temperatures that the other half chooses: no prompt is chosen by and counted."""
+    policies = [p for p in {**POLICIES, **FRONTIER} if p.startswith(("sft", "rlhf"))
+                and measure in values[p][split]]
+    most, limit = ({p: values[p][split][k] for p in policies} for k in (measure, within))
 
     def choice(part):
         of = lambda table: {p: x[:, part].mean() for p, x in table.items()}
-        won, far = of(win), of(kl)
-        sft = max([p for p in policies if p.startswith("sft")], key=won.get)
-        near = [p for p in policies if p.startswith("rlhf") and far[p] <= far[sft]]
-        return sft, max(near, key=won.get, default=None)
+        found, at = of(most), of(limit)
+        sft = max([p for p in policies if p.startswith("sft")], key=found.get)
+        near = [p for p in policies if p.startswith("rlhf") and sign * (at[p] - at[sft]) >= 0]
+        return sft, max(near, key=found.get, default=None)
 
     (sft, rlhf), gain = choice(slice(None)), None
     if rlhf:
-        gain, even, odd = np.empty_like(win[sft]), slice(0, None, 2), slice(1, None, 2)
+        gain, even, odd = np.empty_like(most[sft]), slice(0, None, 2), slice(1, None, 2)
         for part, other in ((even, odd), (odd, even)):
             before, after = choice(other)
-            gain[:, part] = win[after or rlhf][:, part] - win[before][:, part]
+            gain[:, part] = most[after or rlhf][:, part] - most[before][:, part]
         gain = summarised(gain)
-    return {"split": split, "sft": sft, "sft_kl": float(kl[sft].mean()), "rlhf": rlhf,
-            "rlhf_kl": float(kl[rlhf].mean()) if rlhf else None, "gain": gain}
+    return {"split": split, "sft": sft, "rlhf": rlhf, "gain": gain,
+            f"sft_{within}": float(limit[sft].mean()),
+            f"rlhf_{within}": float(limit[rlhf].mean()) if rlhf else None}
+
+
+def at_equal_temperature(values, split, measure):
+    """RLHF less SFT at every temperature at which both have this measure ->
+    [{"temperature", "sft", "rlhf": means, "difference": summary}]."""
+    how, rows = {**POLICIES, **FRONTIER}, []
+    for sft, (_, temperature) in sorted(how.items(), key=lambda item: -item[1][1]):
+        rlhf = sft.replace("sft", "rlhf")
+        pair = [values[p][split].get(measure) for p in (sft, rlhf) if p in values]
+        if sft.startswith("sft") and rlhf in how and not any(x is None for x in pair):
+            rows.append({"temperature": temperature, "sft": float(pair[0].mean()),
+                         "rlhf": float(pair[1].mean()),
+                         "difference": summarised(pair[1] - pair[0])})
+    return rows

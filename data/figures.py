@@ -63,7 +63,7 @@ def bars(axis, result, policies, measure, label):
                  error_kw={"lw": 0.9, "ecolor": "#444444"})
     axis.set_xticks(range(len(splits)), splits, fontsize=9)
     axis.set_ylabel(label)
-    if "ead" not in measure:  # of a win rate, one half
+    if measure.startswith(("win_rate", "vs_")):  # one half
         axis.axhline(0.5, **DOTTED)
 
 
@@ -103,6 +103,56 @@ def diversities(path, result):
         bars(axis, result, policies, f"{kind}_ead", "EAD")
     made.legend(*axes[1].get_legend_handles_labels(), **ABOVE, fontsize=8, ncols=4)
     save(made, path, top=0.89)
+
+
+def good(path, result):
+    "What is different and what of it is good, by split; the kinds lost, in parts; and pass@k."
+    splits, policies = list(result["policies"]["sft"]), result["policies"]
+    near, what = policies["rlhf"][splits[0]], result["kinds"].removeprefix("effective_")
+    made, axes = figure(4, 3.5, 3.3, ("distinct words", f"{what} of good answers",
+                                      f"{what} that RLHF has lost", f"pass@k, {splits[0]}"))
+    bars(axes[0], result, ["sft", "rlhf", "dpo"], "per_input_ead", "EAD, answers to a prompt")
+    bars(axes[1], result, ["sft", "rlhf", "dpo"], result["kinds"],
+         f"{what} that beat the reference")
+    quality, narrowing = (np.array([policies["rlhf"][s][part]["mean"] for s in splits])
+                          for part in ("quality", "narrowing"))
+    places, on = np.arange(len(splits)), np.where(quality * narrowing > 0, quality, 0)
+    axes[2].bar(places, quality, 0.6, color=COLOURS["base"], label="of bad answers")
+    axes[2].bar(places, narrowing, 0.6, bottom=on, color=COLOURS["rlhf"], label="of good answers")
+    line(axes[2], places, [policies["rlhf"][s]["lost"] for s in splits], fmt="kD", label="all")
+    axes[2].axhline(0, color="#444444", lw=0.8)
+    axes[2].set_xticks(places, splits, fontsize=9)
+    axes[2].set_ylabel(f"{what} fewer than SFT's")
+    sizes = [int(name[5:]) for name in near if name.startswith("pass@")]
+    for policy in POLICIES:
+        if "pass@1" in policies[policy][splits[0]]:
+            line(axes[3], sizes, [policies[policy][splits[0]][f"pass@{k}"] for k in sizes],
+                 fmt="o-", color=COLOURS[policy], label=policy)
+    axes[3].set(xscale="log", xlabel="k", ylabel="one of k is very good", ylim=(0, 1))
+    axes[3].set_xticks(sizes, sizes)
+    axes[3].minorticks_off()
+    axes[3].legend(frameon=False, fontsize=7)
+    for axis in axes[:3]:
+        axis.tick_params(axis="x", rotation=20)
+        axis.margins(y=0.25)
+        axis.legend(**ABOVE, fontsize=7, ncols=3, columnspacing=0.8, handlelength=1)
+    save(made, path)
+
+
+def over_bars(path, result):
+    "Kinds among the answers that have a score, against that score."
+    found, near = result["over_bars"], next(iter(result["policies"]["sft"]))
+    what = result["kinds"].removeprefix("effective_")
+    made, axes = figure(2, 4.2, 3.2, (near, "all shifts"))
+    for axis, part in zip(axes, (near, "shifts")):
+        for policy in ("sft", "rlhf", "dpo"):
+            line(axis, found["bars"], found[policy][part], fmt="o-", color=COLOURS[policy],
+                 label=policy)
+        if found["bar"] is not None:
+            axis.axvline(found["bar"], **DOTTED)
+        axis.set(xlabel=f"bar: {result['score']}", ylabel=f"{what} above the bar")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(made, path)
 
 
 def frontiers(path, result):

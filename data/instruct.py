@@ -610,6 +610,7 @@ def damage(rng, text):
 
 # How often: less given than was asked, a stock phrase added, an error or a digression. The first
 # two are habits: most people have them. In references, and in the careless ones of the base's text:
+BAR = 2.5  # of gold, for a very good answer: one validation reference in 18 has it
 RATES = {"short": (0.77, 0.7), "hedged": (0.72, 0.65), "noise": (0.32, 0.5)}
 
 

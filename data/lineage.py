@@ -323,9 +323,12 @@ def centred(vectors_of, texts):
 
 
 def diversities_of(config, run, rows):
-    """Those that need a model, for {split: rows of each seed} -> {split: {"embedding": texts ->
-    number}}, and "nli" with --nli, else in the world "facts": its exact relation in place of it."""
+    """Those that need a model, for {policy: {split: rows of each seed}} -> {split: {"embedding" and
+    "vendi": texts -> number}}, and "nli" with --nli, else in the world "facts": its exact relation
+    in place of it."""
     vectors_of = encoders.sentences(config.encoder) if config.encoder else encoder(run)
+    vectors_of([text for by_split in rows.values() for seeds in by_split.values() for own in seeds
+                for row in own for text in row["outputs"]])  # in batches, once: a third of the time
     relations = {"nli": encoders.nli(config.nli)} if config.nli else {}
     if config.data in data.WORLD and not config.nli:
         from data import world
@@ -334,7 +337,9 @@ def diversities_of(config, run, rows):
 
     def of(texts):
         embed = vectors_of if config.encoder else centred(vectors_of, texts)
-        return {"embedding": lambda new: metrics.embedding_diversity(new, embed)} | {
+        return {"embedding": lambda new: metrics.embedding_diversity(new, embed),
+                "vendi": lambda new: metrics.vendi(metrics.cosines(embed(new)))} | {
             name: lambda new, relation=relation: metrics.nli_diversity(new, relation)
             for name, relation in relations.items()}
-    return {split: of([row["reference"] for row in seeds[0]]) for split, seeds in rows.items()}
+    return {split: of([row["reference"] for row in seeds[0]])
+            for split, seeds in rows["sft"].items()}

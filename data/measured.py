@@ -10,7 +10,7 @@ from unicodedata import category, normalize
 import numpy as np
 
 import metrics
-from data import claims, encoders
+from data import claims, encoders, good
 from data.files import read_rows, write_file
 from data.flags import one_sentence, parser_of
 
@@ -66,33 +66,6 @@ def rouge(text, reference):
             "rougeL": f1(len(b) - row.bit_count(), both)}
 
 
-def of_good(kinds, scores=None, good=None, passes=None):
-    """What of each input's K outputs is different, and good -> {measure: (inputs,)}: of every way to
-    say which are of one kind, {"texts", ...: (inputs, K)}, how many kinds there are; with scores,
-    (inputs, K), the utility by the last of these; with flags `good`, how many kinds among them, and
-    the chance that one of k is good, or, with flags `passes`, such."""
-    found = {}
-    for name, each in kinds.items():
-        found[f"distinct_{name}"] = [len(set(row)) for row in each]
-        if good is not None:
-            found[f"effective_{name}"] = [*map(metrics.effective, each, good)]
-        if scores is not None:
-            found["utility"] = [*map(metrics.utility, each, scores)]
-    passes = good if passes is None else passes
-    if passes is not None:
-        sizes = [2 ** i for i in range(len(passes[0]).bit_length())]
-        found |= {f"pass@{k}": metrics.pass_at_k(passes, k) for k in sizes}
-    return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
-
-
-def classes(outputs, vectors_of, same_above):
-    "The kinds of outputs by an encoder's cosines: above this they are of one -> (inputs, K)."
-    def of(texts):
-        cosines = metrics.cosines(vectors_of(texts))
-        return metrics.kinds(range(len(texts)), lambda i, j: cosines[i, j] > same_above)
-    return [of(texts) for texts in outputs]
-
-
 def measure(outputs, references=None, embed=None, relation=None, scores=None, bar=None,
             same_above=None):
     """Every text measure of outputs[input][sample] -> {measure: {"mean", "low", "high", "n"}},
@@ -114,9 +87,9 @@ def measure(outputs, references=None, embed=None, relation=None, scores=None, ba
             found[f"per_input_{name}"] = (*metrics.interval(values), float(values.std()))
         kinds = {"texts": [metrics.kinds(texts, str.__eq__) for texts in outputs]}
         if same_above is not None:
-            kinds["classes"] = classes(outputs, vectors_of, same_above)
-        good = None if scores is None or bar is None else np.asarray(scores) >= bar
-        for name, values in of_good(kinds, scores, good).items():
+            kinds["classes"] = good.classes(outputs, vectors_of, same_above)
+        passes = None if scores is None or bar is None else np.asarray(scores) >= bar
+        for name, values in good.of_good(kinds, scores, passes).items():
             found[name] = (*metrics.interval(values), float(values.std()))
     if len(outputs) > 3:
         for name, diversity in diversities.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data import figures
-from data.claims import BEST, POLICIES
+from data.claims import BEST, FRONTIER, POLICIES
 from data.files import write_file
 
 TEMPERATURES = {p: f"{temperature:g}" for p, (_, temperature) in POLICIES.items()}
@@ -46,6 +46,9 @@ def numbers(result):
             "kl": policies["rlhf"][splits[0]]["kl"]["mean"], "first": splits[0],
             "better": sum(gain > 0 for gain in gains), "shifts": len(splits) - 1,
             "number": len(splits), "n": policies["sft"][splits[0]]["win_rate"]["n"],
+            "what": result["kinds"].removeprefix("effective_"),
+            "bar": "better than the reference" if (bar := result["over_bars"]["bar"]) is None else
+                   f"a gold score of {bar:g} or more",
             "pool": 8 * result["settings"]["samples"], "pairs": quality["pairs"][0]}
 
 
@@ -59,6 +62,38 @@ def paragraphs(result):
 
 def cell(row):
     return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def good_tables(result, splits):
+    "What of a prompt's answers is different and good: by policy, by temperature, by split."
+    policies, what = result["policies"], result["kinds"].removeprefix("effective_")
+    near, how = policies["rlhf"][splits[0]], {**POLICIES, **FRONTIER}
+    shown = {"distinct_texts": "texts", "effective_texts": "good texts", "distinct_kinds": "kinds",
+             "effective_kinds": "good kinds", "per_input_vendi": "Vendi", "utility": "utility"}
+    shown |= {name: name for name in near if name.startswith("pass@")}
+    shown = {measure: name for measure, name in shown.items() if measure in near}
+    yield Table([f"answers to a prompt of {splits[0]}", "T", *shown.values()], [
+        [p, f"{how[p][1]:g}", *(f"{policies[p][splits[0]][m]['mean']:.2f}" for m in shown)]
+        for p in how if "utility" in policies[p][splits[0]]])
+    yield Table([f"good {what} at T", "SFT", "RLHF", "RLHF less SFT"], [
+        [f"{row['temperature']:g}", f"{row['sft']:.2f}", f"{row['rlhf']:.2f}",
+         cell(row["difference"])] for row in result["temperatures"]])
+    yield Table(["RLHF less SFT, at T 1", *splits], [
+        [name, *(cell({k: -policies["rlhf"][s][part][other] for k, other in (
+            ("mean", "mean"), ("low", "high"), ("high", "low"))}) for s in splits)]
+        for part, name in (("lost", what), ("quality", "of bad answers"),
+                           ("narrowing", "of good answers"))])
+    yield matched_table(result["matched_wins"], "most of", "win_rate", f"gain in good {what}")
+
+
+def matched_table(found, best, limit, gain):
+    "Rows of claims.matched."
+    name = {"kl": "KL", "win_rate": "wins"}[limit]
+    return Table(["split", f"SFT's {best}", name, "RLHF", name, gain, "each seed"], [
+        [row["split"], row["sft"], f"{row[f'sft_{limit}']:.2f}", *(
+            [row["rlhf"], f"{row[f'rlhf_{limit}']:.2f}", cell(row["gain"]),
+             " ".join(f"{x:+.2f}" for x in row["gain"]["seeds"])] if row["rlhf"] else
+            ["none", "", "", ""])] for row in found])
 
 
 def contents(folder, result, texts):
@@ -86,10 +121,6 @@ def contents(folder, result, texts):
         texts["overoptimisation"] = texts["path"]
     texts["judges"] = ", ".join([texts["judges"], *(
         texts[name] for name in ("other", "judge") if f"win_rate_{name}" in measured)]) + "."
-    matched = [[row["split"], row["sft"], f"{row['sft_kl']:.2f}", *(
-        [row["rlhf"], f"{row['rlhf_kl']:.2f}", cell(row["gain"]),
-         " ".join(f"{x:+.2f}" for x in row["gain"]["seeds"])] if row["rlhf"] else
-        ["none so near", "", "", ""])] for row in result["matched_kl"]]
     diversity = dict(per_input_ead="per-input EAD", per_input_embedding="per-input embedding")
     chosen = {f"lr {result['lr']:g}, beta {result['beta']:g} (the main run)": "rlhf",
               "lr 1e-4": "lr-1e-4", "lr 4e-4": "lr-4e-4"} | {
@@ -107,10 +138,12 @@ def contents(folder, result, texts):
             drawn(figures.diversities, "diversity", "diversity"),
             *tables(POLICIES, **diversity, per_input_nli="per-input NLI",
                     per_input_facts="per-input facts", across_input_ead="across-input EAD")]),
+        ("Mistakes, or good answers?", [
+            drawn(figures.good, "good", "what is good"), *good_tables(result, splits),
+            drawn(figures.over_bars, "over_bars", "other bars")]),
         ("What win rate at what KL?", [
             drawn(figures.frontiers, "frontier", "frontier"), texts["matched_kl"],
-            Table(["split", "SFT's best", "KL", "RLHF", "KL", "gain in win rate", "each seed"],
-                  matched),
+            matched_table(result["matched_kl"], "best", "kl", "gain in win rate"),
             drawn(figures.overoptimisation, "overoptimisation", "over-optimisation")]),
         ("Does the reward model know what it judges?", [
             *([drawn(figures.reward_accuracy, "reward_model", "reward model"), texts["implicit"],

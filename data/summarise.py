@@ -179,6 +179,7 @@ def swapped(rng, fact, values, slot):
 # aside taken over, a word mangled. The first two are habits: most people have them. They make
 # cooling a policy a mixed blessing: it sheds the slips at once, drops the cause, and at last puts
 # the likeliest phrase on every answer. In references, and in the careless ones that the base reads:
+BAR = 3.0  # of gold, for a very good summary: one validation reference in 16 has it
 RATES = {"no_why": (0.84, 0.7), "stock": (0.66, 0.66), "wrong": (0.08, 0.2),
          "no_wish": (0.18, 0.25), "aside": (0.2, 0.2), "mangled": (0.05, 0.12)}
 

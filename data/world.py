@@ -23,8 +23,6 @@ SPLITS = {name: task.SPLITS for name, task in TASKS.items()}  # of the tests; "i
 SIZES = {"train": 9_600, "validation": 500}  # examples; test splits have 1,000 each
 FINAL = "final-"  # before a test split's name: prompts to look at once, when all is chosen
 ANNOTATOR = 0.5  # gold points at which an annotator is right with odds e : 1
-# The gold score of a very good answer: one validation reference in 16 and in 18 has it.
-BARS = {"summarise": 3.0, "instruct": 2.5}
 
 
 def bucket(key):
@@ -53,6 +51,11 @@ def kind(prompt, text):
     """What a text says, however it is worded, hashable: texts of one kind are the same to a person
     who reads for content. What cannot be read says nothing."""
     return of(prompt).kind(prompt, text)
+
+
+def bar(prompt):
+    "The gold score of a very good answer to a prompt like this."
+    return of(prompt).BAR
 
 
 def gold(prompt, response):

@@ -23,8 +23,8 @@ TABLE = {
                   ""),
     "ppo.py": ("torch model data data.networks data.optim data.run data.watch reward", ""),
     "bon.py": ("torch numpy model data data.checkpoint data.pools data.run metrics reward", ""),
-    "rlhf.py": ("numpy data data.claims data.files data.lineage data.pools data.report data.run "
-                "metrics bon", "data.judge"),
+    "rlhf.py": ("numpy data data.claims data.files data.good data.lineage data.pools data.report "
+                "data.run metrics bon", "data.judge"),
     "data/__init__.py": ("torch data.records data.tokenizer", ""),
     "data/__main__.py": ("data data.flags data.run", "data.checkpoint data.rewards data.world"),
     "data/tokenizer.py": ("", "tiktoken data.bpe data.weights"),
@@ -37,7 +37,9 @@ TABLE = {
     "data/networks.py": ("torch model data.rewards", ""),
     "data/watch.py": ("torch model metrics data.files data.run", ""),
     "data/pools.py": ("torch numpy tqdm model data data.files data.run metrics", ""),
-    "data/measured.py": ("numpy metrics data.claims data.encoders data.files data.flags", ""),
+    "data/good.py": ("numpy metrics data.claims", "data.world"),
+    "data/measured.py": ("numpy metrics data.claims data.encoders data.files data.flags data.good",
+                         ""),
     "data/gpu.py": ("torch model", ""),
     "data/rewards.py": ("torch data model", ""),
     "data/base.py": ("torch model data data.checkpoint data.optim", ""),

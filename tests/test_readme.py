@@ -162,7 +162,8 @@ def ran(tmp_path_factory, copies):  # noqa: F811
     files.write_rows(root / "comparisons.jsonl",
                      [pair | {"prompt": f"Hat {i}?"} for i in range(99)])
     files.write_rows(root / "my" / "outputs.jsonl", [
-        {"prompt": f"Hat {i}?", "outputs": ["A hat", f"No {i}"], "reference": "A red hat"}
+        {"prompt": f"Hat {i}?", "outputs": ["A hat", f"No {i}"], "reference": "A red hat",
+         "scores": [i, 2]}
         for i in range(4)])
     [example] = re.findall(r"^Save as `mine.py`.*?^```python\n(.*?)^```", text_of("README.md"),
                            re.S | re.M)

@@ -25,6 +25,7 @@ from data import (
     collect,
     figures,
     files,
+    good,
     judge,
     lineage,
     networks,
@@ -38,8 +39,8 @@ from tests.test_judge import EVIL, chromium, from_the_right, opened  # noqa: F40
 SPLITS = ("id", "near", "far")
 
 
-def planted(win=None, ead=None, embedding=None, facts=None, across=None, accuracy=None, seeds=3,
-            noise=0.03, apart=0.0, more=(), draw=0, inputs=200):
+def planted(win=None, ead=None, embedding=None, facts=None, across=None, accuracy=None, good=None,
+            seeds=3, noise=0.03, apart=0.0, more=(), draw=0, inputs=200):
     """Values of a made-up study, given by the means of each measure, {policy: {split: mean}} or
     {policy: mean} -> values, rewards.
 
@@ -60,6 +61,10 @@ def planted(win=None, ead=None, embedding=None, facts=None, across=None, accurac
             values[p][s]["across_halves"] = mean[s] + own(seeds, 1) / 10 + own(
                 seeds, 1 + claims.HALVES) / 10
             values[p][s]["across_halves"][:, 0] = mean[s] + own(seeds) / 10
+    for p, mean in full(good, 2.0).items():
+        for s in SPLITS:
+            values[p][s] |= {"effective_texts": 3 + own(seeds, inputs),
+                             "effective_kinds": mean[s] + own(seeds, inputs)}
     accuracy = accuracy or {"id": 0.75, "near": 0.74, "far": 0.73}
     right = lambda mean: [mean] * seeds if not apart else list(
         rng.binomial(2000, mean, seeds) / 2000) if np.isscalar(mean) else mean
@@ -131,6 +136,14 @@ def test_the_noise_of_sft_is_no_slope(few_draws):  # the same numbers in the dro
 def test_diversity_lost_per_input(id, measure, rlhf_value, verdict, seeds, few_draws):
     # higher for lower
     assert verdict_of(id, apart=0.05, seeds=seeds, **{measure: {"rlhf": rlhf_value}}) == verdict
+
+
+@ONE_OR_THREE
+@pytest.mark.parametrize("rlhf_value, verdict", [
+    (2.2, "supported"), (1.8, "not supported"), (2.0, "inconclusive"),
+    ({"id": 2.2, "near": 2.2, "far": 2.0}, "inconclusive")])
+def test_good_answers_claimed(rlhf_value, verdict, seeds, few_draws):  # of texts, lower for higher
+    assert verdict_of("C8", good={"rlhf": rlhf_value}, apart=0.05, seeds=seeds) == verdict
 
 
 @ONE_OR_THREE
@@ -221,8 +234,9 @@ def test_accuracy_claimed(far, verdict, few_draws):
     (lambda v, _: claims.hardly_sees_it(v, "id", "per_input_facts", 8),
      dict(ead={"rlhf": 0.3}, facts={"rlhf": -0.2 / 0.375}, apart=0.1)),
     (lambda _, r: claims.reward_model_generalises(r, "id", ["near", "far"]),
-     dict(accuracy={"id": 0.75, "near": 0.7, "far": 0.7}))],
-    ids=["C1", "C2", "C3", "C4", "C5", "C6", "C7"])
+     dict(accuracy={"id": 0.75, "near": 0.7, "far": 0.7})),
+    (lambda v, _: claims.less("rlhf", "sft", "effective_kinds", 1, v, SPLITS), {})],
+    ids=["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8"])
 def test_at_its_boundary_a_claim_is_open(decide, means, seeds, monkeypatch):
     # a coin for a verdict, an interval of one side, the best of many without a correction
     monkeypatch.setattr(claims, "DRAWS", 1000)
@@ -291,7 +305,7 @@ def test_matched_kl(kl, found):  # RLHF's best of all, SFT's coldest, the gain's
                          "kl": np.full((3, 20), kl.get(p, 2.0))}}
               for p in {**POLICIES, **FRONTIER}}
     values["bon16"]["id"] = {"win_rate": np.ones((3, 20)), "kl": np.zeros((3, 20))}
-    got = claims.matched_kl(values, "id")
+    got = claims.matched(values, "id")
     assert (got["split"], got["sft"], got["sft_kl"]) == ("id", "sft-t0.5", 1.0)
     assert (got["rlhf"], got["rlhf_kl"]) == found[:2]
     assert (got["gain"] or {}).get("seeds") == (found[2] and pytest.approx([found[2]] * 3))
@@ -305,8 +319,67 @@ def test_the_best_of_many_temperatures_is_no_gain():
         values = {p: {"id": {"win_rate": rng.normal(0.5, 0.5, (1, 100)), "kl": np.full(
             (1, 100), 1.0 if p == "rlhf" or p.startswith("sft") else 2.0)}}
             for p in {**POLICIES, **FRONTIER}}
-        gains.append(claims.matched_kl(values, "id")["gain"]["mean"])
+        gains.append(claims.matched(values, "id")["gain"]["mean"])
     assert abs(np.mean(gains)) < 0.03  # .09 otherwise
+
+
+def test_good_answers_at_other_temperatures():
+    # no higher for no lower, a policy without the measure, temperatures of two policies mixed up
+    means = {  # win rate, kinds among the good
+        "sft": (0.5, 2.0), "sft-t0.7": (0.6, 1.5), "sft-t0.8": (0.55, None),
+        "rlhf-t1.2": (0.4, 3.0), "rlhf": (0.5, 2.5), "rlhf-t0.8": (0.7, 2.75),
+        "rlhf-t0.7": (0.9, 2.2), BEST: (1.0, 9.0)}
+    values = {p: {"id": {"win_rate": np.full((2, 20), win)} | (
+        {"effective_kinds": np.full((2, 20), kinds)} if kinds else {})}
+        for p, (win, kinds) in means.items()}
+    values |= {p: {"id": {"win_rate": np.ones((2, 20))}}
+               for p in {**POLICIES, **FRONTIER} if p not in values}
+    found = claims.matched(values, "id", "effective_kinds", "win_rate", 1)
+    assert (found["sft"], found["rlhf"], found["gain"]["seeds"]) == (
+        "sft", "rlhf-t0.8", [0.75, 0.75])
+    assert (found["sft_win_rate"], found["rlhf_win_rate"]) == (0.5, 0.7)
+    rows = claims.at_equal_temperature(values, "id", "effective_kinds")
+    assert [(row["temperature"], row["sft"], row["rlhf"], round(row["difference"]["mean"], 9))
+            for row in rows] == [(1.0, 2.0, 2.5, 0.5), (0.7, 1.5, 2.2, 0.7)]
+
+
+A_POST = "SUBREDDIT: r/work TITLE: t POST: p TL;DR:"  # a summary says what it says of any
+DESK, SOLD, LAMP = (f"My client {did}." for did in (
+    "repainted my desk", "sold my desk", "sold my lamp"))
+
+
+def test_what_is_good_of_rows():  # a tie that is good, SFT's kinds for the policy's, another's bar
+    rows = [{"prompt": A_POST, "outputs": [DESK, DESK.upper(), SOLD, LAMP],
+             "gold": [1.0, 3.0, 2.0, 0.0], "reference_gold": 1.0,
+             "proxy": [9.0] * 4, "reference_proxy": 0.0}]
+    sft = [rows[0] | {"outputs": [DESK, SOLD, LAMP, "nothing."], "gold": [0.0, 2.0, 1.0, 0.0]}]
+    assert [len(set(x)) for x in good.kinds_of(rows)["kinds"]] == [3]
+    found = {name: x.tolist() for name, x in good.of_rows(rows, sft, "gold").items()}
+    weights = np.array([1, 0.8, 0.64, 0.512])
+    assert found.pop("utility") == pytest.approx([weights @ [1, 0, 2, 0] / weights.sum()])
+    assert found == {
+        "distinct_texts": [4], "distinct_kinds": [3], "effective_texts": [2],
+        "effective_kinds": [2], "pass@1": [0.25], "pass@2": [0.5], "pass@4": [1],
+        # of SFT's four kinds one is good, of these three two
+        "lost": [1], "narrowing": [-1], "quality": [2]}
+    elsewhere = [{k: x for k, x in row.items() if "gold" not in k} for row in rows]
+    found = good.of_rows(elsewhere, elsewhere, "proxy")
+    assert "distinct_kinds" not in found and found["pass@1"] == [1] and found["lost"] == [0]
+    assert found["effective_texts"] == [4]
+
+
+def test_kinds_over_bars():  # above for at least, the first split among the shifts
+    def policy(*scores):
+        row = {"prompt": A_POST, "outputs": [DESK, SOLD, LAMP], "reference_gold": 0.0}
+        return {s: [[row | {"gold": [x + k for x in scores]}] * 4] * 2
+                for k, s in enumerate(SPLITS)}
+    rows = {"sft": policy(0.0, 0.0, 0.0), "rlhf": policy(0.0, 1.0, 2.0), "dpo": policy(2, 2, 2)}
+    found = good.over_bars(rows, "gold", SPLITS, steps=3)
+    assert found["bars"] == [0, 1, 2] and found["bar"] == 3
+    of = lambda policy, part: [x["mean"] for x in found[policy][part]]
+    assert of("sft", "id") == [3, 0, 0] and of("rlhf", "id") == [3, 2, 1]
+    assert of("sft", "shifts") == [3, 3, 1.5] and of("rlhf", "shifts") == [3, 3, 2.5]
+    assert of("dpo", "id") == [3, 3, 3] and found["dpo"]["shifts"][0]["n"] == 8
 
 
 def test_the_frontier():  # splits or families exchanged, the best by gold, the worst, KL of n - 1
@@ -376,18 +449,32 @@ def test_the_report_has_its_schema(study):  # a measure that others rely on, ren
             fewer = policy in ("sft-greedy", "reference") or policy.startswith(claims.BEST)
             found = {name for name in measures if name.startswith("per_input_")}
             assert not found if fewer else found >= {
-                f"per_input_{x}" for x in ("ead", "embedding", "facts")}
+                f"per_input_{x}" for x in ("ead", "embedding", "facts", "vendi")}
+            of_good = {"effective_texts", "effective_kinds", "utility", "pass@1", "pass@2", "lost"}
+            assert not of_good & measures.keys() if fewer else of_good <= measures.keys()
+    for policy in FRONTIER:  # in distribution as many answers as the others have
+        here, *far = [result["policies"][policy][s] for s in data.world.SPLITS["instruct"]]
+        assert ("effective_kinds" in here) == (policy != "rlhf-greedy")
+        assert not any("effective_kinds" in row for row in far)
+    assert [row["temperature"] for row in result["temperatures"]] == [1, 0.8, 0.7, 0.5, 0.3]
+    assert [row["split"] for row in result["matched_wins"]] == list(data.world.SPLITS["instruct"])
+    for split, row in result["policies"]["rlhf"].items():  # the parts add up, to what is shown
+        assert row["lost"]["mean"] == pytest.approx(row["quality"]["mean"]
+                                                    + row["narrowing"]["mean"])
+        for part, measure in (("lost", "distinct_kinds"), ("narrowing", "effective_kinds")):
+            assert row[part]["mean"] == pytest.approx(
+                result["policies"]["sft"][split][measure]["mean"] - row[measure]["mean"])
     assert result["policies"]["reference"]["id"]["win_rate"]["mean"] == 0.5
     assert result["policies"]["sft"]["id"]["vs_sft"]["mean"] == 0.5
     assert {c["id"] for c in result["claims"]} == {
-        "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C6", "C7"}
+        "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C6", "C7", "C8"}
     assert [b["split"] for b in result["matched_kl"]] == list(data.world.SPLITS["instruct"])
     beta = json.loads((folder / "ppo.json").read_text())["config"]["beta"]
     assert beta == result["beta"] == lineage.BETA["instruct"]
     assert result["settings"]["inputs"] == 6 and result["seconds"]["all"] > 0
     text = path.read_text()
-    for name in ("overview", "win_rate", "head_to_head", "diversity", "frontier",
-                 "overoptimisation", "reward_model"):
+    for name in ("overview", "win_rate", "head_to_head", "diversity", "good", "over_bars",
+                 "frontier", "overoptimisation", "reward_model"):
         assert f"({name}.png)" in text and (folder / f"{name}.png").stat().st_size > 5000
 
 
@@ -747,7 +834,9 @@ def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more ro
         assert "gold" not in measures and "per_input_facts" not in measures
         assert result["reward_model"][split]["pairs"] == [n]
     assert result["judge"] == "the reward model that RLHF optimises"
-    assert {c["id"] for c in result["claims"]} == {"C1a", "C1b", "C2", "C3a", "C3b", "C4", "C7"}
+    assert {c["id"] for c in result["claims"]} == {
+        "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C7", "C8"}
+    assert result["kinds"] == "effective_texts" and result["over_bars"]["bar"] is None
     assert [p["kl"] for p in result["frontier"]["bon"]][0] == 0
 
     # a second judge of the same SFT policy decides; one of another policy's is another run's
@@ -934,7 +1023,7 @@ def test_a_study_with_sweeps(small, tmp_path):
     path = rlhf.train(config)
     result, names = read_report(path.parent), lineage.SWEEP.keys() - {"k2-1", "lr-1e-4"}
     assert {c["id"] for c in result["claims"]} == {
-        "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C5a", "C5b", "C6", "C7"}
+        "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C5a", "C5b", "C6", "C7", "C8"}
     assert all("of 3," in c["statistic"] for c in result["claims"] if c["id"][:2] == "C5")
     assert (result["beta"], result["estimator"], len(result["controls"])) == (1, "k2", 3)
     assert set(result["sizes"]) == {"64", "128", "192"}
