@@ -313,7 +313,7 @@ def study(config):
         values[policy] = values.get(policy, {}) | by_split
     lap("measuring")
     compared = splits if gold else data.test_splits(config.data, pairs=True)
-    judged = lineage.reward_models(config, runs, compared)
+    judged, main = lineage.reward_models(config, runs, compared), lineage.made_with(folder, "ppo")
     lap("judging the reward model")
     sizes = measure_sizes(config, runs, values, splits, lap) if config.sweeps and gold else {}
     best_of = {n: (bon.kl_bound(n), {s: expected_scores(rows["sft"][s], n) for s in splits})
@@ -322,7 +322,6 @@ def study(config):
     decides, by_judge = next(iter(scores.values())), judge and not gold
     if judge:
         scores["judge"] = f"{config.judge}, 1 if better than the reference"
-    main = lineage.made_with(folder, "ppo")
     result = {
         "settings": asdict(config), "policies": reports, "sweep": sweep, "sizes": sizes,
         "beta": main["beta"], "lr": main["lr"], "estimator": main["kl"],
