@@ -72,7 +72,9 @@ BESTS = 2  # answers of best of n to a prompt, in the quick study: each takes n 
 SCORES = {  # of an answer; the first that there is decides a win
     "gold": "the gold score", "other": "the reward model of another seed",
     "proxy": "the reward model that RLHF optimises"}
-PLAIN = {"ead": metrics.ead, "distinct": metrics.distinct}  # diversities that need no model
+PLAIN = {  # diversities that need no model
+    "ead": metrics.ead, "distinct": metrics.distinct,
+    "vendi": lambda texts: metrics.vendi(metrics.cosines(metrics.ngram_counts(texts)))}
 
 
 # ---- sampling ------------------------------------------------------------------------------------

@@ -323,9 +323,9 @@ def centred(vectors_of, texts):
 
 
 def diversities_of(config, run, rows):
-    """Those that need a model, for {policy: {split: rows of each seed}} -> {split: {"embedding" and
-    "vendi": texts -> number}}, and "nli" with --nli, else in the world "facts": its exact relation
-    in place of it."""
+    """Those that need a model, for {policy: {split: rows of each seed}} -> {split: {"embedding":
+    texts -> number}}, and "nli" with --nli, else in the world "facts": its exact relation in place
+    of it."""
     vectors_of = encoders.sentences(config.encoder) if config.encoder else encoder(run)
     vectors_of([text for by_split in rows.values() for seeds in by_split.values() for own in seeds
                 for row in own for text in row["outputs"]])  # in batches, once: a third of the time
@@ -337,8 +337,7 @@ def diversities_of(config, run, rows):
 
     def of(texts):
         embed = vectors_of if config.encoder else centred(vectors_of, texts)
-        return {"embedding": lambda new: metrics.embedding_diversity(new, embed),
-                "vendi": lambda new: metrics.vendi(metrics.cosines(embed(new)))} | {
+        return {"embedding": lambda new: metrics.embedding_diversity(new, embed)} | {
             name: lambda new, relation=relation: metrics.nli_diversity(new, relation)
             for name, relation in relations.items()}
     return {split: of([row["reference"] for row in seeds[0]])

@@ -368,6 +368,20 @@ def test_what_is_good_of_rows():  # a tie that is good, SFT's kinds for the poli
     assert found["effective_texts"] == [4]
 
 
+def test_vectors_are_those_of_their_split(monkeypatch):
+    # states that all point the same way, another split's centre, prompt by prompt
+    asked = []
+    states = lambda texts: asked.append(texts) or np.array([[100 + len(t), 100.0] for t in texts])
+    monkeypatch.setattr(lineage, "encoder", lambda run: states)
+    rows = {p: {s: [[{"outputs": [text, "bbb"], "reference": reference}]] for s, reference in (
+        ("id", "bb"), ("far", "bbbbb"))} for p, text in (("sft", "a"), ("rlhf", "aa"))}
+    found = lineage.diversities_of(SimpleNamespace(encoder="", nli="", data="mine"), None, rows)
+    assert asked[0] == ["a", "bbb", "a", "bbb", "aa", "bbb", "aa", "bbb"]
+    pair = ["a", "bbb"]  # 1 and 3 letters: on two sides of 2, on one side of 5
+    assert found["id"]["embedding"](pair) == pytest.approx(2)
+    assert found["far"]["embedding"](pair) == pytest.approx(0)
+
+
 def test_kinds_over_bars():  # above for at least, the first split among the shifts
     def policy(*scores):
         row = {"prompt": A_POST, "outputs": [DESK, SOLD, LAMP], "reference_gold": 0.0}
