@@ -669,7 +669,7 @@ def distribution(net, prompt):
 
 @pytest.mark.slow
 def test_optimum_with_a_transformer():  # left padding, EOS, values and lambda, all at once
-    config = ppo.Config(batch=256, beta=1.0, epochs=4, lr=3e-3, steps=120)
+    config = ppo.Config(batch=256, samples=1, lam=0.95, beta=1.0, epochs=4, lr=3e-3, steps=120)
     tokenizer = SimpleNamespace(pad=LETTERS + 1, response_tokens=3)
     # learned positions: to attention with rotary ones, [0] and [0, 0] look alike
     shape = dict(vocab_size=LETTERS + 1, context=8, layers=2, channels=24, hidden=32,

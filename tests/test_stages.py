@@ -861,7 +861,7 @@ def test_the_three_commands(name, tmp_path):  # the order, the defaults and the 
     folder = tmp_path / "out" / name
     for stage in ("sft", "reward", "ppo"):
         more = [] if stage == "ppo" else ["--eval-size", 40]
-        done = command(tmp_path, f"{stage}.py", "--data", name, "--steps", 3, "--batch", 8,
+        done = command(tmp_path, f"{stage}.py", "--data", name, "--steps", 3, "--batch", 16,
                        "--every", 2, *more)
         assert done.returncode == 0, done.stderr
         rows = files.read_log(folder / f"{stage}.jsonl")
@@ -869,7 +869,7 @@ def test_the_three_commands(name, tmp_path):  # the order, the defaults and the 
         assert all(math.isfinite(v) for row in rows for v in row.values())
     assert {"gold", "validation_gold"} <= rows[0].keys()
     assert (folder / "samples.txt").read_text() in done.stdout
-    done = command(tmp_path, "ppo.py", "--data", name, "--steps", 2, "--batch", 8, "--reward",
+    done = command(tmp_path, "ppo.py", "--data", name, "--steps", 2, "--batch", 16, "--reward",
                    "gold", "--value", "shared", "--freeze", "0.5")
     assert done.returncode == 0, done.stderr
     people = [world.gold(e.prompt, e.response) for e in data.load(name, "train", 500)]
