@@ -68,13 +68,17 @@ class Config:
 
 
 DIVERSE, MIN_P = 8, 0.03  # of --recipe diverse: samples for each answer chosen, and their cut
-BESTS = 2  # answers of best of n to a prompt, in the quick study: each takes n samples of its own
+BESTS = 2  # answers of best of n to a prompt: each takes n samples of its own
+FEW = dict(inputs=100, samples=8)  # prompts a split, and outputs, at most, of the sweeps
 SCORES = {  # of an answer; the first that there is decides a win
     "gold": "the gold score", "other": "the reward model of another seed",
     "proxy": "the reward model that RLHF optimises"}
 PLAIN = {  # diversities that need no model
     "ead": metrics.ead, "distinct": metrics.distinct,
-    "vendi": lambda texts: metrics.vendi(metrics.cosines(metrics.ngram_counts(texts)))}
+    "vendi": lambda texts: metrics.vendi(metrics.cosines(metrics.ngram_counts(texts))),
+    "ead_of_2": lambda texts: np.mean([metrics.ead(texts[k:k + 2])
+                                       for k in range(0, len(texts) - 1, 2)])}
+OF_ANY_NUMBER = ("ead_of_2", "embedding", "facts", "nli")  # the same, however many outputs
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -112,7 +116,7 @@ def outputs_of(run, config, policy, split):
     samples, best = config.samples, policy.startswith(BEST)
     if temperature == 0 or policy in FRONTIER and split != data.test_splits(config.data)[0]:
         samples = 1
-    elif best and not config.full:
+    elif best:
         samples = min(samples, BESTS)
     pool = samples * (N if best else DIVERSE if policy == "diverse" else 1)
     examples = data.load(config.data, lineage.prompts_of(config, split), config.inputs)
@@ -149,10 +153,29 @@ def outputs_of(run, config, policy, split):
                          [[e.prompt, e.response] for e in examples]], make)
 
 
+def sampled_study(config, few, runs, splits):
+    "Outputs of every policy; and of the sweep, of `few` prompts, with those of SFT and RLHF."
+    policies = [*POLICIES, *FRONTIER, *lineage.arms(config), *filter(None, [config.recipe])]
+    rows = sampled(config, runs, dict.fromkeys(policies, splits))
+    rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
+    swept = sampled(few, runs, lineage.sweep_splits(config, splits))
+    for policy in [p for p in ("sft", "rlhf") if p in swept]:
+        swept[policy] |= {s: [fewer(own, few, s) for own in rows[policy][s]] for s in splits}
+    return rows, swept
+
+
 def sampled(config, runs, where):
     "Outputs of {policy: splits} -> {policy: {split: rows of each seed}}."
     return {policy: {split: [outputs_of(run, config, policy, split) for run in runs]
                      for split in splits} for policy, splits in where.items()}
+
+
+def fewer(rows, config, split):
+    "What a study of fewer prompts of a split, and fewer outputs of each, has of these rows."
+    prompts = data.load(config.data, lineage.prompts_of(config, split), config.inputs)
+    wanted = {(e.prompt, e.response) for e in prompts}
+    return [{key: x[:config.samples] if isinstance(x, list) else x for key, x in row.items()}
+            for row in rows if (row["prompt"], row["reference"]) in wanted]
 
 
 def reference_rows(rows):
@@ -199,11 +222,11 @@ def measure(rows, sft_rows, diversities=PLAIN):
     values["win_rate"] = values[f"win_rate_{decides}"]
     values |= {name: column(rows, name).mean(1) for name in ("kl", "length")
                if rows[0][name] is not None}
-    if score.shape == sft_score.shape:  # the diversity of fewer outputs is another number
+    same = score.shape == sft_score.shape  # else EAD, and what is good of a set, is another number
+    if score.shape[1] > 1:
         values |= {f"per_input_{name}": metrics.per_input(outputs, diversity)
-                   for name, diversity in diversities.items()}
-        values |= good.of_rows(rows, sft_rows, decides)
-    return values
+                   for name, diversity in diversities.items() if same or name in OF_ANY_NUMBER}
+    return values | (good.of_rows(rows, sft_rows, decides) if same else {})
 
 
 def stacked(each):
@@ -256,7 +279,8 @@ def measure_all(rows, sft_rows, models=None, judge=None):
 
 def measure_sizes(config, runs, values, splits, lap):
     """SFT and RLHF of every width with the first seed, their base included, which is trained here
-    -> {width: {policy: {split, or "shifts", all of them together: summaries}}}."""
+    -> {width: {policy: {split, or "shifts", all of them together: summaries}}}. `values` are those
+    of the main width, on as many prompts."""
     widths, sizes = {str(runs[0].networks["sft"].config.channels): values}, {}
     for name, size in lineage.SIZES.items():
         if name in widths:  # the main run
@@ -303,21 +327,17 @@ def study(config):
     def lap(what):  # what has taken the time since the last one
         seconds[what] = time.time() - began - sum(seconds.values())
 
-    policies = [*POLICIES, *FRONTIER, *lineage.arms(config), *filter(None, [config.recipe])]
-    rows = sampled(config, runs, dict.fromkeys(policies, splits))
-    rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
-    swept = sampled(config, runs, lineage.sweep_splits(config, splits))
+    few = replace(config, **{key: min(getattr(config, key), most) for key, most in FEW.items()})
+    rows, swept = sampled_study(config, few, runs, splits)
     lap("sampling and scoring")
     models = lineage.diversities_of(config, runs[0], rows)
     values, reports = measure_all(rows, rows["sft"], models, judge)
-    swept_values, sweep = measure_all(swept, rows["sft"] | swept.get("sft", {}))
-    for policy, by_split in swept_values.items():
-        values[policy] = values.get(policy, {}) | by_split
+    swept_values, sweep = measure_all(swept, swept.get("sft"))
     lap("measuring")
     compared = splits if gold else data.test_splits(config.data, pairs=True)
     judged, main = lineage.reward_models(config, runs, compared), lineage.made_with(folder, "ppo")
     lap("judging the reward model")
-    sizes = measure_sizes(config, runs, values, splits, lap) if config.sweeps and gold else {}
+    sizes = measure_sizes(few, runs, swept_values, splits, lap) if config.sweeps and gold else {}
     best_of = {n: (bon.kl_bound(n), {s: expected_scores(rows["sft"][s], n) for s in splits})
                for n in (1, 2, 4, 8, 16) if n <= config.samples}
     scores = {name: SCORES[name] for name in scores_of(rows["sft"][splits[0]][0])}
@@ -328,14 +348,16 @@ def study(config):
         "settings": asdict(config), "policies": reports, "sweep": sweep, "sizes": sizes,
         "beta": main["beta"], "lr": main["lr"], "estimator": main["kl"],
         "judge": config.judge if by_judge else decides, "score": decides, "scores": scores,
-        "claims": claims.decide(values, judged["reward_model"], splits, main["kl"], config.samples),
-        "controls": claims.controls(values, splits[0]) if config.sweeps else [],
+        "claims": claims.decide(values, swept_values, judged["reward_model"], splits, main["kl"],
+                                config.samples),
+        "controls": claims.controls(swept_values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched(values, split) for split in splits],
         "bon": [{"n": n, "kl": kl, **{k: float(x.mean()) for k, x in by_split[splits[0]].items()}}
                 for n, (kl, by_split) in best_of.items()],
         "ppo": [[{k: row[k] for k in row if k in ("step", "kl") or k.endswith(("proxy", "gold"))}
                  for row in files.read_log(run.folder / "ppo.jsonl")] for run in runs],
+        "bests": len(rows[BEST][splits[0]][0][0]["outputs"]),
         **good.found(values, rows, next(iter(scores)), splits), **judged,
         "seconds": seconds | {"all": time.time() - began}}
     path = report.write(folder, result, report.samples(rows, values, splits))

@@ -57,7 +57,7 @@ def across(outputs, diversities):
     seeds' intervals."""
     draws = {name: np.stack([across_draws(texts, diversity) for texts in outputs])
              for name, diversity in diversities.items()
-             if name not in ("nli", "facts", "vendi")}  # these would compare every two inputs
+             if name in ("ead", "distinct", "embedding")}  # others would compare every two inputs
     found = {}
     for name, seeds in draws.items():
         each = np.array([of_halves(row, len(outputs[0])) for row in seeds])
@@ -233,10 +233,11 @@ def reward_model_generalises(rewards, near, far):  # C7
             "; ".join(f"{s} {in_words(drop(s))}" for s in far))
 
 
-def decide(values, rewards, splits, main_kl, samples):
-    """The paper's claims -> [{"id", "claim", "statistic", "verdict", "evidence"}]; `main_kl` is the
-    estimator of the main run, `samples` the outputs of a prompt. What was not measured is left out:
-    C5 without a sweep, C6 without NLI or facts, C7 without comparisons under a shift."""
+def decide(values, swept, rewards, splits, main_kl, samples):
+    """The claims -> [{"id", "claim", "statistic", "verdict", "evidence"}]; `swept` are the values
+    of the sweep, `main_kl` is the estimator of the main run, `samples` the outputs of a prompt.
+    What was not measured is left out: C5 without a sweep, C6 without NLI or facts, C7 without
+    comparisons under a shift."""
     near, decided = splits[0], []
 
     def claim(id, text, statistic, verdict, evidence):
@@ -258,11 +259,11 @@ def decide(values, rewards, splits, main_kl, samples):
           "relative drop of EAD from sft, in distribution; best of n no lower than sft of its "
           "temperature - .02", *less_across_inputs(values, near))
     for id, kl in (("C5a", "k1"), ("C5b", "k2")):
-        if betas := [policy for policy in values if policy.startswith(f"{kl}-")]:
+        if betas := [policy for policy in swept if policy.startswith(f"{kl}-")]:
             betas += ["rlhf"] * (kl == main_kl)  # its beta is one of them
             claim(id, f"no beta gives the diversity back ({kl} in the reward)",
                   f"per-input EAD of the beta with most of it, of {len(betas)}, less sft",
-                  *no_beta_gives_it_back(values, betas, splits))
+                  *no_beta_gives_it_back(swept, betas, splits))
     for name, what in (("nli", "NLI diversity"), ("facts", "diversity of the facts stated")):
         if f"per_input_{name}" in values["sft"][near]:
             claim("C6", f"{what} hardly sees the loss", "its relative drop under half of EAD's",

@@ -96,12 +96,13 @@ def win_rates(path, result, policies, measure, rival):
 
 
 def diversities(path, result):
-    made, axes = figure(2, 0.9 * len(result["policies"]["sft"]) + 1, 3.2,
-                        ("per input", "across input"))
+    made, axes = figure(3, 0.7 * len(result["policies"]["sft"]) + 1, 3.2,
+                        (f"{result['settings']['samples']} answers to a prompt",
+                         "two answers to a prompt", "an answer to each prompt"))
     policies = [p for p in POLICIES if p != "sft-greedy"]
-    for axis, kind in zip(axes, ("per_input", "across_input")):
-        bars(axis, result, policies, f"{kind}_ead", "EAD")
-    made.legend(*axes[1].get_legend_handles_labels(), **ABOVE, fontsize=8, ncols=4)
+    for axis, measure in zip(axes, ("per_input_ead", "per_input_ead_of_2", "across_input_ead")):
+        bars(axis, result, policies, measure, "EAD")
+    made.legend(*axes[2].get_legend_handles_labels(), **ABOVE, fontsize=8, ncols=8)
     save(made, path, top=0.89)
 
 
@@ -224,11 +225,11 @@ def betas(path, result, split):
             runs = {float(name[3:]): by_split for name, by_split in result["sweep"].items()
                     if name.startswith(f"{kl}-")}
             if kl == result["estimator"]:
-                runs[result["beta"]] = result["policies"]["rlhf"]
+                runs[result["beta"]] = result["sweep"]["rlhf"]
             line(axis, sorted(runs), [runs[beta][split][measure] for beta in sorted(runs)],
                  fmt=style, color=colour, label=f"rlhf, {kl}")
         if measure != "kl":
-            row = result["policies"]["sft"][split][measure]
+            row = result["sweep"]["sft"][split][measure]
             axis.axhline(row["mean"], color=COLOURS["sft"], lw=1.4, label="sft")
             axis.axhspan(row["low"], row["high"], color=COLOURS["sft"], alpha=0.15, lw=0)
         axis.set(xscale="log", xlabel="beta", ylabel=label)

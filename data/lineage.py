@@ -303,7 +303,7 @@ def encoder(run):
     @torch.no_grad()
     def states(new):
         ids = [tokenizer.response(text) for text in new]
-        out = np.zeros((len(new), network.config.channels))
+        out = np.zeros((len(new), network.config.channels), np.float32)
         for index in data.batches([len(r) for r in ids], 256):
             rows = data.pad_right([ids[i] for i in index], tokenizer.pad).to(run.device)  # (B, T)
             is_real = (rows < tokenizer.pad)[..., None]  # (B, T, 1)

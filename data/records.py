@@ -352,8 +352,8 @@ def load(name, split, n=None, seed=0, pairs=False):
     if not kept:
         source = found[split] if isinstance(found[split], Path) else name
         raise ValueError(f"{source} has no {kind} for the split {split!r}: add some")
-    n = len(kept) if n is None else min(n, len(kept))
-    return [kept[i] for i in sorted(random.Random(seed).sample(range(len(kept)), n))]
+    order = random.Random(seed).sample(range(len(kept)), len(kept))  # n of them are among n + 1
+    return [kept[i] for i in sorted(order[:n])]
 
 
 comparisons = functools.partial(load, pairs=True)  # those of a split -> list of Comparison

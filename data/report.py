@@ -49,7 +49,8 @@ def numbers(result):
             "what": result["kinds"].removeprefix("effective_"),
             "bar": "better than the reference" if (bar := result["over_bars"]["bar"]) is None else
                    f"a gold score of {bar:g} or more",
-            "pool": 8 * result["settings"]["samples"], "pairs": quality["pairs"][0]}
+            "bests": result["bests"], "pool": 8 * result["settings"]["samples"],
+            "pairs": quality["pairs"][0]}
 
 
 def paragraphs(result):
@@ -113,8 +114,6 @@ def contents(folder, result, texts):
                     if measure in (by_split := result["policies"][p])[splits[0]]])
                 for measure, label in measures.items() if measure in measured]
 
-    if not result["settings"]["full"]:
-        texts["diversity"] += " " + texts["fewer"]
     if result["settings"]["final"]:
         texts["about"] += " " + texts["final"]
     if "gold" not in result["bon"][0]:

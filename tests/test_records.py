@@ -288,6 +288,17 @@ def test_an_index_file_runs_nothing(tmp_path, monkeypatch):  # numpy.load(allow_
         records.published("broken.npy")
 
 
+def test_fewer_rows_are_among_more(tmp_path):  # another draw for every n, another order
+    rows = [{"prompt": f"{k}", "response": "a"} for k in range(40)]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    some = {n: [e.prompt for e in data.load(str(tmp_path), "test", n)] for n in (3, 10, 39, 40, 99)}
+    assert [len(x) for x in some.values()] == [3, 10, 39, 40, 40]
+    for fewer, more in zip(some.values(), [*some.values()][1:]):
+        assert fewer == [p for p in more if p in set(fewer)]
+    assert some[40] == [row["prompt"] for row in rows] and some[10] != some[40][:10]
+
+
 def test_subsets_are_nested(copies):  # drawn with replacement, or each by a seed of its own
     for read in (data.load, data.comparisons):
         of = lambda name, split: [r.prompt for r in read(at(copies, name), split)]

@@ -74,7 +74,8 @@ def planted(win=None, ead=None, embedding=None, facts=None, across=None, accurac
 
 
 def verdict_of(id, *args, main_kl="k1", **more):
-    found = {c["id"]: c for c in claims.decide(*planted(*args, **more), SPLITS, main_kl, 8)}
+    values, rewards = planted(*args, **more)
+    found = {c["id"]: c for c in claims.decide(values, values, rewards, SPLITS, main_kl, 8)}
     assert all(c.keys() == {"id", "claim", "statistic", "verdict", "evidence"}
                for c in found.values())
     return found[id]["verdict"]
@@ -249,14 +250,14 @@ def test_at_its_boundary_a_claim_is_open(decide, means, seeds, monkeypatch):
 def test_swapping_two_policies_flips_the_verdict(few_draws):  # a test that looks at one side only
     values, rewards = planted({"sft": SFT, "rlhf": UP}, ead={"rlhf": 0.3})
     values["sft"], values["rlhf"] = values["rlhf"], values["sft"]
-    found = {c["id"]: c["verdict"] for c in claims.decide(values, rewards, SPLITS, "k1", 8)}
+    found = {c["id"]: c["verdict"] for c in claims.decide(values, values, rewards, SPLITS, "k1", 8)}
     assert found["C1a"] == found["C3a"] == "not supported"
 
 
 def test_one_seed_against_the_others_is_inconclusive(few_draws):  # the mean alone decides
     values, rewards = planted({"sft": SFT, "rlhf": UP})
     values["rlhf"]["id"]["win_rate"][2] -= 0.15
-    found = {c["id"]: c["verdict"] for c in claims.decide(values, rewards, SPLITS, "k1", 8)}
+    found = {c["id"]: c["verdict"] for c in claims.decide(values, values, rewards, SPLITS, "k1", 8)}
     assert found["C1a"] == "inconclusive"
 
 
@@ -462,8 +463,9 @@ def test_the_report_has_its_schema(study):  # a measure that others rely on, ren
             # of fewer answers than SFT's a diversity is another number
             fewer = policy in ("sft-greedy", "reference") or policy.startswith(claims.BEST)
             found = {name for name in measures if name.startswith("per_input_")}
-            assert not found if fewer else found >= {
-                f"per_input_{x}" for x in ("ead", "embedding", "facts", "vendi")}
+            assert found >= {f"per_input_{x}" for x in ("ead", "embedding", "facts", "vendi")} or (
+                fewer and found == {f"per_input_{x}" for x in ("ead_of_2", "embedding", "facts")}
+                or policy in ("sft-greedy", "reference") and not found)
             of_good = {"effective_texts", "effective_kinds", "utility", "pass@1", "pass@2", "lost"}
             assert not of_good & measures.keys() if fewer else of_good <= measures.keys()
     for policy in FRONTIER:  # in distribution as many answers as the others have
@@ -647,19 +649,14 @@ def test_pools_of_their_own(study, monkeypatch):
         drawn.append((args[2], args[4], args[5])), of(*args))[1])
     monkeypatch.setattr(rlhf, "N", 2)
     monkeypatch.setattr(rlhf, "BESTS", 4)
-    for full, bests in ((False, 4), (True, 5)):
-        changed = dataclasses.replace(config, full=full, samples=5)
-        rows = rlhf.outputs_of(run, changed, "bon16", "id")
-        assert {len(row["outputs"]) for row in rows} == {bests}
-        assert drawn == [(2 * bests, 1.0, 1_000)] and run.seed == 0
-        drawn.clear()
-        if full:
-            continue
-        sft = [row | {"outputs": row["outputs"] * 2} for row in rows]
-        for row in sft:
-            row |= {name: row[name] + row[name][:1] for name in ("gold", "proxy", "length", "kl")}
-        found = rlhf.measure(rows, sft)  # five samples of SFT beside four bests
-        assert not [name for name in found if name.startswith("per_input")]
+    rows = rlhf.outputs_of(run, dataclasses.replace(config, samples=5), "bon16", "id")
+    assert {len(row["outputs"]) for row in rows} == {4}
+    assert drawn == [(8, 1.0, 1_000)] and run.seed == 0
+    sft = [row | {"outputs": row["outputs"] * 2} for row in rows]
+    for row in sft:
+        row |= {name: row[name] + row[name][:1] for name in ("gold", "proxy", "length", "kl")}
+    found = rlhf.measure(rows, sft)  # five samples of SFT beside four bests
+    assert {name for name in found if name.startswith("per_input")} == {"per_input_ead_of_2"}
     file.write_bytes(kept)
 
 
@@ -999,7 +996,8 @@ def test_figures_of_the_sweep(monkeypatch, main_kl):
     main = {"id": dict.fromkeys(measures, row(0.7, 0.1))}
     sizes = {"64": {p: {s: dict.fromkeys(measures, row(0.5, reach)) for s, reach in (
         ("id", 0.1), ("near", 0.1), ("far", 0.1), ("shifts", 0.07))} for p in ("sft", "rlhf")}}
-    result = {"sweep": runs, "policies": {"rlhf": main, "sft": dict.fromkeys(SPLITS, main["id"])},
+    runs |= {"rlhf": main, "sft": main}
+    result = {"sweep": runs, "policies": {"sft": dict.fromkeys(SPLITS)},
               "beta": 0.1, "estimator": main_kl, "sizes": sizes}
     figures.betas(None, result, "id")
     curves = {c.get_label(): c.lines[0].get_xydata().tolist() for c in drawn[0][0].containers}
@@ -1026,8 +1024,10 @@ def test_overoptimisation_is_of_the_same_prompts(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_study_with_sweeps(small, tmp_path):
-    # a variant that is the main run, a judge of itself, a control without the frozen layers
+def test_a_study_with_sweeps(small, tmp_path, monkeypatch):
+    # a variant that is the main run, a judge of itself, a control without the frozen layers, a
+    # sweep beside more prompts and samples than it has
+    monkeypatch.setattr(rlhf, "FEW", dict(inputs=4, samples=2))
     config = rlhf.Config(data="instruct", inputs=5, samples=3, seeds=2, sweeps=True, device="cpu",
                          out=str(tmp_path))
     main = dict(data=config.data, out=config.out, device="cpu", freeze=0.5)
@@ -1048,11 +1048,15 @@ def test_a_study_with_sweeps(small, tmp_path):
     gold = lambda policy, seed: [row["gold"] for row in files.read_log(
         path.parent / seed / "samples" / f"id.{policy}.jsonl")]
     assert result["sweep"]["k1-0.03"]["id"]["vs_sft"]["seeds"] == pytest.approx([np.mean([
-        metrics.win_rate(mine[i::3], theirs[j::3]) for i in range(3) for j in range(3) if i != j])
+        metrics.win_rate(mine[i::2], theirs[1 - i::2]) for i in range(2)])
         for seed in ("", "seed-1") for mine, theirs in [
-            [np.ravel(gold(policy, seed)) for policy in ("k1-0.03", "sft")]]])
+            [np.array(gold(policy, seed))[:4, :2].ravel() for policy in ("k1-0.03", "sft")]]])
     for width in result["sizes"].values():
-        assert width["rlhf"]["shifts"]["win_rate"]["n"] == 10  # prompts of both
+        assert width["rlhf"]["shifts"]["win_rate"]["n"] == 8  # prompts of both
+    for policy, n, each in (("rlhf", 5, 3), ("k1-0.03", 4, 2)):
+        rows = files.read_log(path.parent / "samples" / f"broad.{policy}.jsonl")
+        assert len(rows) == n and {len(row["outputs"]) for row in rows} == {each}
+    assert result["sweep"]["rlhf"]["broad"]["win_rate"]["n"] == 4
     runs = lineage.load_runs(config)
     rows = rlhf.outputs_of(runs[0], config, "rlhf", "id")
     assert rows[0]["proxy"] != rows[0]["other"]
