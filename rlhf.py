@@ -357,7 +357,6 @@ def study(config):
                 for n, (kl, by_split) in best_of.items()],
         "ppo": [[{k: row[k] for k in row if k in ("step", "kl") or k.endswith(("proxy", "gold"))}
                  for row in files.read_log(run.folder / "ppo.jsonl")] for run in runs],
-        "bests": len(rows[BEST][splits[0]][0][0]["outputs"]),
         **good.found(values, rows, next(iter(scores)), splits), **judged,
         "seconds": seconds | {"all": time.time() - began}}
     path = report.write(folder, result, report.samples(rows, values, splits))

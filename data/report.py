@@ -49,7 +49,7 @@ def numbers(result):
             "what": result["kinds"].removeprefix("effective_"),
             "bar": "better than the reference" if (bar := result["over_bars"]["bar"]) is None else
                    f"a gold score of {bar:g} or more",
-            "bests": result["bests"], "pool": 8 * result["settings"]["samples"],
+            "pool": 8 * result["settings"]["samples"],
             "pairs": quality["pairs"][0]}
 
 
