@@ -154,13 +154,14 @@ def outputs_of(run, config, policy, split):
 
 
 def sampled_study(config, few, runs, splits):
-    "Outputs of every policy; and of the sweep, of `few` prompts, with those of SFT and RLHF."
+    "Outputs of every policy; and of the sweep, of `few` prompts, with those of SFT, RLHF, DPO, ..."
     policies = [*POLICIES, *FRONTIER, *lineage.arms(config), *filter(None, [config.recipe])]
     rows = sampled(config, runs, dict.fromkeys(policies, splits))
     rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
     swept = sampled(few, runs, lineage.sweep_splits(config, splits))
-    for policy in [p for p in ("sft", "rlhf") if p in swept]:
-        swept[policy] |= {s: [fewer(own, few, s) for own in rows[policy][s]] for s in splits}
+    for policy in ["sft", "rlhf", *lineage.arms(config), "dpo"] if swept else []:
+        small = {s: [fewer(own, few, s) for own in rows[policy][s]] for s in splits}
+        swept[policy] = swept.get(policy, {}) | small
     return rows, swept
 
 
@@ -353,6 +354,9 @@ def study(config):
         "controls": claims.controls(swept_values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched(values, split) for split in splits],
+        "slopes": {p: claims.slope_of_gains(of, splits, p) for of, names in (
+            (values, ("rlhf", BEST, "dpo")), (swept_values, ("gold",))) for p in names if p in of},
+        "same_kl": claims.same_kl(swept_values, main["kl"], splits) if config.sweeps else {},
         "bon": [{"n": n, "kl": kl, **{k: float(x.mean()) for k, x in by_split[splits[0]].items()}}
                 for n, (kl, by_split) in best_of.items()],
         "ppo": [[{k: row[k] for k in row if k in ("step", "kl") or k.endswith(("proxy", "gold"))}

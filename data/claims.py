@@ -156,20 +156,24 @@ def less(policy, other, measure, sign, values, splits, among=1):  # C1, C3, C5
             "; ".join(f"{s} {in_words(difference(s))}" for s in splits))
 
 
-def gains_more_further_out(values, splits):  # C2
-    """SFT's score is in the drop and in the gain: its noise would be a slope. So one half of the
-    prompts gives the drops, the other the gains, and the halves change places. (Noise in the drops
-    alone flattens the line.)"""
+def slope_of_gains(values, splits, policy="rlhf"):
+    """Slope of a policy's gain on SFT against SFT's own drop -> summary. SFT's score is in the drop
+    and in the gain: its noise would be a slope. So one half of the prompts gives the drops, the
+    other the gains, and they change places. (Noise in the drops alone flattens the line.)"""
     both = []
     for first in (0, 1):  # of each (splits, policies, seeds, 1 + draws)
         both.append(np.stack([drawn_means(np.stack([
-            values[p][s]["win_rate"][:, first::2] for p in ("sft", "rlhf")]), seed=2 * k + first)
+            values[p][s]["win_rate"][:, first::2] for p in ("sft", policy)]), seed=2 * k + first)
             for k, s in enumerate(splits)]))
     drops = [-half[:, 0] + half[:, 0].mean(0) for half in both]  # centred: the line's own zero
     gains = [half[:, 1] - half[:, 0] for half in both]
     spread = (drops[0] ** 2 + drops[1] ** 2).sum(0)  # least squares
     slopes = (drops[0] * gains[1] + drops[1] * gains[0]).sum(0) / np.maximum(spread, 1e-12)
-    slope = of_draws(slopes, sum(values["sft"][s]["win_rate"].shape[1] for s in splits))
+    return of_draws(slopes, sum(values["sft"][s]["win_rate"].shape[1] for s in splits))
+
+
+def gains_more_further_out(values, splits):  # C2
+    slope = slope_of_gains(values, splits)
     return by_sign(slope), in_words(slope)
 
 
@@ -360,6 +364,24 @@ def matched(values, split, measure="win_rate", within="kl", sign=-1):
     return {"split": split, "sft": sft, "rlhf": rlhf, "gain": gain,
             f"sft_{within}": float(limit[sft].mean()),
             f"rlhf_{within}": float(limit[rlhf].mean()) if rlhf else None}
+
+
+def same_kl(values, estimator, splits):
+    """What every policy of the sweep wins more than PPO with this estimator of the KL, all at
+    temperature 1, as far from SFT: than the two of its betas, or SFT, on either side, in such parts
+    that their KL is the policy's -> {policy: {split: summary, or None beyond the largest KL}}."""
+    betas = ["sft", "rlhf", *(p for p in values if p.startswith(f"{estimator}-"))]
+
+    def gain(policy, split):
+        kl = {p: values[p][split]["kl"].mean() for p in (policy, *betas)}
+        nearer = max((p for p in betas if kl[p] <= kl[policy]), key=kl.get, default=None)
+        further = min((p for p in betas if kl[p] > kl[policy]), key=kl.get, default=None)
+        if nearer is None or further is None:
+            return None
+        part = (kl[policy] - kl[nearer]) / (kl[further] - kl[nearer])
+        wins, low, high = (values[p][split]["win_rate"] for p in (policy, nearer, further))
+        return summarised(wins - (1 - part) * low - part * high)
+    return {p: {s: gain(p, s) for s in splits} for p in values if p not in betas}
 
 
 def at_equal_temperature(values, split, measure):

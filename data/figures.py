@@ -15,7 +15,7 @@ from data.files import write_file
 # Okabe and Ito's colours, which differ for every kind of colour vision.
 COLOURS = {"base": "#999999", "sft": "#0072B2", "sft-t0.7": "#56B4E9", "sft-greedy": "#004466",
            BEST: "#009E73", "bon": "#009E73", f"{BEST}-t0.7": "#7FD6BC", "rlhf": "#D55E00",
-           "rlhf-t0.7": "#F2A56B", "dpo": "#CC79A7",
+           "rlhf-t0.7": "#F2A56B", "dpo": "#CC79A7", "rloo": "#E69F00", "grpo": "#8C6D00",
            "reference": "#000000"}  # a lighter one at temperature .7
 ABOVE = dict(frameon=False, loc="upper center")  # a legend above its panels
 DOTTED = dict(color="#444444", lw=0.8, ls=":")
@@ -234,6 +234,27 @@ def betas(path, result, split):
             axis.axhspan(row["low"], row["high"], color=COLOURS["sft"], alpha=0.15, lw=0)
         axis.set(xscale="log", xlabel="beta", ylabel=label)
     made.legend(*axes[1].get_legend_handles_labels(), **ABOVE, fontsize=9, ncols=3)
+    save(made, path, top=0.93)
+
+
+def arms(path, result, compared):
+    "Win rate against KL, beside PPO's betas; and what of the answers is different and good."
+    splits, sweep = list(result["policies"]["sft"]), result["sweep"]
+    what, others = result["kinds"].removeprefix("effective_"), compared[2:]
+    made, axes = figure(3, 3.6, 3.2, (splits[0], "mean of the shifts", f"{what} of good answers"))
+    betas = ["sft", "rlhf", *(p for p in sweep if p.startswith(f"{result['estimator']}-"))]
+    for axis, part in zip(axes, (splits[:1], splits[1:])):
+        of = lambda p, measure: np.mean([sweep[p][s][measure]["mean"] for s in part])
+        curve = sorted((of(p, "kl"), of(p, "win_rate")) for p in betas)
+        axis.plot(*zip(*curve), "o-", ms=4, lw=1.4, color=COLOURS["rlhf"], label="rlhf, betas")
+        for policy in others:
+            axis.plot(of(policy, "kl"), of(policy, "win_rate"), "D", color=COLOURS[policy],
+                      label=policy)
+        axis.set(xlabel=KL, ylabel="win rate")
+    axes[0].legend(frameon=False, fontsize=8)
+    bars(axes[2], result, compared, result["kinds"], "of the answers to a prompt")
+    axes[2].tick_params(axis="x", rotation=20)
+    made.legend(*axes[2].get_legend_handles_labels(), **ABOVE, fontsize=8, ncols=5)
     save(made, path, top=0.93)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data import figures
-from data.claims import BEST, FRONTIER, POLICIES
+from data.claims import BEST, FRONTIER, POLICIES, in_words
 from data.files import write_file
 
 TEMPERATURES = {p: f"{temperature:g}" for p, (_, temperature) in POLICIES.items()}
@@ -102,6 +102,8 @@ def contents(folder, result, texts):
     a paragraph of `texts`, a Figure or a Table."""
     policies, splits = list(POLICIES), list(result["policies"]["sft"])
     measured, sweep = result["policies"]["rlhf"][splits[0]], result["sweep"]
+    arms, kinds = result["settings"]["arms"], result["kinds"].removeprefix("effective_")
+    compared = ["sft", "rlhf", *arms.replace(",", " ").split(), "dpo"]
 
     def drawn(draw, name, what, *more):
         draw(folder / f"{name}.png", result, *more)
@@ -132,7 +134,9 @@ def contents(folder, result, texts):
             drawn(figures.win_rates, "win_rate", "win rates", policies, "win_rate", "references"),
             *tables(policies, win_rate="win rate"),
             drawn(figures.win_rates, "head_to_head", "head to head", [BEST, "rlhf"], "vs_sft",
-                  "sft, all at T 1")]),
+                  "sft, all at T 1"), texts["slopes"],
+            Table(["gain on SFT, per unit that SFT falls", "slope"], [
+                [p, in_words(row)] for p, row in result["slopes"].items()])]),
         ("What does it cost in diversity?", [
             drawn(figures.diversities, "diversity", "diversity"),
             *tables(POLICIES, **diversity, per_input_nli="per-input NLI",
@@ -155,9 +159,14 @@ def contents(folder, result, texts):
                 [what, *(f"{mean:.2f}, {share:.2f}" for mean, share in (
                     panel[what] for panel in result["panels"].values()))]
                 for what in result["panels"]["reward"]])]),
-        ("PPO, groups or DPO?", [texts["arms"], *tables(
-            ["sft", "rlhf", *arms, "dpo"], win_rate="win rate", kl="KL", **diversity)]
-         if (arms := [p for p in result["settings"]["arms"].split(",") if p]) else []),
+        ("PPO, groups or DPO?", [
+            texts["arms"], *tables(compared, win_rate="win rate", kl="KL", proxy="proxy",
+                                   gold="gold", **diversity, **{result["kinds"]: "good " + kinds}),
+            *([drawn(figures.arms, "compared", "PPO, groups, DPO", compared), texts["same_kl"],
+               Table(["win rate less PPO's as far from SFT", *splits], [
+                   [p, *(cell(row) if row else "" for row in by_split.values())]
+                   for p, by_split in result["same_kl"].items()])] if sweep else [])]
+         if arms or sweep else []),
         ("A recipe that keeps diversity", [texts["diverse"], *tables(
             [*list(POLICIES)[1:], "diverse"], win_rate="win rate", **diversity)]
          if "diverse" in result["policies"] else []),

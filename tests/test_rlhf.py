@@ -128,6 +128,12 @@ def test_the_noise_of_sft_is_no_slope(few_draws):  # the same numbers in the dro
     assert np.median(slopes["plain"]) > 0.6 and abs(np.median(slopes["ours"])) < 0.3
 
 
+def test_slopes_of_other_policies(few_draws):  # RLHF's for all of them
+    values, _ = planted({"sft": SFT, "rlhf": FLAT, BEST: UP})
+    slope = {p: claims.slope_of_gains(values, SPLITS, p)["mean"] for p in ("rlhf", BEST)}
+    assert slope["rlhf"] < 0.5 < slope[BEST]
+
+
 @ONE_OR_THREE
 @pytest.mark.parametrize("id, measure", [("C3a", "ead"), ("C3b", "embedding")])
 @pytest.mark.parametrize("rlhf_value, verdict", [
@@ -310,6 +316,19 @@ def test_matched_kl(kl, found):  # RLHF's best of all, SFT's coldest, the gain's
     assert (got["split"], got["sft"], got["sft_kl"]) == ("id", "sft-t0.5", 1.0)
     assert (got["rlhf"], got["rlhf_kl"]) == found[:2]
     assert (got["gain"] or {}).get("seeds") == (found[2] and pytest.approx([found[2]] * 3))
+
+
+def test_as_far_as_ppo():  # the wrong side, parts changed places, SFT left out, the other kl's
+    kl = {"sft": 0.0, "k1-1": 0.5, "rlhf": 1.0, "k1-0.03": 4.0,
+          "dpo": 0.75, "rloo": 1.0, "k2-1": 2.5, "gold": 4.5, "shuffled": 0.1, "beta-10": -0.1}
+    win = {"sft": 0.5, "k1-1": 0.6, "rlhf": 0.7, "k1-0.03": 0.9,
+           "dpo": 0.7, "rloo": 0.6, "k2-1": 0.7, "gold": 1.0, "shuffled": 0.52, "beta-10": 0.5}
+    values = {p: {"id": {"win_rate": np.full((2, 20), win[p]), "kl": np.full((2, 20), kl[p])}}
+              for p in kl}
+    found = claims.same_kl(values, "k1", ["id"])
+    gains = {p: row["id"] and pytest.approx(row["id"]["seeds"]) for p, row in found.items()}
+    assert gains == {"dpo": [0.05] * 2, "rloo": [-0.1] * 2, "k2-1": [-0.1] * 2, "gold": None,
+                     "shuffled": [0.0] * 2, "beta-10": None}
 
 
 def test_the_best_of_many_temperatures_is_no_gain():
@@ -1041,7 +1060,7 @@ def test_a_study_with_sweeps(small, tmp_path, monkeypatch):
     assert all("of 3," in c["statistic"] for c in result["claims"] if c["id"][:2] == "C5")
     assert (result["beta"], result["estimator"], len(result["controls"])) == (1, "k2", 3)
     assert set(result["sizes"]) == {"64", "128", "192"}
-    assert set(result["sweep"]) == {*names, "rlhf", "sft"} and all(
+    assert set(result["sweep"]) == {*names, "rlhf", "sft", "dpo"} and all(
         len(result["sweep"][name]["id"]["kl"]["seeds"]) == 2 for name in names)
     for policy, by_split in result["policies"].items():
         assert {"win_rate_proxy", "win_rate_other"} <= by_split["id"].keys(), policy
@@ -1057,6 +1076,9 @@ def test_a_study_with_sweeps(small, tmp_path, monkeypatch):
         rows = files.read_log(path.parent / "samples" / f"broad.{policy}.jsonl")
         assert len(rows) == n and {len(row["outputs"]) for row in rows} == {each}
     assert result["sweep"]["rlhf"]["broad"]["win_rate"]["n"] == 4
+    assert set(result["same_kl"]) == {*names, "dpo"} - {n for n in names if n.startswith("k2")}
+    section = path.read_text().split("## PPO, groups or DPO?")[1].split("\n## ")[0]
+    assert "(compared.png)" in section and "\n| dpo | " in section.split("as far from SFT |")[1]
     runs = lineage.load_runs(config)
     rows = rlhf.outputs_of(runs[0], config, "rlhf", "id")
     assert rows[0]["proxy"] != rows[0]["other"]
