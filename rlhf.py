@@ -45,8 +45,9 @@ class Config:
     out: str = "out"  # the folder of run folders
     device: str = "auto"  # auto, cpu or cuda
 
-    judge: str = ""  # a language model that judges too, one output a prompt (see data/judge.py)
+    judge: str = ""  # a reward.pt, or a language model, that judges too (see data/judge.py)
     encoder: str = ""  # of embedding diversity: a sentence-transformers model (default: the base)
+    same_above: float = 0.0  # outside the world: answers are of one kind above this cosine
     nli: str = ""  # of NLI diversity: a transformers classifier (default: the world's own facts)
     recipe: Literal["", "diverse"] = ""  # beside the rest: sets of good answers that differ
     arms: str = ""  # policies beside the rest, without a value network: rloo, grpo, or rloo,grpo
@@ -62,6 +63,7 @@ class Config:
         within(self, 1, float("inf"), "seeds")
         within(self, 4, float("inf"), "inputs")
         within(self, 2, float("inf"), "samples")
+        within(self, 0, 1, "same_above")
         if self.full and self.data not in data.WORLD:
             raise ValueError(f"--full is the study of {' and '.join(data.WORLD)}; for --data "
                              f"{self.data} give --seeds, --inputs, --samples and --sweeps")
@@ -71,7 +73,7 @@ DIVERSE, MIN_P = 8, 0.03  # of --recipe diverse: samples for each answer chosen,
 BESTS = 2  # answers of best of n to a prompt: each takes n samples of its own
 FEW = dict(inputs=100, samples=8)  # prompts a split, and outputs, at most, of the sweeps
 SCORES = {  # of an answer; the first that there is decides a win
-    "gold": "the gold score", "other": "the reward model of another seed",
+    "gold": "the gold score", "other": "a reward model that RLHF does not optimise",
     "proxy": "the reward model that RLHF optimises"}
 PLAIN = {  # diversities that need no model
     "ead": metrics.ead, "distinct": metrics.distinct,
@@ -106,10 +108,10 @@ def answers_of(run, policy, network, prompts, pool, samples, temperature):
 def outputs_of(run, config, policy, split):
     """Rows of a policy's outputs on a split, from disk if all that they are made of is the same:
 
-    {"prompt", "reference", "outputs", and for each output its "length" in tokens, "kl", the
-    log-ratio to SFT at temperature 1 (None of a set), and the scores "gold" (in the world), "proxy"
-    and, with several seeds, "other"; "reference_gold", "reference_length" and so on of the
-    reference}.
+    {"prompt", "reference", "outputs", and for each output its "length" in tokens, whether it
+    "ended", "kl", the log-ratio to SFT at temperature 1 (None of a set), and the scores "gold" (in
+    the world), "proxy" and, with several seeds or --judge, "other"; "reference_gold",
+    "reference_length" and so on of the reference}.
     """
     how = {**POLICIES, **FRONTIER, "diverse": ("sft", 1.0)}
     source, temperature = how.get(policy, (policy, 1.0))  # else a run of the sweep
@@ -137,6 +139,7 @@ def outputs_of(run, config, policy, split):
                    "kl": ([None] * len(prompts) if policy == "diverse" else
                           kl.reshape(len(prompts), -1).tolist()),
                    "length": [[len(ids) for ids in row] for row in answers],
+                   "ended": [[ids[-1] == tokenizer.eos for ids in row] for row in answers],
                    "reference_length": [len(ids) for ids in references]}
         if gold:
             columns["gold"] = [[gold(e.prompt, t) for t in row] for e, row in zip(examples, texts)]
@@ -179,10 +182,16 @@ def fewer(rows, config, split):
             for row in rows if (row["prompt"], row["reference"]) in wanted]
 
 
+def every_row(rows):
+    "All rows of {policy: {split: rows of each seed}}."
+    return [row for by_split in rows.values() for seeds in by_split.values()
+            for row in chain(*seeds)]
+
+
 def reference_rows(rows):
     "People's references as if they were a policy's outputs, one per prompt."
     return [row | {name: [row[f"reference_{name}"]] for name in ("length", *scores_of(rows))}
-            | {"kl": None, "outputs": [row["reference"]]} for row in rows]
+            | {"kl": None, "ended": None, "outputs": [row["reference"]]} for row in rows]
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -221,13 +230,20 @@ def measure(rows, sft_rows, diversities=PLAIN):
         values[name] = column(rows, name).mean(1)
         values[f"win_rate_{name}"] = wins(rows, name).mean(1)
     values["win_rate"] = values[f"win_rate_{decides}"]
-    values |= {name: column(rows, name).mean(1) for name in ("kl", "length")
-               if rows[0][name] is not None}
+    values |= {name: column(rows, name).mean(1) for name in ("kl", "length", "ended")
+               if rows[0].get(name) is not None}
     same = score.shape == sft_score.shape  # else EAD, and what is good of a set, is another number
     if score.shape[1] > 1:
         values |= {f"per_input_{name}": metrics.per_input(outputs, diversity)
                    for name, diversity in diversities.items() if same or name in OF_ANY_NUMBER}
     return values | (good.of_rows(rows, sft_rows, decides) if same else {})
+
+
+def gain_at_length(seeds, sft_seeds):
+    "Rows of each seed, and SFT's -> summary of what they win more than SFT's of the same length."
+    each, score = (sft_seeds, seeds), scores_of(seeds[0])[0]
+    return claims.at_equal_length([np.stack([wins(rows, score) for rows in x]) for x in each],
+                                  [np.stack([column(rows, "length") for rows in x]) for x in each])
 
 
 def stacked(each):
@@ -270,6 +286,7 @@ def measure_all(rows, sft_rows, models=None, judge=None):
                 if "gold" not in measured:
                     measured["win_rate"] = measured["win_rate_judge"]
             values[policy][split], reports[policy][split] = measured, claims.summaries(measured)
+            reports[policy][split]["gain_at_length"] = gain_at_length(seeds, sft_rows[split])
             if models and policy not in FRONTIER:
                 outputs = [[row["outputs"] for row in own] for own in seeds]
                 found, draws = claims.across(outputs, diversities)
@@ -316,7 +333,7 @@ def study(config):
                          f"shifts: name another dataset, or add a file such as other.jsonl to its "
                          f"folder (python -m tests.evaluate measures runs without shifts)")
     began, judge = time.time(), None
-    if config.judge:
+    if config.judge and not config.judge.endswith(".pt"):
         from data.judge import llm
 
         judge = llm(config.judge, Path(config.out) / "judge.jsonl")
@@ -331,7 +348,10 @@ def study(config):
     few = replace(config, **{key: min(getattr(config, key), most) for key, most in FEW.items()})
     rows, swept = sampled_study(config, few, runs, splits)
     lap("sampling and scoring")
-    models = lineage.diversities_of(config, runs[0], rows)
+    vectors_of = lineage.vectors_of(config, runs[0], every_row(rows))
+    if config.same_above:
+        good.sort(every_row(rows) + every_row(swept), vectors_of, config.same_above)
+    models = lineage.diversities_of(config, vectors_of, rows)
     values, reports = measure_all(rows, rows["sft"], models, judge)
     swept_values, sweep = measure_all(swept, swept.get("sft"))
     lap("measuring")
@@ -354,6 +374,8 @@ def study(config):
         "controls": claims.controls(swept_values, splits[0]) if config.sweeps else [],
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "matched_kl": [claims.matched(values, split) for split in splits],
+        "cut": {s: [row["reference_length"] >= runs[0].tokenizer.response_tokens
+                    for row in rows["sft"][s][0]].count(True) for s in splits},
         "slopes": {p: claims.slope_of_gains(of, splits, p) for of, names in (
             (values, ("rlhf", BEST, "dpo")), (swept_values, ("gold",))) for p in names if p in of},
         "same_kl": claims.same_kl(swept_values, main["kl"], splits) if config.sweeps else {},

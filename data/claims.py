@@ -384,6 +384,19 @@ def same_kl(values, estimator, splits):
     return {p: {s: gain(p, s) for s in splits} for p in values if p not in betas}
 
 
+def at_equal_length(wins, lengths):
+    """What a policy wins more than SFT, less what its length is worth -> summary of what is left.
+    Wins and lengths of SFT's outputs and of the policy's, each (seeds, inputs, K). What a token is
+    worth is the slope, by least squares, among samples of one policy and prompt, where only chance
+    makes one longer than another; every draw of prompts has its own."""
+    around = [[x - x.mean(-1, keepdims=True) for x in pair] for pair in (wins, lengths)]
+    gain, longer = (pair[1].mean(-1) - pair[0].mean(-1) for pair in (wins, lengths))
+    both, square = (sum((x * y).sum(-1) for x, y in zip(a, around[1])) for a in around)
+    gain, longer, both, square = drawn_means(np.stack([gain, longer, both, square]))
+    left = gain - longer * both / np.maximum(square, 1e-12)  # (seeds, 1 + draws)
+    return of_draws(left, wins[0].shape[1])
+
+
 def at_equal_temperature(values, split, measure):
     """RLHF less SFT at every temperature at which both have this measure ->
     [{"temperature", "sft", "rlhf": means, "difference": summary}]."""

@@ -39,16 +39,24 @@ def classes(outputs, vectors_of, same_above):
     return [of(texts) for texts in outputs]
 
 
+def sort(rows, vectors_of, same_above):
+    "Adds to rows the `classes` of their outputs, as their kinds."
+    for row, kinds in zip(rows, classes([r["outputs"] for r in rows], vectors_of, same_above)):
+        row["kinds"] = kinds
+
+
 # ---- of the study's rows -------------------------------------------------------------------------
 
 
 def kinds_of(rows):
-    """Which outputs are of one kind -> {"texts": (inputs, K), equal texts; in the world also
-    "kinds", what they say}."""
+    """Which outputs are of one kind -> {"texts": (inputs, K), equal texts; also "kinds", in the
+    world what they say, elsewhere if they were sorted into classes}."""
     found = {"texts": [row["outputs"] for row in rows]}
     if world := world_of(rows):
         found["kinds"] = [[world.kind(row["prompt"], text) for text in row["outputs"]]
                           for row in rows]
+    elif "kinds" in rows[0]:
+        found["kinds"] = [row["kinds"] for row in rows]
     return found
 
 

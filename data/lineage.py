@@ -226,17 +226,22 @@ def load_run(config, seed):
 
 
 def load_runs(config):
-    """The runs of all seeds. With several, each has a second judge of its answers: the reward model
-    of the next seed, which its policy was not trained against (the paper's proxy check). One run
-    alone has it too, where `reward.py --seed 1 --init` that run's sft.pt has made one."""
+    """The runs of all seeds. Each has a second judge of its answers, which its policy was not
+    trained against (the paper's proxy check): the reward model that `--judge` names, or else that
+    of the next seed. One run alone has it too, where `reward.py --seed 1 --init` that run's sft.pt
+    has made one. ValueError if `--judge` names what RLHF optimised."""
     runs, others = [load_run(config, seed) for seed in range(config.seeds)], []
-    if len(runs) > 1:
+    path, named = home(config, 1) / "reward.pt", config.judge.endswith(".pt")
+    if len(runs) > 1 and not named:
         others = [(run.judges["proxy"], run.digests["reward"]) for run in runs[1:] + runs[:1]]
-    elif (path := home(config, 1) / "reward.pt").exists():
+    elif named or path.exists():
+        path = Path(config.judge) if named else path
         model, record = checkpoint.load_frozen(path, "reward", runs[0].device,
                                                runs[0].tokenizer.fingerprint)
-        if record["meta"]["parents"]["init"] == runs[0].digests["sft"]:
-            others = [(reward.scorer(model, runs[0].tokenizer.pad), record["digest"])]
+        if named and record["digest"] in [run.digests["reward"] for run in runs]:
+            raise ValueError(f"--judge {path} is what RLHF optimised: name another reward model")
+        if named or record["meta"]["parents"]["init"] == runs[0].digests["sft"]:
+            others = [(reward.scorer(model, runs[0].tokenizer.pad), record["digest"])] * len(runs)
     for run, (judge, digest) in zip(runs, others):
         run.judges["other"], run.digests["other"] = judge, digest
     return runs
@@ -322,13 +327,17 @@ def centred(vectors_of, texts):
     return lambda new: np.asarray(vectors_of(new)) - centre
 
 
-def diversities_of(config, run, rows):
+def vectors_of(config, run, rows):
+    "Texts -> vectors, by --encoder or the base, which are known of these rows' outputs already."
+    found = encoders.sentences(config.encoder) if config.encoder else encoder(run)
+    found([text for row in rows for text in row["outputs"]])  # in batches: a third of the time
+    return found
+
+
+def diversities_of(config, vectors_of, rows):
     """Those that need a model, for {policy: {split: rows of each seed}} -> {split: {"embedding":
-    texts -> number}}, and "nli" with --nli, else in the world "facts": its exact relation in place
-    of it."""
-    vectors_of = encoders.sentences(config.encoder) if config.encoder else encoder(run)
-    vectors_of([text for by_split in rows.values() for seeds in by_split.values() for own in seeds
-                for row in own for text in row["outputs"]])  # in batches, once: a third of the time
+    texts -> number}}, with --encoder also "vendi", with --nli "nli", else in the world "facts", its
+    exact relation in place of it."""
     relations = {"nli": encoders.nli(config.nli)} if config.nli else {}
     if config.data in data.WORLD and not config.nli:
         from data import world
@@ -337,7 +346,10 @@ def diversities_of(config, run, rows):
 
     def of(texts):
         embed = vectors_of if config.encoder else centred(vectors_of, texts)
-        return {"embedding": lambda new: metrics.embedding_diversity(new, embed)} | {
+        found = {"embedding": lambda new: metrics.embedding_diversity(new, embed)}
+        if config.encoder:  # what is centred has opposites, which Vendi counts as one
+            found["vendi"] = lambda new: metrics.vendi(metrics.cosines(embed(new)))
+        return found | {
             name: lambda new, relation=relation: metrics.nli_diversity(new, relation)
             for name, relation in relations.items()}
     return {split: of([row["reference"] for row in seeds[0]])

@@ -102,8 +102,8 @@ def contents(folder, result, texts):
     a paragraph of `texts`, a Figure or a Table."""
     policies, splits = list(POLICIES), list(result["policies"]["sft"])
     measured, sweep = result["policies"]["rlhf"][splits[0]], result["sweep"]
-    arms, kinds = result["settings"]["arms"], result["kinds"].removeprefix("effective_")
-    compared = ["sft", "rlhf", *arms.replace(",", " ").split(), "dpo"]
+    arms = result["settings"]["arms"].replace(",", " ").split()
+    kinds, compared = result["kinds"].removeprefix("effective_"), ["sft", "rlhf", *arms, "dpo"]
 
     def drawn(draw, name, what, *more):
         draw(folder / f"{name}.png", result, *more)
@@ -118,6 +118,8 @@ def contents(folder, result, texts):
 
     if result["settings"]["final"]:
         texts["about"] += " " + texts["final"]
+    if any(result["cut"].values()):
+        texts["about"] += " " + texts["cut"]
     if "gold" not in result["bon"][0]:
         texts["overoptimisation"] = texts["path"]
     texts["judges"] = ", ".join([texts["judges"], *(
@@ -134,7 +136,10 @@ def contents(folder, result, texts):
             drawn(figures.win_rates, "win_rate", "win rates", policies, "win_rate", "references"),
             *tables(policies, win_rate="win rate"),
             drawn(figures.win_rates, "head_to_head", "head to head", [BEST, "rlhf"], "vs_sft",
-                  "sft, all at T 1"), texts["slopes"],
+                  "sft, all at T 1"), texts["at_length"], *tables(
+                [BEST, *compared[1:]], gain_at_length="win rate less sft's, at equal length",
+                length="tokens", ended="ended"),
+            texts["slopes"],
             Table(["gain on SFT, per unit that SFT falls", "slope"], [
                 [p, in_words(row)] for p, row in result["slopes"].items()])]),
         ("What does it cost in diversity?", [

@@ -395,11 +395,48 @@ def test_vectors_are_those_of_their_split(monkeypatch):
     monkeypatch.setattr(lineage, "encoder", lambda run: states)
     rows = {p: {s: [[{"outputs": [text, "bbb"], "reference": reference}]] for s, reference in (
         ("id", "bb"), ("far", "bbbbb"))} for p, text in (("sft", "a"), ("rlhf", "aa"))}
-    found = lineage.diversities_of(SimpleNamespace(encoder="", nli="", data="mine"), None, rows)
+    config = SimpleNamespace(encoder="", nli="", data="mine")
+    vectors_of = lineage.vectors_of(config, None, rlhf.every_row(rows))
+    found = lineage.diversities_of(config, vectors_of, rows)
     assert asked[0] == ["a", "bbb", "a", "bbb", "aa", "bbb", "aa", "bbb"]
     pair = ["a", "bbb"]  # 1 and 3 letters: on two sides of 2, on one side of 5
     assert found["id"]["embedding"](pair) == pytest.approx(2)
     assert found["far"]["embedding"](pair) == pytest.approx(0)
+
+
+def test_kinds_by_an_encoder():  # below for above, the world's own forgotten, centred vectors
+    vectors_of = lambda texts: np.array([[len(t), 1.0 - len(t) / 9] for t in texts])
+    rows = [{"prompt": "p", "outputs": ["a", "bb", "c", "d" * 9], "proxy": [1.0, 2, 3, 4],
+             "reference_proxy": 1.5, "reference": ""}]
+    assert "kinds" not in good.kinds_of(rows)
+    good.sort(rows, vectors_of, 0.95)  # cosines: a and bb .94, a and d .75
+    assert rows[0]["kinds"] == [0, 1, 0, 2]
+    assert good.of_rows(rows, rows, "proxy")["effective_kinds"] == [3]
+    good.sort(rows, vectors_of, 0.76)
+    assert rows[0]["kinds"] == [0, 0, 0, 1]
+    here = SimpleNamespace(encoder="x", nli="", data="mine")
+    measures = lineage.diversities_of(here, vectors_of, {"sft": {"id": [rows]}})["id"]
+    assert measures["vendi"](["a", "c"]) == pytest.approx(1)
+    assert measures["vendi"](["a", "d" * 9]) > 1.3
+
+
+def test_what_is_left_at_equal_length():
+    # the policy's mean for each sample's, prompts that like length, the sign, one slope for all
+    rng = np.random.default_rng(0)
+    shape = (2, 400, 8)
+    prompts = rng.normal(size=(1, 400, 1))  # some are won more often, and asked for longer answers
+    lengths = [20 + more + 5 * prompts + rng.normal(size=shape) * 4 for more in (0, 10)]
+    wins = [0.4 + gain + 0.02 * (x - 20) + 0.1 * prompts + rng.normal(size=shape) * 0.2
+            for gain, x in zip((0, 0.07), lengths)]
+    assert (wins[1] - wins[0]).mean() == pytest.approx(0.27, abs=0.01)
+    found = claims.at_equal_length(wins, lengths)
+    assert found["mean"] == pytest.approx(0.07, abs=0.02) and found["n"] == 400
+    assert found["low"] < 0.07 < found["high"] and 0.01 < found["high"] - found["low"] < 0.06
+    assert found["seeds"] == pytest.approx([0.07] * 2, abs=0.03)
+    same = claims.at_equal_length([wins[0], wins[0][..., :2]], [lengths[0], lengths[0][..., :2]])
+    assert abs(same["mean"]) < 0.01  # of fewer samples
+    greedy = claims.at_equal_length([wins[0][..., :1], wins[1][..., :1]], [lengths[0][..., :1]] * 2)
+    assert greedy["mean"] == pytest.approx((wins[1] - wins[0])[..., 0].mean())
 
 
 def test_kinds_over_bars():  # above for at least, the first split among the shifts
@@ -879,16 +916,24 @@ def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more ro
     row = rlhf.outputs_of(run, config, "rlhf", "far")[0]
     assert row["other"] != row["proxy"] and rlhf.scores_of([row])[0] == "other"
 
+    # one that --judge names, of another policy too; never what RLHF optimised
+    reward.train(dataclasses.replace(second, init=str(sft.BASE)))
+    named = dataclasses.replace(config, judge=str(lineage.home(config, 1) / "reward.pt"))
+    assert [*lineage.load_runs(named)[0].judges] == ["proxy", "other"]
+    with pytest.raises(ValueError, match="is what RLHF optimised"):
+        lineage.load_runs(dataclasses.replace(config, judge=str(run.folder / "reward.pt")))
+
 
 def test_a_language_model_decides_where_no_gold_score_does(other_data, monkeypatch, tmp_path):
     # the proxy decides, its wins in the frontier of best of n
     shorter = judge.by_score(lambda prompts, texts: [-len(t) for t in texts])
     monkeypatch.setattr(judge, "llm", lambda name, cache: shorter)
     config = rlhf.Config(data=str(other_data), inputs=5, samples=2, device="cpu", judge="a-model",
-                         out=str(tmp_path))
+                         same_above=0.5, out=str(tmp_path))
     path = rlhf.train(config)
     result = read_report(path.parent)
     assert result["judge"] == "a-model" and "by a-model against" in path.read_text()
+    assert result["kinds"] == "effective_kinds"
     for policy, by_split in result["policies"].items():
         for split, measures in by_split.items():
             assert measures["win_rate"] == measures["win_rate_judge"], policy
