@@ -11,7 +11,8 @@ reward.py - learn one number per response that ranks responses the way people do
 
 The comparisons are read from `--comparisons FILE` or from data that brings its own, or collected by
 data/collect.py: by default the embedded world's annotator labels edits of references and answers of
-the SFT policy; with `--annotator NAME`, on any data, a language model does.
+the SFT policy; with `--annotator NAME`, on any data, a language model does. With `--annotator
+reference`, a reference is better than a sample.
 All comparisons of a prompt share a step, so that each response is scored once, however many it
 stands in (Sec. 3.5, Ouyang et al. 2022, arXiv:2203.02155). Beside the loss above stands the
 language-modelling loss of chosen responses, `--lm 0` for none (see `lm_loss`).
@@ -55,7 +56,7 @@ class Config:
     eval_size: int = 500  # held-out comparisons for the accuracy
     every: int = 50  # steps between evaluations, saves and logged lines
     variant: str = ""  # a folder below the run's, for a run that differs from the main one
-    annotator: str = "world"  # who labels what is collected: the world, or a language model's name
+    annotator: str = "world"  # who labels: world; reference, which beats a sample; or an LLM
 
     def __post_init__(self):
         within(self, 1, float("inf"), "steps", "batch", "eval_size", "every")

@@ -24,6 +24,7 @@ from data import files
 
 # flags of reward.py that decide which comparisons are learned from, beside seed and data
 SAME = ("steps", "batch", "comparisons", "sampled", "temperature", "eval_size", "annotator")
+PEOPLE = ("world", "reference")  # annotators who are no language model
 EDITS, SAMPLES = 3, 4  # of each prompt, to collect comparisons of
 SEEN = 100  # answers that a panel is shown: a share is then known to a tenth
 
@@ -60,7 +61,7 @@ def collected(config, run, sample):
     path = run.folder / "comparisons.jsonl"
     if not (path.exists() and (config.resume or config.implicit and of_reward(config, run))):
         judge = None
-        if config.annotator != "world":  # made first: a missing key costs nobody a collection
+        if config.annotator not in PEOPLE:  # made first: a missing key costs nobody a collection
             from data.judge import llm
 
             judge = llm(config.annotator, Path(config.out) / "judge.jsonl")
@@ -84,25 +85,27 @@ def of_reward(config, run):
 def collect(config, sample, split, count, judge=None):
     """Comparisons that the world's annotator, or a judge as in judge.py, makes for `count` prompts:
     a reference with each of up to EDITS edits (world only), then SAMPLES samples with each other.
-    """
+    Of the annotator "reference", who likes what people write, a reference with one sample (as in
+    self-play, Chen et al. 2024, arXiv:2401.01335)."""
     from data import world
 
     rng, embedded = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
     examples = data.load(config.data, split, count, seed=1 + config.seed)  # not those of the SFT
-    edited = round((1 - config.sampled) * count) if embedded else 0
+    people = config.annotator == "reference"
+    edited = round((1 - config.sampled) * count) if embedded and not people else 0
     rows = []
     for i in tqdm(range(0, count, 256), f"collect {split}", unit="block"):
         first, last = examples[i:min(i + 256, edited)], examples[max(i, edited):i + 256]
         shown = [(e, "edits", world.edits(rng, e.prompt, e.response, EDITS)) for e in first]
-        answers = sample([e.prompt for e in last], config.temperature, SAMPLES,
+        answers = sample([e.prompt for e in last], config.temperature, 1 if people else SAMPLES,
                          seed=config.seed * 1_000_003 + i) if last else []
-        shown += [(e, "samples", list(itertools.combinations(texts, 2)))
-                  for e, texts in zip(last, answers)]
+        shown += [(e, "samples", [(e.response.strip(), *texts)] if people else
+                   list(itertools.combinations(texts, 2))) for e, texts in zip(last, answers)]
         for e, of, pairs in shown:
             for a, b in pairs:
                 if a == b or embedded and split == "train" and (world.leaks(a) or world.leaks(b)):
                     continue  # equal texts teach nothing, and held-out facts stay held out
-                if judge is None and not world.prefers(rng, e.prompt, a, b):
+                if not (people or judge or world.prefers(rng, e.prompt, a, b)):
                     a, b = b, a
                 rows.append(data.Comparison(e.prompt, a, b, {"of": of, "split": split}))
     return rows if judge is None else labelled(judge, rows)

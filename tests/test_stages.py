@@ -276,6 +276,19 @@ def test_collected_comparisons(collected, name):  # equal texts, held-out facts,
         assert r.chosen != r.rejected and not leaks(r.chosen) and not leaks(r.rejected)
 
 
+def test_the_reference_as_annotator(toy):  # two samples compared, sides swapped, a label by noise
+    sample = lambda prompts, temperature, n, seed: [[f"{seed} {k}" for k in range(n)]
+                                                    for _ in prompts]
+    for name in ("summarise", str(toy / "data")):
+        config = reward.Config(data=name, annotator="reference", seed=1)
+        rows = collect.collect(config, sample, "train", 20)
+        examples = data.load(name, "train", 20, seed=2)
+        assert [(r.prompt, r.chosen) for r in rows] == [
+            (e.prompt, e.response.strip()) for e in examples]
+        assert {r.rejected for r in rows} == {"1000003 0"} and {r.meta["split"] for r in rows} == {
+            "train"}
+
+
 def test_a_language_model_as_annotator(toy, tmp_path, mistake, monkeypatch):
     # the folder's own comparisons read all the same; asked again when a run goes on
     asked = []
