@@ -1,9 +1,10 @@
 """
-Look at any dataset before training on it, and at what a policy says; write a policy for others.
+Look at any dataset before training on it, and at what policies say; write a policy for others.
 
     python -m data summarise --split long -n 5
-    python -m data say out/summarise/ppo.pt                # its answers to prompts of its own data
-    python -m data say out/summarise/ppo.pt "a prompt"
+    python -m data say out/summarise/ppo.pt                # type a prompt: see data/say.py
+    python -m data say out/summarise/ppo.pt --prompt "..." -n 8
+    python -m data say out/summarise/sft.pt out/summarise/ppo.pt --data summarise --split long
     python -m data export out/summarise/ppo.pt my-folder   # which `transformers` loads alone
 
 In the embedded world each text also shows its gold score; a dataset's, the parts it is made of.
@@ -11,16 +12,15 @@ In the embedded world each text also shows its gold score; a dataset's, the part
 
 import sys
 
-from . import WORLD, gold, load, tables
+from . import WORLD, load
 from .flags import one_sentence, parser_of
-from .run import pick_device
 
 RULE = "-" * 80
 
 
 def look(args):
     "Print n examples of a split."
-    examples = load(args.data, args.split, args.n, args.seed)
+    examples = load(args.data, args.split or "train", args.n, args.seed)
     for i, example in enumerate(examples, 1):
         print(f"{RULE}\n{i} of {len(examples)}\n{RULE}")
         print(example.prompt, example.response.strip())
@@ -35,21 +35,10 @@ def look(args):
 
 
 def say(args):
-    "Print what a policy answers to a prompt, or to n validation prompts of the data it is of."
-    from . import Tokenizer, checkpoint, rewards
+    "Print what policies answer to prompts, typed or given."
+    from .say import say
 
-    policy, record = checkpoint.load_frozen(args.checkpoint, "policy", pick_device("auto"))
-    tokenizer, prompts = Tokenizer.of(record["tokenizer"]), [args.prompt]
-    name = record["meta"].get("config", {}).get("data")
-    if args.prompt is None:
-        if name is None:
-            raise ValueError(f"{args.checkpoint} is of no dataset: give a prompt")
-        split = "validation" if "validation" in tables(name) else "train"
-        prompts = [e.prompt for e in load(name, split, args.n, args.seed)]
-    sample, score = rewards.text_sampler(policy, tokenizer), gold(name)
-    for prompt, (text,) in zip(prompts, sample(prompts, args.temperature, 1, args.seed)):
-        print(f"{RULE}\n{prompt}\n{text}" + (f"  [{score(prompt, text):.2f}]" if score else ""))
-    print(RULE)
+    say(args)
 
 
 def export(args):
@@ -63,15 +52,20 @@ def export(args):
 ARGUMENTS = {
     "command": dict(choices=["say", "export"]),
     "checkpoint": dict(help="a policy: sft.pt or ppo.pt of a run folder"),
+    "checkpoints": dict(metavar="checkpoint", nargs="+",
+                        help="policies: sft.pt, ppo.pt, a pretrained folder or name"),
     "folder": dict(help="a new one, for config.json, model.safetensors, ..."),
     "data": dict(help=f"{', '.join(WORLD)}, a public set (tldr, alpaca, hh, OWNER/NAME: see "
                  "data/records.py), a folder or a file"),
-    "--split": dict(default="train", help="which split (default train)"),
-    "prompt": dict(nargs="?", help="what to answer (default: its own data's)"),
+    "--prompt": dict(metavar="TEXT", help="what to answer, n times (default: what is typed)"),
+    "--data": dict(help="answer the first n prompts of this data instead"),
+    "--split": dict(help="which split (default train, of `say` validation)"),
+    "--reward": dict(metavar="REWARD.PT", help="score the answers by this reward model"),
     "--temperature": dict(type=float, default=1.0, help="of the samples (default 1)"),
-    "-n": dict(type=int, default=3, help="how many (default 3)"),
+    "-n": dict(type=int, default=4, help="examples, or answers to --prompt (default 4)"),
     "--seed": dict(type=int, default=0, help="which ones (default 0)")}
-COMMANDS = {"say": (say, "command checkpoint prompt --temperature -n --seed"),
+COMMANDS = {"say": (say, "command checkpoints --prompt --data --split --reward --temperature -n "
+                         "--seed"),
             "export": (export, "command checkpoint folder")}
 
 
@@ -83,10 +77,14 @@ def main(argv=None):
     for name in names.split():
         parser.add_argument(name, **ARGUMENTS[name])
     args = parser.parse_args(argv)
-    with one_sentence():
-        if getattr(args, "n", 1) < 1:
-            raise ValueError(f"-n {args.n} is impossible: give a value of at least 1")
-        run(args)
+    try:
+        with one_sentence():
+            if getattr(args, "n", 1) < 1:
+                raise ValueError(f"-n {args.n} is impossible: give a value of at least 1")
+            run(args)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,8 @@ def fail(problem):
 
 
 def any_console():
-    "Let a console that lacks a letter print a question mark for it, instead of ending the run."
-    for stream in (sys.stdout, sys.stderr):
+    """Let a console that lacks a letter print a question mark for it, or read one where bytes are
+    no letter, instead of ending the run."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

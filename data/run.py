@@ -423,7 +423,8 @@ class Run:
             variant = dict(reward=self.path, variant=config.variant) if config.variant else {}
             return command("ppo.py", config, init=config.init or None, **variant)
         if config.variant or config.init or getattr(config, "reward", ""):  # not of the study
-            return quoted("python", "-m", "data", "say", self.path)
+            init = config.init or self.home / "sft.pt"
+            return quoted("python", "-m", "data", "say", init, self.path, "--data", config.data)
         if config.data in data.WORLD:
             return command("rlhf.py", config, seed=None, freeze=None,
                            seeds=config.seed + 1 if config.seed else None)

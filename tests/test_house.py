@@ -26,7 +26,8 @@ TABLE = {
     "rlhf.py": ("numpy data data.claims data.files data.good data.lineage data.pools data.report "
                 "data.run metrics bon", "data.judge"),
     "data/__init__.py": ("torch data.records data.tokenizer", ""),
-    "data/__main__.py": ("data data.flags data.run", "data.checkpoint data.rewards data.world"),
+    "data/__main__.py": ("data data.flags", "data.checkpoint data.say data.world"),
+    "data/say.py": ("torch model reward data data.checkpoint data.flags data.records data.run", ""),
     "data/tokenizer.py": ("", "tiktoken data.bpe data.weights"),
     "data/files.py": ("", "pyarrow"),
     "data/flags.py": ("", ""),

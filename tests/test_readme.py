@@ -6,6 +6,7 @@ short. After each test's name stands the mistake that turns it red.
 
 import argparse
 import functools
+import io
 import re
 import runpy
 import shlex
@@ -126,6 +127,7 @@ def execute(line, monkeypatch):
             return
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", argv[1:] if argv[0] == "-m" else argv)
+            patch.setattr(sys, "stdin", io.StringIO())  # a reader who types nothing
             if name in ("rlhf.py", "tests.tradeoff", "tests.bench"):  # they call the stages
                 for stage in (sft, reward, ppo):
                     patch.setattr(stage, "Config", functools.partial(

@@ -363,9 +363,10 @@ def test_the_next_command_goes_on_from_what_was_made(seed, variant, toy, tmp_pat
         assert made["seed"] == seed and path.is_relative_to("my out/my data")
     name, *argv = next_of(capsys.readouterr().out)
     if variant:  # which the study knows nothing of
-        assert path.parent.name == variant and [name, *argv] == ["-m", "data", "say", str(path)]
+        assert path.parent.name == variant and [name, *argv] == [
+            "-m", "data", "say", "my out/my data/seed-3/sft.pt", str(path), "--data", "my data"]
         commands.main(argv[1:])
-        assert capsys.readouterr().out.count("Answer:") == 3
+        assert capsys.readouterr().out.count("Answer:") == 4
     else:
         assert [name, *argv] == ["-m", "tests.evaluate", "--data", "my data", "--out", "my out"]
 
@@ -373,7 +374,9 @@ def test_the_next_command_goes_on_from_what_was_made(seed, variant, toy, tmp_pat
 @pytest.mark.parametrize("stage, changes, words", [
     ("ppo", {}, "rlhf.py --data summarise"), ("ppo", {"seed": 2}, "rlhf.py --data summarise "
      "--seeds 3"), ("ppo", {"out": "a b"}, "rlhf.py --data summarise --out 'a b'"),
-    ("ppo", {"reward": "gold"}, "-m data say out/summarise/ppo.pt"),
+    ("ppo", {"reward": "gold"}, "-m data say out/summarise/sft.pt "
+     "out/summarise/ppo.pt --data summarise"),
+    ("ppo", {"init": "x y.pt"}, "-m data say 'x y.pt' out/summarise/ppo.pt --data summarise"),
     ("reward", {"init": "x y.pt"}, "ppo.py --data summarise --init 'x y.pt'"),
     ("sft", {"freeze": 0.8}, "reward.py --data summarise --freeze 0.8"),
     ("base", {"data": "it's"}, "sft.py --data 'it'\"'\"'s' --init 'out/it'\"'\"'s/base.pt'")])
@@ -444,7 +447,8 @@ def test_a_console_that_lacks_a_letter(odd):
         console = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         with contextlib.redirect_stdout(console):
             commands.main([str(odd[0] / "instruct"), "-n", "1"])
-            commands.main(["say", str(folder / "ppo.pt")])
+            commands.main(["say", str(folder / "ppo.pt"), "--data", str(odd[0] / "instruct"),
+                           "-n", "3"])
         console.flush()
         assert console.buffer.getvalue().decode(encoding).count("Name ? ?") == 4
 
