@@ -371,14 +371,10 @@ def study(config):
         "judge": config.judge if by_judge else decides, "score": decides, "scores": scores,
         "claims": claims.decide(values, swept_values, judged["reward_model"], splits, main["kl"],
                                 config.samples),
-        "controls": claims.controls(swept_values, splits[0]) if config.sweeps else [],
+        **claims.compared(values, swept_values, main["kl"], splits),
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
-        "matched_kl": [claims.matched(values, split) for split in splits],
         "cut": {s: [row["reference_length"] >= runs[0].tokenizer.response_tokens
                     for row in rows["sft"][s][0]].count(True) for s in splits},
-        "slopes": {p: claims.slope_of_gains(of, splits, p) for of, names in (
-            (values, ("rlhf", BEST, "dpo")), (swept_values, ("gold",))) for p in names if p in of},
-        "same_kl": claims.same_kl(swept_values, main["kl"], splits) if config.sweeps else {},
         "bon": [{"n": n, "kl": kl, **{k: float(x.mean()) for k, x in by_split[splits[0]].items()}}
                 for n, (kl, by_split) in best_of.items()],
         "ppo": [[{k: row[k] for k in row if k in ("step", "kl") or k.endswith(("proxy", "gold"))}

@@ -409,3 +409,14 @@ def at_equal_temperature(values, split, measure):
                          "rlhf": float(pair[1].mean()),
                          "difference": summarised(pair[1] - pair[0])})
     return rows
+
+
+def compared(values, swept, estimator, splits):
+    """What the report says of policies side by side -> {"controls", "slopes", "matched_kl",
+    "same_kl"}; of a study without a sweep there are no controls, and nothing at the same KL."""
+    slopes = {p: slope_of_gains(values, splits, p) for p in ("rlhf", BEST, "dpo")}
+    if "gold" in swept:
+        slopes["gold"] = slope_of_gains(swept, splits, "gold")
+    return {"controls": controls(swept, splits[0]) if swept else [], "slopes": slopes,
+            "matched_kl": [matched(values, split) for split in splits],
+            "same_kl": same_kl(swept, estimator, splits) if swept else {}}
