@@ -10,6 +10,8 @@ rlhf.py - the study on one page: what does each stage do to generalisation and t
     python rlhf.py --full    # both tasks, 500 inputs x 16 outputs as in the paper, 3 seeds, all
                              # sweeps: a long night
     python rlhf.py --data tldr --init gpt2 --judge gpt-4.1    # the same on other data
+    python rlhf.py --full --plan make    # prints a makefile of its runs, for several processes or
+                                         # machines that share a folder; --plan alone: shell lines
 
 Outputs are kept as JSON lines and used again: an interrupted study goes on where it stopped. Not
 here: which runs are trained (data/lineage.py), the statistics of the claims (data/claims.py),
@@ -29,7 +31,7 @@ import data
 import metrics
 from data import claims, files, good, lineage, pools, report
 from data.claims import BEST, FRONTIER, POLICIES, N
-from data.run import cli, lock, within
+from data.run import cli, command_of, lock, within
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Config:
     recipe: Literal["", "diverse"] = ""  # beside the rest: sets of good answers that differ
     arms: str = ""  # policies beside the rest, without a value network: rloo, grpo, or rloo,grpo
     final: bool = False  # on the other range of test prompts: once, when all choices are made
+    plan: Literal["", "sh", "make"] = ""  # print the commands of its runs instead of doing them
 
     def __post_init__(self):
         if self.quick and (self.full or self.sweeps):
@@ -300,12 +303,8 @@ def measure_sizes(config, runs, values, splits, lap):
     -> {width: {policy: {split, or "shifts", all of them together: summaries}}}. `values` are those
     of the main width, on as many prompts."""
     widths, sizes = {str(runs[0].networks["sft"].config.channels): values}, {}
-    for name, size in lineage.SIZES.items():
-        if name in widths:  # the main run
-            continue
-        small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False, sweeps=False,
-                        arms="")
-        lineage.train(lineage.all_runs(small, config, init="scratch", **size))
+    for name, small, wanted in lineage.sizes(config):  # all but that one
+        lineage.train(wanted)
         rows = sampled(small, [lineage.load_run(small, 0)], {"sft": splits, "rlhf": splits})
         widths[name], _ = measure_all(rows, rows["sft"])
         lap(f"width {name}")
@@ -323,15 +322,20 @@ def measure_sizes(config, runs, values, splits, lap):
 # ---- the study -----------------------------------------------------------------------------------
 
 
-def study(config):
-    """Run the study of one dataset -> the path of its report. A win is decided by the gold score;
-    outside the world by `--judge` if it is given, else by a reward model. ValueError if no split is
-    shifted: there is nothing to generalise to."""
-    gold, splits = data.gold(config.data), data.test_splits(config.data)
+def splits_of(config):
+    "Test splits. ValueError if none is shifted: there is nothing to generalise to."
+    splits = data.test_splits(config.data)
     if len(splits) < 2:
         raise ValueError(f"{config.data} has only {splits[0]!r} to test on, and this study is of "
                          f"shifts: name another dataset, or add a file such as other.jsonl to its "
                          f"folder (python -m tests.evaluate measures runs without shifts)")
+    return splits
+
+
+def study(config):
+    """Run the study of one dataset -> the path of its report. A win is decided by the gold score;
+    outside the world by `--judge` if it is given, else by a reward model."""
+    gold, splits = data.gold(config.data), splits_of(config)
     began, judge = time.time(), None
     if config.judge and not config.judge.endswith(".pt"):
         from data.judge import llm
@@ -386,10 +390,20 @@ def study(config):
     return path
 
 
+def plan(config, studies):
+    "The commands of the runs of studies, and after them this one's, as lines or as a makefile."
+    rows = [row for one in studies if splits_of(one) for row in lineage.plan(one)]
+    written = lineage.as_makefile if config.plan == "make" else lineage.as_lines
+    return written(rows, command_of("rlhf.py", replace(config, plan="")))
+
+
 def train(config):
     "Run the study, of both tasks if it is the full one, and return the path of its last report."
-    for task in data.WORLD if config.full else (config.data,):
-        path = study(replace(config, data=task))
+    studies = [replace(config, data=task) for task in data.WORLD] if config.full else [config]
+    if config.plan:
+        return print(plan(config, studies))
+    for one in studies:
+        path = study(one)
     return path
 
 

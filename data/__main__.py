@@ -6,6 +6,8 @@ Look at any dataset before training on it, and at what policies say; write a pol
     python -m data say out/summarise/ppo.pt --prompt "..." -n 8
     python -m data say out/summarise/sft.pt out/summarise/ppo.pt --data summarise --split long
     python -m data export out/summarise/ppo.pt my-folder   # which `transformers` loads alone
+    python -m data shuffle summarise       # comparisons without a lesson, for a control: those of
+                                           # its run's reward model, each labelled by a coin
 
 In the embedded world each text also shows its gold score; a dataset's, the parts it is made of.
 """
@@ -49,8 +51,17 @@ def export(args):
     print(f"wrote {args.folder}: AutoModelForCausalLM.from_pretrained({args.folder!r}) loads it")
 
 
+def shuffle(args):
+    "Write the comparisons of a reward model with labels at random, for one to be trained on them."
+    from . import lineage, run_folder
+
+    folder = run_folder(args.data, args.seed, args.out)
+    lineage.shuffled_labels(args.data, folder, args.seed)
+    print(f"wrote {folder / 'shuffled'}: python reward.py --comparisons learns from it")
+
+
 ARGUMENTS = {
-    "command": dict(choices=["say", "export"]),
+    "command": dict(choices=["say", "export", "shuffle"]),
     "checkpoint": dict(help="a policy: sft.pt or ppo.pt of a run folder"),
     "checkpoints": dict(metavar="checkpoint", nargs="+",
                         help="policies: sft.pt, ppo.pt, a pretrained folder or name"),
@@ -63,10 +74,12 @@ ARGUMENTS = {
     "--reward": dict(metavar="REWARD.PT", help="score the answers by this reward model"),
     "--temperature": dict(type=float, default=1.0, help="of the samples (default 1)"),
     "-n": dict(type=int, default=4, help="examples, or answers to --prompt (default 4)"),
-    "--seed": dict(type=int, default=0, help="which ones (default 0)")}
+    "--seed": dict(type=int, default=0, help="which ones (default 0)"),
+    "--out": dict(default="out", help="the folder of run folders (default out)")}
 COMMANDS = {"say": (say, "command checkpoints --prompt --data --split --reward --temperature -n "
                          "--seed"),
-            "export": (export, "command checkpoint folder")}
+            "export": (export, "command checkpoint folder"),
+            "shuffle": (shuffle, "command data --seed --out")}
 
 
 def main(argv=None):

@@ -3,6 +3,7 @@ Pretraining a base, `python sft.py --stage base`: the loss of sft.py with every 
 response, rows of raw text that are whole threads, and Muon, which is faster from nothing.
 """
 
+import contextlib
 import functools
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ import torch
 
 import data
 import model as m
-from data import checkpoint, optim
+from data import optim
+from data.flags import Finished
 
 LR = 3e-3  # of the pretraining that --init scratch does
 
@@ -73,9 +75,7 @@ def optimizer(model, lr):
 
 def pretrained(config, train):
     "`sft.py --init scratch`: trains the base, or finishes it -> the config that starts from it."
-    path = data.run_folder(config.data, config.seed, config.out) / "base.pt"
-    finished = (config.resume and path.exists()
-                and checkpoint.load(path, "policy", unfinished=True)[1]["meta"]["finished"])
-    if not finished:
+    with contextlib.suppress(Finished):
         train(replace(config, stage="base", steps=config.base_steps, lr=LR, freeze=0.0))
-    return replace(config, init=str(path), resume=finished)
+    return replace(config, init=str(data.run_folder(config.data, config.seed, config.out)
+                                    / "base.pt"))

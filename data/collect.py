@@ -59,7 +59,7 @@ def collected(config, run, sample):
     "Comparisons that are made for this run, or were before it was interrupted."
     run.lock()
     path = run.folder / "comparisons.jsonl"
-    if not (path.exists() and (config.resume or config.implicit and of_reward(config, run))):
+    if not (path.exists() and (run.saved or config.implicit and of_reward(config, run))):
         judge = None
         if config.annotator not in PEOPLE:  # made first: a missing key costs nobody a collection
             from data.judge import llm

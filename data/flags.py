@@ -21,6 +21,10 @@ class CannotResume(ValueError):
     "There is a checkpoint, but not of a part of this run."
 
 
+class Finished(CannotResume):
+    "It is of all of it."
+
+
 def flag(name):
     return "--" + name.replace("_", "-")
 
@@ -44,8 +48,9 @@ def options(kind):
     "What argparse needs to know about a field of this type -> dict."
     if typing.get_origin(kind) is typing.Literal:
         choices = typing.get_args(kind)
-        shown = "|".join(map(str, choices))
-        return {"type": type(choices[0]), "choices": choices, "metavar": shown}
+        shown = "|".join(str(choice) for choice in choices if choice != "")
+        bare = {"nargs": "?", "const": choices[1]} if choices[0] == "" else {}  # the flag alone
+        return {"type": type(choices[0]), "choices": choices, "metavar": shown, **bare}
     if kind is bool:  # type=bool would turn "--resume False" into True
         return {"action": argparse.BooleanOptionalAction}
     return {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
@@ -72,10 +77,13 @@ def fitted(config, train, auto_batch):
     while True:
         try:
             return train(config)
-        except (CannotResume, FileNotFoundError):
-            if not going_on:
+        except CannotResume as error:
+            if going_on:  # what is there is an earlier run's
+                following, going_on = dataclasses.replace(config, resume=False), False
+            elif isinstance(error, Finished):  # nothing is left to do, and nothing is wrong
+                return print(error)
+            else:
                 raise
-            following, going_on = dataclasses.replace(config, resume=False), False
         except RuntimeError as error:
             if (type(error).__name__ != "OutOfMemoryError"
                     and "can't allocate memory" not in str(error)):

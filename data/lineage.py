@@ -1,6 +1,7 @@
 """
-The runs that a study stands on: trained where they are missing, loaded, and refused where they do
-not go together. What is made of them is kept beside them, with a mark of what it was made of.
+The runs that a study stands on: trained where they are missing, here or by a plan's commands on any
+machines; loaded, and refused where they do not go together. What is made of them is kept beside
+them, with a mark of what it was made of.
 
 The main run is that of the first seed, perhaps made by hand. Every other run has its flags, and
 differs in one thing: the seed, what SWEEP names, the labels of the reward model, or the width.
@@ -8,6 +9,7 @@ differs in one thing: the seed, what SWEEP names, the labels of the reward model
 
 import hashlib
 import json
+import re
 import time
 from dataclasses import asdict, astuple, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ import ppo
 import reward
 import sft
 from data import checkpoint, collect, encoders, files, rewards
-from data.run import FREE, flag, pick_device
+from data.run import FREE, command_of, flag, lock, pick_device, quoted
 
 STAGES = {"sft": sft, "reward": reward, "dpo": reward, "ppo": ppo}  # by the file that they write
 IMPLICIT = 1.0  # beta of DPO: with .1 and .3 it goes 14 and 3 nats away for no more (validation)
@@ -133,10 +135,25 @@ def all_runs(config, like=None, **size):
             yield from variant(config, seed, name)
 
 
-def train(runs):
-    """Train what is not there of `runs`, (stage, its Config) each, or what is left of it -> {name:
-    seconds}. ValueError, before that, if one that is there was trained with other flags."""
-    wanted, seconds = [], {}
+def sizes(config):
+    """Yields (width, the study of it, its runs) for each of SIZES but the main run's: of the first
+    seed alone, and from a base that is pretrained first."""
+    if not config.sweeps or config.data not in data.WORLD:
+        return
+    main = sft.Config(**main_flags(config, "sft"))
+    width = main.channels if main.init == "scratch" else checkpoint.load(
+        sft.BASE if main.init == "base" else main.init, "policy")[0].config.channels
+    for name, size in SIZES.items():
+        if name != str(width):
+            small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False,
+                            sweeps=False, arms="")
+            yield name, small, all_runs(small, config, init="scratch", **size)
+
+
+def placed(runs):
+    """(stage, its Config) of each run -> [(stage, Config, folder of its seed, its checkpoint, what
+    to call it)]. ValueError if one that is there was trained with other flags."""
+    wanted = []
     for stage, config in runs:
         folder, name = home(config, config.seed), getattr(config, "variant", "") or stage
         file = name if name == stage else f"{name}/{stage}"
@@ -149,7 +166,14 @@ def train(runs):
                     f"{folder / file}.pt was trained with {flag(key)} {had}, and this study needs "
                     f"{needed}: a run has the flags of seed 0 but for what it is to show; move it "
                     f"away, and it is trained again")
-    for stage, config, folder, path, name in wanted:
+    return wanted
+
+
+def train(runs):
+    """Train what is not there of `runs`, (stage, its Config) each, or what is left of it -> {name:
+    seconds}. ValueError, before that, if one that is there was trained with other flags."""
+    seconds = {}
+    for stage, config, folder, path, name in placed(runs):
         began = time.time()
         if path.exists():
             _, record = checkpoint.load(path, "reward" if stage == "reward" else "policy",
@@ -168,6 +192,10 @@ def shuffled_labels(name, folder, seed):
     """Writes the comparisons that the reward model in this folder learned from, each of which now
     prefers the other text half of the time."""
     rng, main = np.random.default_rng(seed), made_with(folder, "reward")
+    if not main:
+        raise FileNotFoundError(f"{folder / 'reward.pt'} does not exist, and these would be its "
+                                f"labels; make a reward with `python reward.py`.")
+    _held = lock(folder / "shuffled")  # until this function ends
     source = main["comparisons"] or name
     collected = source in data.WORLD or main["annotator"] != "world"
     for split in ("train", "validation"):
@@ -185,6 +213,61 @@ def sweep_splits(config, splits):
     where = {name: ("validation", *splits) if name.startswith(("lr-", "k")) else splits
              for name in sweep(config)}
     return where | {"rlhf": ["validation"], "sft": ["validation"]} if where else {}
+
+
+# ---- the same by other processes, on any machines that share a folder ----------------------------
+
+
+def plan(config):
+    """Yields (command, files that must be there first, the file that it makes) of each run that a
+    study stands on. Whoever gives a command twice, or two machines at once, does no harm: the
+    second finds its run finished, or its folder locked."""
+    made = []
+    for stage, run, folder, path, _ in placed([
+            *all_runs(config), *(run for *_, runs in sizes(config) for run in runs)]):
+        steps = [(command_of(f"{STAGES[stage].__name__}.py", run, "--resume"), path)]
+        if stage == "reward" and run.variant:
+            labels = ("-m", "data", "shuffle", run.data, "--seed", run.seed, "--out", run.out)
+            steps.insert(0, (quoted("python", *labels), path.with_name("comparisons.train.jsonl")))
+        for command, makes in steps:  # in a folder one after the other: it has one lock
+            yield command, [p for p in made if p.parent == makes.parent or p in (
+                folder / "sft.pt", folder / "reward.pt")], makes
+            made.append(makes)
+
+
+def blocks(rows):
+    "Rows of plans -> lists of them, each of which needs only what is made by those before."
+    place = {}  # of the list that makes a file
+    for _, needs, makes in rows:
+        place[makes] = 1 + max((place[path] for path in needs), default=-1)
+    return [[row for row in rows if place[row[2]] == k] for k in range(1 + max(place.values()))]
+
+
+def as_lines(rows, last):
+    "Rows of plans, and the command of the study, as lines of a shell."
+    lines = ["# Lines of a block may run side by side, when the blocks before it are done. A line "
+             "whose run", "# has finished says so; one that was killed goes on.", ""]
+    for k, block in enumerate(blocks(rows), 1):
+        lines += [f"# block {k}", *(command for command, _, _ in block), ""]
+    return "\n".join([*lines, "# the study, which finds all of them", last])
+
+
+def as_makefile(rows, last):
+    """The same for GNU make, what others wait for first. No target is a file to make, as that is
+    there before its run has finished: the command knows. ValueError for what make cannot name."""
+    rows = [(command, [path.as_posix() for path in needs], makes.as_posix())
+            for block in blocks(rows) for command, needs, makes in block]
+    for _, _, makes in rows:
+        if not re.fullmatch(r"[\w./+@,-]+", makes):
+            raise ValueError(f"make cannot name {makes}: give an --out of letters, digits and "
+                             f"-_./ alone, or --plan sh")
+    lines = ["# make -k -j2 -f THIS_FILE. A line whose run has finished says so; one that was "
+             "killed goes on.", "# RUN='srun -n1' gives each line to a queue, and waits for its "
+             "end.", "RUN =",
+             "FILES = " + " \\\n  ".join(makes for _, _, makes in rows), ".PHONY: all $(FILES)"]
+    for command, needs, makes in [(last, ["$(FILES)"], "all"), *rows]:
+        lines += ["", " ".join([f"{makes}:", *needs]), "\t$(RUN) " + command.replace("$", "$$")]
+    return "\n".join(lines)
 
 
 # ---- loading -------------------------------------------------------------------------------------

@@ -36,7 +36,14 @@ from tqdm import tqdm
 
 import data
 from data import checkpoint, files
-from data.flags import CannotResume, cli, fail, flag, within  # noqa: F401 (stages take them here)
+from data.flags import (  # noqa: F401 (stages take them here)
+    CannotResume,
+    Finished,
+    cli,
+    fail,
+    flag,
+    within,
+)
 from data.tokenizer import Tokenizer
 
 # ---- the run folder, which one process at a time writes into, and its log -----------------------
@@ -236,6 +243,15 @@ def command(program, config, **flags):
     return quoted("python", *program.split(), "--data", config.data, *itertools.chain(*given))
 
 
+def command_of(program, config, *more):
+    "The command whose flags are those of a Config, less what is its default."
+    usual, words = dataclasses.asdict(type(config)()), []
+    for name, value in dataclasses.asdict(config).items():
+        if name == "data" or value != usual[name]:
+            words += [flag(name)] if value is True else [flag(name), value]
+    return quoted("python", program, *words, *more)
+
+
 class Run:
     """One run of a stage: `with Run("sft", config) as run`. `kind` is that of its checkpoint.
 
@@ -254,7 +270,13 @@ class Run:
         self.tokenizer, self.parents, self.state, self.metrics = None, {}, {}, {}
         self.sums, self.part, self.count, self.tokens = {}, {}, 0, 0
         self.step, self.learning, self.journal, self.held = 0, False, None, None
-        self.saved = self.resumed() if config.resume else None
+        self.saved = None
+        if config.resume:
+            self.resumed()  # what is finished needs no lock, and may be asked for by many
+            self.lock()  # before the look that counts: nobody goes on with it in between
+            self.saved = self.resumed()
+            if not self.saved:
+                print(f"{self.path} is not there yet: this run begins")
 
     def __enter__(self):
         return self
@@ -294,18 +316,21 @@ class Run:
         self.parents[name] = hashlib.sha256(content).hexdigest()
 
     def resumed(self):
-        """What to go on from, (weights, record). CannotResume unless the checkpoint is of an
-        unfinished run with the very flags of `config`: with others, its curve and its name would
-        tell of neither run."""
+        """What to go on from, (weights, record), or None where nothing is. Finished if nothing is
+        left to do; CannotResume unless the checkpoint is of a run with the very flags of `config`:
+        with others, its curve and its name would tell of neither run."""
+        if not self.path.exists():
+            return None
         model, record = checkpoint.load(self.path, self.kind, unfinished=True)
         saved = record["meta"]["config"]
         for name, value in dataclasses.asdict(self.config).items():
             if name not in FREE and name in saved and value != saved[name]:
-                raise CannotResume(f"--resume goes on with the flags of the interrupted run, and "
-                                   f"that had {flag(name)} {saved[name]}, not {value}")
+                raise CannotResume(f"--resume goes on with the flags of the run in {self.path}, "
+                                   f"and that had {flag(name)} {saved[name]}, not {value}")
         if record["meta"]["finished"]:
-            raise CannotResume(f"this run finished at step {record['meta']['step']}: there is "
-                               f"nothing to resume; leave out --resume to train anew")
+            raise Finished(f"{self.path} has these flags and finished at {self.unit} "
+                           f"{record['meta']['step']}: nothing is left to do (it is trained anew "
+                           f"without --resume)")
         return model.state_dict(), record
 
     def restore(self):

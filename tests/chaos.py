@@ -102,12 +102,17 @@ def go(stage, /, *args, **options):
 
 def begin(stage, folder, out, *more, before=lambda: None):
     "The same in a process of its own, which does something else `before`."
+    return apart(lambda: go(stage, folder, out, *more), folder, before)
+
+
+def apart(work, folder, before=lambda: None):
+    "Do something in a copy of this process, which says what it has to say in `folder`/last.txt."
     def run():
         before()
         sys.stdout = sys.stderr = open(folder / "last.txt", "w", buffering=1)
         torch.set_num_threads(1)
         tqdm.set_lock(threading.RLock())  # its own is shared: who is killed would hold it for ever
-        go(stage, folder, out, *more)
+        work()
 
     # a copy of this process, which has imported everything already
     process = multiprocessing.get_context("fork").Process(target=run)
@@ -184,9 +189,8 @@ def endured(stage, folder, kills, seed):
                 kind = "reward" if saved.stem == "reward" else "policy"
                 checkpoint.load(saved, kind, unfinished=True)
             continue
-        said, runs = (folder / "last.txt").read_text(), runs + 1
-        # killed when all was done: there is nothing to go on with
-        assert process.exitcode == 0 or "this run finished" in said, said
+        runs += 1
+        assert process.exitcode == 0, (folder / "last.txt").read_text()
         now = found(out)
         assert now.keys() == expected.keys(), (stage, now.keys() ^ expected.keys())
         for name in now:

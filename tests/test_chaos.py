@@ -25,7 +25,7 @@ import model as m
 import ppo
 import sft
 from data import checkpoint, files, weights
-from data.run import Log, lock
+from data.run import Log, Run, lock
 from tests import chaos, fuzz
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -127,6 +127,33 @@ def test_stages_ask_for_their_folder(stage, toy, tmp_path):  # a stage that writ
     held, there = lock(tmp_path / "data"), sorted(tmp_path.rglob("*"))
     assert "another process is at work" in refusal(stage, toy, tmp_path)
     assert sorted(tmp_path.rglob("*")) == there and held
+
+
+@FORKS
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_the_same_command_again(stage, toy, tmp_path):
+    # a finished run that is trained anew, or waited for; an error where nothing is wrong
+    code, said = attempt(stage, toy, tmp_path, "--resume")
+    assert code == 0 and f"{stage}.pt is not there yet: this run begins" in said
+    assert chaos.found(tmp_path) == chaos.found(toy / "whole" / stage)
+    there, held = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}, lock(tmp_path / "data")
+    code, said = attempt(stage, toy, tmp_path, "--resume")
+    assert code == 0 and "finished at" in said and held
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == there
+    assert "of the run in" in refusal(stage, toy, tmp_path, "--resume", "--steps", 9)
+
+
+@FORKS
+def test_nobody_goes_on_with_it_meanwhile(toy, tmp_path):
+    # a checkpoint that is read, then finished by another process, and then gone on from
+    def ask():
+        try:
+            Run("sft", sft.Config(data=str(toy / "data"), out=str(tmp_path), resume=True))
+        except ValueError as error:
+            return str(error)
+
+    held = lock(tmp_path / "data")
+    assert "another process is at work" in apart(ask) and held
 
 
 # ---- no room, no right ---------------------------------------------------------------------------

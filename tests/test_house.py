@@ -26,7 +26,7 @@ TABLE = {
     "rlhf.py": ("numpy data data.claims data.files data.good data.lineage data.pools data.report "
                 "data.run metrics bon", "data.judge"),
     "data/__init__.py": ("torch data.records data.tokenizer", ""),
-    "data/__main__.py": ("data data.flags", "data.checkpoint data.say data.world"),
+    "data/__main__.py": ("data data.flags", "data.checkpoint data.lineage data.say data.world"),
     "data/say.py": ("torch model reward data data.checkpoint data.flags data.records data.run", ""),
     "data/tokenizer.py": ("", "tiktoken data.bpe data.weights"),
     "data/files.py": ("", "pyarrow"),
@@ -43,7 +43,7 @@ TABLE = {
                          ""),
     "data/gpu.py": ("torch model", ""),
     "data/rewards.py": ("torch data model", ""),
-    "data/base.py": ("torch model data data.checkpoint data.optim", ""),
+    "data/base.py": ("torch model data data.flags data.optim", ""),
     "data/world.py": ("numpy data.summarise data.instruct", ""),
     "data/words.py": ("", ""),
     "data/summarise.py": ("data.words", ""),
