@@ -40,7 +40,7 @@ class Config:
     beta: float = 0.25  # weight of the KL penalty, in reward standard deviations per nat
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the prompts' order and the samples
-    resume: bool = False  # go on from what is there: nothing, a part, or all of this run
+    resume: bool = False  # go on from what is there of this run: nothing, a part, or all of it
     out: str = "out"  # the folder of run folders
     device: str = "auto"  # auto, cpu or cuda
 

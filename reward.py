@@ -43,7 +43,7 @@ class Config:
     lr: float = 0.0  # peak, after 3 % warm-up; a cosine to a tenth (0: 2e-3, of a policy 2e-4)
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the head, the comparisons and their order
-    resume: bool = False  # go on from what is there: nothing, a part, or all of this run
+    resume: bool = False  # go on from what is there of this run: nothing, a part, or all of it
     comparisons: str = ""  # a JSON lines file of comparisons, instead of collecting them
     sampled: float = 0.25  # share of prompts with samples to compare; the rest: edits of references
     temperature: float = 1.0  # of those samples

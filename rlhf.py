@@ -392,7 +392,9 @@ def study(config):
 
 def plan(config, studies):
     "The commands of the runs of studies, and after them this one's, as lines or as a makefile."
-    rows = [row for one in studies if splits_of(one) for row in lineage.plan(one)]
+    for one in studies:  # what it would refuse is not to be found out after a night
+        splits_of(one)
+    rows = [row for one in studies for row in lineage.plan(one)]
     written = lineage.as_makefile if config.plan == "make" else lineage.as_lines
     return written(rows, command_of("rlhf.py", replace(config, plan="")))
 

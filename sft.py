@@ -35,7 +35,7 @@ class Config:
     lr: float = 3e-4  # peak learning rate: 3 % warm-up, then a cosine to a tenth
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the weights, the order of the data and the samples
-    resume: bool = False  # go on from what is there: nothing, a part, or all of this run
+    resume: bool = False  # go on from what is there of this run: nothing, a part, or all of it
     micro: int = 0  # rows per forward pass, for memory (0: the whole batch)
     eval_size: int = 256  # validation examples for the loss
     every: int = 50  # steps between evaluations, saves and logged lines

@@ -150,9 +150,10 @@ def sizes(config):
             yield name, small, all_runs(small, config, init="scratch", **size)
 
 
-def placed(runs):
-    """(stage, its Config) of each run -> [(stage, Config, folder of its seed, its checkpoint, what
-    to call it)]. ValueError if one that is there was trained with other flags."""
+def missing(runs):
+    """Yields (stage, Config, folder of its seed, its checkpoint, what to call it) of those of
+    `runs`, (stage, its Config) each, that are not there, and, to be resumed, of those that have not
+    finished. ValueError, before that, if one that is there was trained with other flags."""
     wanted = []
     for stage, config in runs:
         folder, name = home(config, config.seed), getattr(config, "variant", "") or stage
@@ -166,22 +167,22 @@ def placed(runs):
                     f"{folder / file}.pt was trained with {flag(key)} {had}, and this study needs "
                     f"{needed}: a run has the flags of seed 0 but for what it is to show; move it "
                     f"away, and it is trained again")
-    return wanted
-
-
-def train(runs):
-    """Train what is not there of `runs`, (stage, its Config) each, or what is left of it -> {name:
-    seconds}. ValueError, before that, if one that is there was trained with other flags."""
-    seconds = {}
-    for stage, config, folder, path, name in placed(runs):
-        began = time.time()
+    for stage, config, folder, path, name in wanted:
         if path.exists():
             _, record = checkpoint.load(path, "reward" if stage == "reward" else "policy",
                                         unfinished=True)
             if record["meta"].get("finished", True):
                 continue
             config = replace(config, resume=True)
-        elif stage == "reward" and config.variant:
+        yield stage, config, folder, path, name
+
+
+def train(runs):
+    "Train what is `missing` of runs -> {name: seconds}."
+    seconds = {}
+    for stage, config, folder, _, name in missing(runs):
+        began = time.time()
+        if stage == "reward" and config.variant and not config.resume:
             shuffled_labels(config.data, folder, config.seed)
         STAGES[stage].train(config)
         seconds[name] = seconds.get(name, 0) + time.time() - began
@@ -219,14 +220,14 @@ def sweep_splits(config, splits):
 
 
 def plan(config):
-    """Yields (command, files that must be there first, the file that it makes) of each run that a
-    study stands on. Whoever gives a command twice, or two machines at once, does no harm: the
-    second finds its run finished, or its folder locked."""
+    """Yields (command, files of earlier ones that must be there first, the file that it makes) of
+    each run that a study would train. To give a command twice, or on two machines at once, does no
+    harm: the second finds its run finished, or its folder locked."""
     made = []
-    for stage, run, folder, path, _ in placed([
+    for stage, run, folder, path, _ in missing([
             *all_runs(config), *(run for *_, runs in sizes(config) for run in runs)]):
-        steps = [(command_of(f"{STAGES[stage].__name__}.py", run, "--resume"), path)]
-        if stage == "reward" and run.variant:
+        steps = [(command_of(f"{STAGES[stage].__name__}.py", replace(run, resume=True)), path)]
+        if stage == "reward" and run.variant and not run.resume:
             labels = ("-m", "data", "shuffle", run.data, "--seed", run.seed, "--out", run.out)
             steps.insert(0, (quoted("python", *labels), path.with_name("comparisons.train.jsonl")))
         for command, makes in steps:  # in a folder one after the other: it has one lock
@@ -240,7 +241,7 @@ def blocks(rows):
     place = {}  # of the list that makes a file
     for _, needs, makes in rows:
         place[makes] = 1 + max((place[path] for path in needs), default=-1)
-    return [[row for row in rows if place[row[2]] == k] for k in range(1 + max(place.values()))]
+    return [[row for row in rows if place[row[2]] == k] for k in sorted({*place.values()})]
 
 
 def as_lines(rows, last):
@@ -259,8 +260,8 @@ def as_makefile(rows, last):
             for block in blocks(rows) for command, needs, makes in block]
     for _, _, makes in rows:
         if not re.fullmatch(r"[\w./+@,-]+", makes):
-            raise ValueError(f"make cannot name {makes}: give an --out of letters, digits and "
-                             f"-_./ alone, or --plan sh")
+            raise ValueError(f"make cannot name {makes}: give names of letters, digits and "
+                             f"-_./ alone to --out and --data, or --plan sh")
     lines = ["# make -k -j2 -f THIS_FILE. A line whose run has finished says so; one that was "
              "killed goes on.", "# RUN='srun -n1' gives each line to a queue, and waits for its "
              "end.", "RUN =",

@@ -243,13 +243,13 @@ def command(program, config, **flags):
     return quoted("python", *program.split(), "--data", config.data, *itertools.chain(*given))
 
 
-def command_of(program, config, *more):
+def command_of(program, config):
     "The command whose flags are those of a Config, less what is its default."
     usual, words = dataclasses.asdict(type(config)()), []
     for name, value in dataclasses.asdict(config).items():
         if name == "data" or value != usual[name]:
             words += [flag(name)] if value is True else [flag(name), value]
-    return quoted("python", program, *words, *more)
+    return quoted("python", program, *words)
 
 
 class Run:
