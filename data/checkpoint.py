@@ -147,9 +147,10 @@ def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_to
                     response_tokens=48):
     """(Transformer, Tokenizer) from a local folder or a name of the Hugging Face hub: GPT-2, OPT,
     LLaMA 1 to 3 and Qwen2, in the format of `transformers`; the weights of `dtype` on `device`.
-    Whatever is wrong with the files is said in one sentence."""
+    A chat template is left alone: prompts are what the data says, and a mark such as <|im_start|>
+    in them is letters. Whatever is wrong with the files is said in one sentence."""
     folder = weights.find(name_or_folder)
-    family, settings = weights.settings(folder)
+    (family, settings), paths = weights.settings(folder), weights.tensor_files(folder)
     tokenizer = Tokenizer(name_or_folder, prompt_tokens, response_tokens)
     settings["eos"] = tuple(dict.fromkeys((tokenizer.eos, *settings["eos"])))
     try:
@@ -157,7 +158,7 @@ def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_to
             model = m.Transformer(m.ModelConfig(**settings))
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
-    weights.fill(model, family, folder, device, dtype)
+    weights.fill(model, family, paths, device, dtype)
     if model.position is None:
         model.table = m.rope_table(model.config).to(device, dtype)
     return model, tokenizer

@@ -93,6 +93,15 @@ def field(content, key, kind, path, default=...):
     return value
 
 
+def tensor_files(folder):
+    """The files of a model's tensors, of the better kind that is there. FileNotFoundError."""
+    paths = next(filter(None, (shards(folder, kind) for kind in KINDS)), None)
+    if paths is None:
+        raise FileNotFoundError(f"{folder} holds no weights, neither {' nor '.join(KINDS)}: copy "
+                                f"that file of the model there too.")
+    return paths
+
+
 def shards(folder, kind):
     """The files that hold tensors of one kind: a single one, or those of an index, or none."""
     single, path = folder / kind, folder / f"{kind}.index.json"
@@ -261,12 +270,9 @@ def tensors(path):
                          f"again.") from error
 
 
-def fill(model, family, folder, device, dtype):
+def fill(model, family, paths, device, dtype):
     """Give a model on the meta device its memory, of `dtype` on `device`, and read its tensors, of
     which one at a time is in memory beside it. All names and shapes are checked first."""
-    paths = next(filter(None, (shards(folder, kind) for kind in KINDS)), None)
-    if paths is None:
-        raise FileNotFoundError(f"{folder} holds neither {' nor '.join(KINDS)}.")
     prefix, parts, found = PREFIX[family], places(model, family), {}
     shapes = {name: tuple(part.shape) for name, part in parts.items()}
     table = f"{prefix}embed_positions.weight"
@@ -286,8 +292,8 @@ def fill(model, family, folder, device, dtype):
             found[name] = f"{path}: {own}", read
     missing = [name for name in parts if name not in found]
     if missing:
-        raise ValueError(f"{folder}: {missing[0]} is missing from {paths[0].name}, as is every "
-                         f"other of {len(missing)}.")
+        raise ValueError(f"{paths[0].parent}: {missing[0]} is missing from {paths[0].name}, as is "
+                         f"every other of {len(missing)}.")
     model.to(dtype).to_empty(device=device)
     parts = places(model, family)
     for name in sorted(found, key=lambda name: name not in parts):  # what is tied comes last

@@ -556,6 +556,22 @@ def test_whatever_ends_a_text_or_begins_it(copy):  # a chat model that never sto
     assert data.Tokenizer(folder).bos is None  # it would be taken for PAD
 
 
+@pytest.mark.parametrize("form", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_is_left_alone(copy, form):  # it is applied, or its marks are obeyed
+    plain, folder = data.Tokenizer(copy("qwen2", "plain")), copy("qwen2")
+    template = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+                "{% endfor %}<|im_start|>assistant\n")
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    if form == "chat_template.jinja":
+        edit(folder / "tokenizer_config.json", chat_template=None)
+        dump(folder / form, template)
+    theirs, (_, ours) = hf.AutoTokenizer.from_pretrained(folder), checkpoint.load_pretrained(folder)
+    chat = theirs.apply_chat_template([{"role": "user", "content": "a cat"}], tokenize=False)
+    assert chat.startswith("<|im_start|>user") and ours.fingerprint == plain.fingerprint
+    assert ours.prompt("a cat") == plain.prompt("a cat") == theirs("a cat").input_ids
+    assert not {401, 402} & set(ours.prompt(chat)) and theirs(chat).input_ids.count(402) == 1
+
+
 @pytest.mark.parametrize("form", ["saved", "left over", "listed", "older", "named"])
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "llama3"])
 def test_tokens_of_a_folder_of_ones_own(root, copy, kind, form):
@@ -895,7 +911,10 @@ BAD = {  # what is wrong: the model, how it is broken, words of the sentence
     "truncated bin": ("gpt2", truncated_bin, ["pytorch_model.bin is damaged"]),
     "code in a bin": ("gpt2", hostile_bin, ["pytorch_model.bin", "more than tensors"]),
     "no weights": ("gpt2", lambda folder: (folder / "model.safetensors").unlink(),
-                   ["neither model.safetensors nor pytorch_model.bin"]),
+                   ["neither model.safetensors nor pytorch_model.bin", "copy that file"]),
+    "config alone": ("gpt2", lambda folder: [path.unlink() for path in folder.iterdir()
+                                             if path.name != "config.json"],
+                     ["holds no weights", "copy that file"]),
     "lost shard": ("llama", lost_shard, ["model-00002", "does not exist"]),
     "no config": ("gpt2", lambda folder: (folder / "config.json").unlink(), ["config.json"]),
     "config cut": ("gpt2", truncate("config.json"), ["config.json is damaged"]),
