@@ -95,7 +95,7 @@ def test_help_is_the_comments_and_the_module(capsys):
 @pytest.mark.parametrize("name", [
     "sft", "reward", "ppo", "bon", "rlhf", "data.__main__", "data.measured", "data.judge",
     *(f"tests.{name}" for name in ("bench", "chaos", "fuzz", "gpu", "handout", "leaderboard",
-                                   "memory", "mutants", "__main__"))])
+                                   "memory", "mutants", "smollm2", "__main__"))])
 def test_no_help_ends_in_an_empty_default(name, capsys):
     module = importlib.import_module(name)
     main = getattr(module, "main", None)
