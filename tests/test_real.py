@@ -53,7 +53,7 @@ def real(test):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "Both models; 350 MB that go away again, and 3 GB of checkpoints."
+    "Both models, 365 MB, and later 3 GB of checkpoints; all of it goes away again."
     folder = tmp_path_factory.mktemp("real")
     smollm2.main([str(folder)])
     yield folder
