@@ -48,7 +48,7 @@ TOY = {  # what a command is given at its end, to be small
     "tests.chaos": "--kills 1", "tests.evaluate": "-n 4", "tests.fuzz": "--cases 3",
     "tests.gpu": "device --device cpu",
     "tests.handout": "", "tests.leaderboard": "", "tests.memory": "",
-    "tests.mutants": "'ties are losses'", "tests.mutants --plant": "",
+    "tests.mutants": "'ties are losses'", "tests.mutants --plant": "", "tests.smollm2": "",
     "tests.tradeoff": "--seeds 1 --inputs 4", "pytest": "--co -q"}
 SLOW = {"rlhf.py", "tests.tradeoff", "tests.evaluate", "tests.bench", "tests.chaos",
         "tests.gpu", "tests.memory", "tests.mutants", "pytest", "k1-0.03"}  # words of a block
@@ -113,10 +113,11 @@ def execute(line, monkeypatch):
         subprocess.run(words, check=True)
     elif words[:2] == ["pip", "install"]:
         sources = "\n".join(path.read_text(encoding="utf-8") for path in Path().rglob("*.py"))
-        used = r'^ *(import|from) {0}\b|package\("{0}"'
+        used = r'^ *(import|from) {0}\b|(package|installed)\("{0}"'
         for word, after in zip(words[2:], words[3:] + [""]):
             name = re.split("[=<>]", word)[0].replace("-", "_")
             assert (word == "-r" and Path(after).is_file() or word.endswith(".txt")
+                    or word == "--no-deps"
                     or re.search(used.format(name), sources, re.M)), word
     else:
         assert words[0] == "python" and program(line) in TOY, f"how is this run: {line}"
@@ -176,8 +177,10 @@ def ran(tmp_path_factory, copies):  # noqa: F811
             ("gpt2", "gpt2", hf.GPT2Config, GPT2 | dict(n_positions=1100)),
             ("facebook/opt-125m", "opt", hf.OPTConfig, OPT | long),
             ("facebook/opt-1.3b", "opt", hf.OPTConfig, OPT | long),
-            ("huggyllama/llama-7b", "llama", hf.LlamaConfig, LLAMA | long)):
+            ("huggyllama/llama-7b", "llama", hf.LlamaConfig, LLAMA | long),
+            ("real/smollm2-135m", "llama", hf.LlamaConfig, LLAMA | long)):
         pretrained(root / name, kind, config, size)
+    files.write_file(root / "real/minilm/config.json", b"{}")  # made already: nothing is read
     pretrained(root / "roberta-large-mnli", "gpt2", hf.GPT2Config, GPT2 | dict(
         n_positions=1100, id2label={0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}),
         hf.GPT2ForSequenceClassification)
