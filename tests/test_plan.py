@@ -23,7 +23,7 @@ import reward
 import rlhf
 import sft
 from data import __main__ as data_main
-from data import checkpoint, lineage, optim, world
+from data import checkpoint, files, lineage, optim, world
 from data.run import cli, lock
 from tests import chaos
 from tests.conftest import without_figures
@@ -177,6 +177,11 @@ def test_a_study_that_will_be_refused(toy, planned, tmp_path, mistake):  # after
         chaos.go, "rlhf", toy, "out", plan="make", data="alone")
 
 
+def test_labels_of_nothing(mistake, tmp_path):  # a KeyError
+    said = mistake(data_main.main, ["shuffle", "summarise", "--out", str(tmp_path)])
+    assert "summarise/reward.pt does not exist" in said and not os.listdir(tmp_path)
+
+
 @pytest.mark.parametrize("argv, plan", [("", ""), ("--plan", "sh"), ("--plan make", "make")])
 def test_how_a_plan_is_asked_for(argv, plan):  # a word that is wanted after a flag
     config = cli(rlhf.Config, lambda config: config, [*argv.split(), "--seeds", "2"])
@@ -214,6 +219,9 @@ def test_twice_at_once_and_after_a_kill(toy, planned, tmp_path):
         assert killed.exitcode == -signal.SIGKILL
         meta = checkpoint.load(f"here/data/{name}.pt", "policy", unfinished=True)[1]["meta"]
         assert meta["step"] == 2 and not meta["finished"]
+        logged = lambda: [row for row in files.read_log(f"here/data/{name}.jsonl")
+                          if row["step"] <= 2]
+        rows = logged()
 
         held = lock("here/data")
         refused = begin()
@@ -228,8 +236,8 @@ def test_twice_at_once_and_after_a_kill(toy, planned, tmp_path):
         assert sorted(process.exitcode for process in both) in ([0, 2], [0, 0])
         again = begin()
         again.join()
-        said = (tmp_path / "last.txt").read_text()
-        assert again.exitcode == 0 and "finished at" in said and "begins" not in said
+        assert again.exitcode == 0 and "finished at" in (tmp_path / "last.txt").read_text()
+        assert rows and logged() == rows  # with their seconds: nobody trained that part again
     assert chaos.found(tmp_path / "here") == chaos.found(tmp_path / "whole")
 
 

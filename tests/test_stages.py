@@ -290,7 +290,8 @@ def test_the_reference_as_annotator(toy):  # two samples compared, sides swapped
 
 
 def test_a_language_model_as_annotator(toy, tmp_path, capsys, monkeypatch):
-    # the folder's own comparisons read all the same; asked again when a run goes on
+    # the folder's own comparisons read all the same; asked again when a run goes on, or not asked
+    # where the comparisons that are there are of another, which was killed before it had saved
     asked = []
     words = judge.by_score(lambda prompts, texts: asked.extend(texts) or [len(t) for t in texts])
     monkeypatch.setattr(judge, "llm", lambda name, cache: words)
@@ -301,6 +302,9 @@ def test_a_language_model_as_annotator(toy, tmp_path, capsys, monkeypatch):
     asked.clear()
     chaos.go("reward", toy, tmp_path, annotator="a-model", resume=True)
     assert "finished" in capsys.readouterr().out and not asked
+    (folder / "reward.pt").unlink()
+    chaos.go("reward", toy, tmp_path, annotator="a-model", resume=True)
+    assert "begins" in capsys.readouterr().out and asked
 
 
 def test_accuracy_of_a_score():  # ties that win, a pair taken apart, no number that loses silently
