@@ -341,6 +341,8 @@ class ScalarModel(nn.Module):
 
 # ---- how likely a response is --------------------------------------------------------------------
 
+LOGITS = 2**25  # numbers of (rows, V) at once: 680 rows of 49,152 tokens, 128 MiB in fp32
+
 
 def logprobs(model, ids, positions, temperature=1.0, bottom=None, hidden=None, entropy=False,
              chunk=4096):
@@ -350,7 +352,8 @@ def logprobs(model, ids, positions, temperature=1.0, bottom=None, hidden=None, e
     (B, R, C) are the states that predict these tokens, from a caller who had another use for them.
 
     Logits are the memory: 64 rows x 600 x 50,257 in fp32 are 7.7 GB. So only the R positions reach
-    the output matrix, `chunk` rows at a time, and backward computes each chunk's logits again."""
+    the output matrix, `chunk` at a time, of a large vocabulary fewer, and where they are many, each
+    once (padding repeats the one before it). Backward computes each chunk's logits again."""
     if temperature <= 0:
         raise ValueError(f"temperature={temperature}: log-probabilities need one above 0.")
     positions = positions.clamp(1, ids.shape[1] - 1)
@@ -365,8 +368,12 @@ def logprobs(model, ids, positions, temperature=1.0, bottom=None, hidden=None, e
         found = logp.gather(1, tokens[:, None]).squeeze(1)
         return (found, -(logp.exp() * logp).sum(-1)) if entropy else (found,)
 
-    found = in_chunks(score, chunk, hidden.flatten(0, 1), tokens.flatten())
-    logp, *spread = (x.view(positions.shape) for x in found)  # (B, R)
+    most, kept, back = max(LOGITS // model.config.vocab_size, 1), slice(None), slice(None)
+    if tokens.numel() > most:
+        kept = positions.diff(dim=1, prepend=positions[:, :1] - 1).flatten() != 0  # (B * R,)
+        back = kept.cumsum(0) - 1  # where each of them is among those kept
+    found = in_chunks(score, min(chunk, most), hidden.flatten(0, 1)[kept], tokens.flatten()[kept])
+    logp, *spread = (x[back].view(positions.shape) for x in found)  # (B, R)
     return (logp, *spread) if entropy else logp
 
 

@@ -35,7 +35,8 @@ from data.weights import STYLES
 
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
 PHASES = ("sampling", "scoring", "update")  # scoring: of a rollout; in sft and reward, evaluation
-STYLE = {"gpt2": "gpt2", "opt-1.3b": "opt", "opt-6.7b": "opt", "llama-7b": "llama"}
+STYLE = {"gpt2": "gpt2", "opt-1.3b": "opt", "opt-6.7b": "opt", "llama-7b": "llama",
+         "smollm2-135m": "llama"}
 SHAPES = {
     "gpt2": dict(vocab_size=50257, context=1024, layers=12, heads=12, channels=768, hidden=3072),
     "opt-1.3b": dict(vocab_size=50272, context=2048, layers=24, heads=32, channels=2048,
@@ -44,8 +45,10 @@ SHAPES = {
                      hidden=16384),
     "llama-7b": dict(vocab_size=32000, context=2048, layers=32, heads=32, channels=4096,
                      hidden=11008, tied=False),
+    "smollm2-135m": dict(vocab_size=49152, context=8192, layers=30, heads=9, kv_heads=3,
+                         channels=576, hidden=1536),
 }
-SMALL = dict(vocab_size=131, context=64, layers=5, heads=4, channels=64, hidden=176)
+SMALL = dict(vocab_size=131, context=64, layers=5, heads=4, kv_heads=4, channels=64, hidden=176)
 ANSWERS = 4  # different ones to a prompt that comparisons are of
 EVALUATED = 64  # rows of an evaluation: sft's batch; half of reward's, which holds pairs
 
@@ -75,7 +78,7 @@ RECIPES = [  # what, model, prompt and response tokens, stages
 def shape(name, **changes):
     "ModelConfig of a model by name; nothing ends a response, so that all are of full length."
     settings = {**STYLES[STYLE[name]], **SHAPES[name], **changes}
-    return m.ModelConfig(**settings, kv_heads=settings["heads"], eos=())
+    return m.ModelConfig(**{"kv_heads": settings["heads"], **settings}, eos=())
 
 
 # ---- the plan ------------------------------------------------------------------------------------
@@ -108,6 +111,11 @@ def block_saved(c, size):
 def norm_saved(c, size):
     "Input and output; RMSNorm's own steps besides, in fp32, where its input is then no longer."
     return c.channels * (2 if c.norm == "layer" else 3 if size == 4 else 5)
+
+
+def logit_rows(c, rows):
+    "How many of these rows of logits there are at once."
+    return min(rows, 4096, max(m.LOGITS // c.vocab_size, 1))
 
 
 def cached(c, rows, length, size):
@@ -172,7 +180,7 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     rows = micro or all_rows if stage == "ppo" else EVALUATED
     length = prompt_tokens + response_tokens * (2 if stage == "reward" else n)
     masks = (1 + size) * rows * length**2 if stage == "reward" or n > 1 else 0
-    tokens, logits = rows * length, min(rows * n * response_tokens, 4096) * c.vocab_size
+    tokens, logits = rows * length, logit_rows(c, rows * n * response_tokens) * c.vocab_size
     logits *= stage != "reward"
     rounded = size * top // max(blocks, 1) * bool(dtype)  # one block's, about
     read = tokens if stage == "reward" else rows * n * response_tokens  # of the last states
@@ -185,7 +193,7 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     rows = math.ceil(options.batch / n / getattr(options, "minibatches", 1))
     rows = min(micro or rows, rows)
     length = prompt_tokens + response_tokens * (ANSWERS if stage == "reward" else n)
-    tokens, logits = rows * length, min(rows * n * response_tokens, 4096) * c.vocab_size
+    tokens, logits = rows * length, logit_rows(c, rows * n * response_tokens) * c.vocab_size
     read = tokens if stage == "reward" else rows * n * response_tokens  # the last MLP computes it
     attention, mlp, added = block_saved(c, size)
     kept = tokens * blocks * (width if options.micro else attention + mlp)  # micro: inputs alone
@@ -197,7 +205,7 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     most = tokens if blocks > 1 else read  # that an MLP which trains computes
     again = tokens * attention + most * mlp if options.micro else 0
     masks = (1 + size) * rows * length**2 if stage == "reward" or n > 1 else 0
-    one_chunk = rows * n * response_tokens <= 4096  # of logits, which is then kept
+    one_chunk = logits == rows * n * response_tokens * c.vocab_size  # which is then kept
     parts += [
         ("gradients, fp32", 4 * trained, ("update",)),
         ("a gradient before it is added", 4 * largest, ("update",)),

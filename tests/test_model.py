@@ -410,6 +410,23 @@ def test_logprobs_never_hold_all_logits():  # the output matrix on prompts, or (
     assert sizes == [4, 2]
 
 
+def test_logprobs_of_a_large_vocabulary(net, monkeypatch):
+    # logits of the padding, all of them at once, or a row's padding taken for the row before it
+    ids, positions = rows(), torch.tensor([[3, 4, 5, 5, 5], [5, 6, 6, 6, 6], [2, 3, 4, 5, 6]])
+    weight, sizes, logits, results = torch.randn(2, 3, 5, dtype=torch.double), [], net.logits, []
+    for most in (m.LOGITS, 4 * V):
+        monkeypatch.setattr(m, "LOGITS", most)
+        net.zero_grad()
+        net.logits = lambda hidden: sizes.append(len(hidden)) or logits(hidden)
+        out = torch.stack(m.logprobs(net, ids, positions, 0.7, entropy=True))
+        net.logits = logits
+        (out * weight).sum().backward()
+        results.append([out, *(p.grad.clone() for p in net.parameters())])
+    assert sizes == [15, 4, 4, 2]
+    for expected, actual in zip(*results):
+        torch.testing.assert_close(actual, expected)
+
+
 def test_logprobs_accept_hidden_states():  # hidden states ignored, or shifted once more
     net, ids, positions = tiny(), rows(), torch.tensor([[3, 4, 6]] * 3)
     expected, hidden = m.logprobs(net, ids, positions, 0.7), net(ids, columns=positions - 1)
