@@ -130,13 +130,15 @@ class Attention(nn.Module):
             cache[0, :, :, column:column + T] = k
             cache[1, :, :, column:column + T] = v
             k, v = cache[:, :, :, :column + T]
-        if self.kv_heads < self.heads:  # every key head serves heads / kv_heads query heads
-            k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
-            v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        shared = self.heads // self.kv_heads  # query heads that are served by the same key head
+        if T == 1:  # as so many queries of that head, so that the cache is not copied
+            q = q.reshape(B, self.kv_heads, shared, self.width)
+        elif shared > 1:
+            k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
         # no mask on right-padded rows, so that the fused causal kernels stay eligible
         is_causal = is_visible is None and T > 1
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible, is_causal=is_causal)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        return self.out((y if T == 1 else y.transpose(1, 2)).reshape(B, T, C))
 
 
 class MLP(nn.Module):

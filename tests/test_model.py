@@ -366,6 +366,15 @@ def test_states_of_some_positions_are_those_of_all(net, recompute):  # taken bef
         torch.testing.assert_close(actual, expected)
 
 
+def test_shared_keys_are_not_copied_while_decoding(monkeypatch):  # a cache thrice, for each token
+    grouped, copied, repeat = tiny(**STYLES["llama"]), [], torch.Tensor.repeat_interleave
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave",
+                        lambda x, *args, **kwargs: copied.append(x.shape) or repeat(
+                            x, *args, **kwargs))
+    m.generate(grouped, rows().tolist(), 4)
+    assert copied == [(3, 2, 7, 6)] * 2 * 3  # keys and values of the prompts, in each layer
+
+
 def test_a_prompt_is_read_to_its_end_alone(net):  # the last MLP at every position of the prompt
     _, seen = mlp_rows(net, lambda: m.generate(net, rows().tolist(), 2))
     assert seen == [21, 21, 3, 3, 3, 3]
