@@ -393,7 +393,8 @@ def in_chunks(f, size, *tensors):
 # ---- sampling ------------------------------------------------------------------------------------
 
 RECORDED = ("cuda",)  # devices on which Python takes longer to start a kernel than it runs
-CACHE = 2**33  # bytes of keys and values that are decoded at once: 15 rows of 1,072 tokens at 7B
+# bytes of keys and values that are decoded at once; on a GPU 15 rows of 1,072 tokens at 7B
+CACHE = {"cpu": 2**30, "cuda": 2**33}
 
 
 def cache_bytes(model, columns):
@@ -510,7 +511,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
     # rows of like length go together; the longest first, so that memory runs out now or never
     order = sorted(range(len(out)), key=lambda row: -len(prompts[row // num_samples]))
     longest = max(map(len, prompts), default=0) + max_new_tokens
-    batch = min(batch, max(CACHE // cache_bytes(model, longest), 1))
+    most = CACHE.get(uniform.device.type, CACHE["cpu"])
+    batch = min(batch, max(most // cache_bytes(model, longest), 1))
     for i in range(0, len(order), batch):
         rows = order[i:i + batch]
         owners = {row // num_samples: None for row in rows}  # prompts in this batch, in order

@@ -121,7 +121,7 @@ def logit_rows(c, rows):
 def cached(c, rows, length, size):
     "How many rows are decoded at once, and the bytes of one row's keys and values."
     row = 2 * c.layers * c.kv_heads * (c.channels // c.heads) * length * size
-    return min(256, rows, max(m.CACHE // row, 1)), row
+    return min(256, rows, max(m.CACHE["cuda" if size == 2 else "cpu"] // row, 1)), row
 
 
 def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):

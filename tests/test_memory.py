@@ -249,9 +249,9 @@ def test_sampling_in_chunks_changes_nothing(monkeypatch):  # random numbers by p
     sizes, original = [], m.decode_rows
     monkeypatch.setattr(m, "decode_rows", lambda model, prompts, which, *rest: (
         sizes.append(len(which)), original(model, prompts, which, *rest))[1])
-    monkeypatch.setattr(m, "CACHE", 3 * m.cache_bytes(policy, 17))  # 8 of the longest and 9 new
+    monkeypatch.setitem(m.CACHE, "cpu", 3 * m.cache_bytes(policy, 17))  # 8 of the longest and 9 new
     assert m.generate(policy, prompts, 9, num_samples=2) == whole and sizes == [3, 3, 3, 1]
-    monkeypatch.setattr(m, "CACHE", 1)
+    monkeypatch.setitem(m.CACHE, "cpu", 1)
     assert m.generate(policy, prompts, 9, num_samples=2) == whole
     assert m.cache_bytes(policy, 17) == policy.new_cache(1, 17).nbytes
 
