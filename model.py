@@ -424,16 +424,25 @@ def choose(logits, temperature, uniform, min_p=0.0):
 
 def read_prompts(model, prompts, which, max_new_tokens):
     """
-    Read every prompt once, and copy what was kept of it to each of its samples, prompts[which[row]]
-    -> the state that predicts a row's first token (rows, C), its place (rows, 1), the cache
-    (L, 2, rows, Hkv, S, D) with room for the rest, and which columns are not padding
-    (rows, 1, 1, S).
+    Read every prompt once, the longest first, and copy what was kept of it to each of its samples,
+    prompts[which[row]] -> the state that predicts a row's first token (rows, C), its place
+    (rows, 1), the cache (L, 2, rows, Hkv, S, D) with room for the rest, and which columns are not
+    padding (rows, 1, 1, S).
     """
+    from data.networks import rows_at_once
+
     device, pad, width = model.embed.weight.device, model.config.vocab_size, max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)  # (B, P)
     place, is_visible = model.layout(ids, ids < pad)
-    cache = model.new_cache(len(prompts), width + max_new_tokens)
-    hidden = model.decode(ids, place, is_visible, cache, 0)  # (B, C)
+    cache, states = model.new_cache(len(prompts), width + max_new_tokens), []
+    size = rows_at_once(model, len(prompts))
+    for part in (slice(i, i + size) for i in range(0, len(prompts), size)):
+        start = width - max(map(len, prompts[part]))  # what is padding in all rows is not read
+        cache[:, :, part, :, :start] = 0  # but will be multiplied by 0: it must be a number
+        states.append(model.decode(ids[part, start:], place[part, start:],
+                                   is_visible[part, :, start:, start:],
+                                   cache[:, :, part, :, start:], 0))
+    hidden = torch.cat(states)  # (B, C)
     is_key = F.pad(ids < pad, (0, max_new_tokens), value=True)[:, None, None]  # (B, 1, 1, S)
     rows = torch.tensor(which, device=device)
     if which != list(range(len(prompts))):  # large: not twice without need

@@ -24,6 +24,13 @@ import model as m
 from data import rewards
 
 LARGE = 10**8  # parameters of a model that is not held twice, not even for a moment
+AT_ONCE = 16  # rows of a large model that are read at a time
+
+
+def rows_at_once(model, most):
+    """How many rows a model reads at a time where nothing is learned, of up to `most`: a large one
+    is as fast with few, and few of like length need less padding and memory."""
+    return min(most, AT_ONCE) if sum(p.numel() for p in model.parameters()) > LARGE else most
 
 
 def transformer(model):

@@ -155,8 +155,9 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     # sampling: the cache of one chunk, and beside it a prompt's forward or a cache half as large
     sampled = {"sft": 4, "reward": 0, "ppo": options.batch}[stage]
     rows, row = cached(c, sampled, prompt_tokens + response_tokens, size)
-    prefill = (math.ceil(rows / n) * prompt_tokens
-               * (size * block_forward(c) + (1 + size) * prompt_tokens))
+    read = networks.rows_at_once(policy, math.ceil(rows / n))
+    prefill = (read * prompt_tokens * (size * block_forward(c) + (1 + size) * prompt_tokens)
+               + (math.ceil(rows / n) - read) * prompt_tokens**2)  # masks are of all
     matrix = 4 * c.channels * c.vocab_size * bool(dtype)  # the output matrix as fp32
     choice = rows * c.vocab_size * (4 + 12)  # logits, probabilities, their fp64 sums
     parts += [

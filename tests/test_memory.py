@@ -256,6 +256,22 @@ def test_sampling_in_chunks_changes_nothing(monkeypatch):  # random numbers by p
     assert m.cache_bytes(policy, 17) == policy.new_cache(1, 17).nbytes
 
 
+def test_prompts_read_in_parts_change_nothing(monkeypatch):
+    # a part at the wrong columns; padding that is read, or that is no number where nothing is read
+    policy, whole, read, new = policy_of(0).double(), None, [], m.Transformer.new_cache
+    prompts = [row[:n] for row, n in zip(rows().tolist(), (3, 11, 4, 10, 2))]
+    policy.blocks[0].register_forward_pre_hook(lambda _, x: read.append(tuple(x[0].shape[:2])))
+    for large, parts in ((networks.LARGE, [(5, 11)]), (0, [(2, 11), (2, 4), (1, 2)])):
+        monkeypatch.setattr(networks, "LARGE", large)
+        monkeypatch.setattr(networks, "AT_ONCE", 2)
+        monkeypatch.setattr(m.Transformer, "new_cache",
+                            lambda *args, x=large: new(*args).fill_(0 if x else math.nan))
+        read.clear()
+        found = m.generate(policy, prompts, 9, num_samples=2)
+        assert found == (whole or found) and read[:len(parts)] == parts
+        whole = found
+
+
 # ---- a whole run ---------------------------------------------------------------------------------
 
 
