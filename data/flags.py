@@ -22,7 +22,7 @@ class CannotResume(ValueError):
 
 
 class Finished(CannotResume):
-    "It is of all of it."
+    "There is a checkpoint of all of this run: nothing is left to do."
 
 
 def flag(name):

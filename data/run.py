@@ -36,14 +36,7 @@ from tqdm import tqdm
 
 import data
 from data import checkpoint, files
-from data.flags import (  # noqa: F401 (stages take them here)
-    CannotResume,
-    Finished,
-    cli,
-    fail,
-    flag,
-    within,
-)
+from data.flags import CannotResume, Finished, cli, fail, flag, within  # noqa: F401 (for stages)
 from data.tokenizer import Tokenizer
 
 # ---- the run folder, which one process at a time writes into, and its log -----------------------
