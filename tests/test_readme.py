@@ -115,7 +115,7 @@ def execute(line, monkeypatch):
         sources = "\n".join(path.read_text(encoding="utf-8") for path in Path().rglob("*.py"))
         used = r'^ *(import|from) {0}\b|(package|installed)\("{0}"'
         for word, after in zip(words[2:], words[3:] + [""]):
-            name = re.split("[=<>]", word)[0].replace("-", "_")
+            name = re.split(r"[=<>\[]", word)[0].replace("-", "_")
             assert (word == "-r" and Path(after).is_file() or word.endswith(".txt")
                     or word == "--no-deps"
                     or re.search(used.format(name), sources, re.M)), word
