@@ -417,7 +417,7 @@ def test_a_killed_run_keeps_what_was_paid_for(server, tmp_path, how):
         time.sleep(0.01)
     run.send_signal(how)
     if how == signal.SIGINT:
-        time.sleep(0.3)
+        time.sleep(1)
         stop.set()  # what is under way is answered, kept, and nothing new is asked
     run.wait(20)
     run.communicate()
