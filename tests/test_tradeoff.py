@@ -50,7 +50,8 @@ def sets(rng, win, words, n=40):
     "A point on one split: sets of eight answers of few or many words."
     texts = [[f"{i} " + " ".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz")[:words], 6))
               for _ in range(8)] for i in range(n)]
-    return tradeoff.measures(texts, (rng.random((n, 8)) < win).astype(float).tolist(), embed)
+    wins, said = (rng.random((n, 8)) < win).astype(float), rng.integers(4, size=(n, 8))
+    return tradeoff.measures(texts, wins.tolist(), said.tolist(), embed)
 
 
 def embed(texts):
@@ -76,8 +77,11 @@ def test_a_mixture_of_the_frontier_is_not_beyond_it(monkeypatch):
     for a, b, row in zip(one, other, rows):
         for split, (x, y) in enumerate(zip(a["outputs"], b["outputs"])):
             assert row["outputs"][split] == x[:3] + y[3:]
-        wins = [np.mean(x[:3] + y[3:]) for x, y in zip(a["wins"], b["wins"])]
-        assert row["win_rate"] == pytest.approx(wins)
+        wins = [x[:3] + y[3:] for x, y in zip(a["wins"], b["wins"])]
+        assert row["win_rate"] == pytest.approx(np.mean(wins, axis=1))
+        said = [x[:3] + y[3:] for x, y in zip(a["said"], b["said"])]
+        assert row["kinds"] == [len({k for k, win in zip(*pair) if win})
+                                for pair in zip(said, wins)]
 
 
 def test_intervals_hold_for_all_methods_together():  # the best of twenty, taken for one

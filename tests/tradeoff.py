@@ -13,7 +13,9 @@ A method's knob is chosen on the validation split of seed 0 alone, by its gain o
 what counts is the gain of that one setting on the test splits, where win rate and diversity are
 means over the shifts. Intervals are for all methods together: 95 % of the time none of them is
 beyond by chance. Likeness in a diverse choice is shared word pairs, near to what EAD counts, so
-that embedding diversity is the more honest axis. What is measured is kept in tradeoff/ beside the
+that embedding diversity is the more honest axis. Kinds among the answers that beat the reference
+are quality and diversity at once: of them counts what a method has more than the frontier at equal
+win rate, the second of the two gains. What is measured is kept in tradeoff/ beside the
 checkpoints, with a mark of these and of all settings, so that an interrupted run goes on and none
 reads what is another's.
 """
@@ -21,6 +23,7 @@ reads what is another's.
 import copy
 import itertools
 import json
+import zlib
 
 import numpy as np
 import torch
@@ -30,10 +33,11 @@ import data
 import metrics
 import model as m
 import rlhf
-from data import figures, lineage, pools
+from data import figures, lineage, pools, world
 from data.flags import parser_of
 
 SAMPLES = 8  # outputs of each prompt, as every measure sees them
+DIVERSITIES = ("ead", "embedding", "kinds")  # the last among good answers alone
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)
 MIN_P = ((1.0, 0.03), (1.0, 0.07), (1.0, 0.15), (1.5, 0.07), (1.5, 0.15), (1.5, 0.3), (2.0, 0.15),
          (2.0, 0.3))
@@ -116,13 +120,16 @@ def places(scores, texts, seed, choice, *options):
     return bon.diverse_bests(scores[:size], bon.overlaps(texts[:size]), SAMPLES, weight)
 
 
-def measures(texts, wins, embed):
-    "Of sets of answers and whether each wins: what counts, a number a prompt; and the sets."
+def measures(texts, wins, said, embed):
+    """Of sets of answers, whether each wins and a number for what it says: what counts, a number a
+    prompt; and the sets."""
     return {"win_rate": [float(np.mean(row)) for row in wins],
             "ead": metrics.per_input(texts, metrics.ead).tolist(),
             "embedding": metrics.per_input(
                 texts, lambda row: metrics.embedding_diversity(row, embed)).tolist(),
-            "outputs": texts, "wins": wins}
+            "kinds": [metrics.effective(row, [win == 1 for win in beat])
+                      for row, beat in zip(said, wins)],
+            "outputs": texts, "wins": wins, "said": said}
 
 
 def measured(run, config, split, family, label, how):
@@ -146,7 +153,9 @@ def measured(run, config, split, family, label, how):
         wins = [metrics.win_rate([gold(e.prompt, t) for t in row],
                                  [gold(e.prompt, e.response)] * len(row)).tolist()
                 for e, row in zip(examples, texts)]
-        return measures(texts, wins, run.embed[split])
+        said = [[zlib.crc32(repr(sorted(world.kind(e.prompt, t), key=repr)).encode()) for t in row]
+                for e, row in zip(examples, texts)]
+        return measures(texts, wins, said, run.embed[split])
     policy, settings = (POOLS[source][0], [*how, *POOLS[source]]) if kind == "pool" else (
         source, how)
     return kept(run, config, f"{split}.{family}.{label}", policy, settings, make)
@@ -165,7 +174,7 @@ def mixtures(points, embeds):
             itertools.combinations(sorted(corners), 2), range(1, SAMPLES)):
         cut = lambda a, b: [[*p[:k], *q[k:]] for p, q in zip(a, b)]
         found[MIXED, f"{k} of {', '.join(one)}, and {', '.join(other)}"] = [
-            measures(cut(a["outputs"], b["outputs"]), cut(a["wins"], b["wins"]), embed)
+            measures(*(cut(a[key], b[key]) for key in ("outputs", "wins", "said")), embed)
             for a, b, embed in zip(points[one], points[other], embeds)]
     return found
 
@@ -250,7 +259,7 @@ def frontier_of(config, run, splits):
 def drawing(points):
     "Means over prompts and splits of each point -> [[family, label, {measure: mean}]]."
     return [[*key, {k: float(np.mean([np.mean(split[k]) for split in point]))
-                    for k in ("win_rate", "ead", "embedding")}] for key, point in points.items()]
+                    for k in ("win_rate", *DIVERSITIES)}] for key, point in points.items()]
 
 
 def choose(config, run, methods):
@@ -303,7 +312,7 @@ def compare(config):
         for (family, label), point in mine.items():
             row = {"seed": run.seed, "family": family, "label": label,
                    "validation": chosen[family][1]}
-            for measure in ("ead", "embedding"):
+            for measure in DIVERSITIES:
                 row[measure] = bootstrap(list(base.values()), point, measure, 2 * len(chosen))
             rows.append(row)
             print(json.dumps(row), flush=True)
