@@ -495,6 +495,8 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
     `min_p` see `choose`.
     At most `batch` rows are decoded at a time, and fewer where their keys and values would take
     more than CACHE bytes; that changes the memory, not the random numbers."""
+    from data.files import progress
+
     if model.precision is not None:
         from data.networks import frozen_copy
 
@@ -522,7 +524,7 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
     longest = max(map(len, prompts), default=0) + max_new_tokens
     most = CACHE.get(uniform.device.type, CACHE["cpu"])
     batch = min(batch, max(most // cache_bytes(model, longest), 1))
-    for i in range(0, len(order), batch):
+    for i in progress(range(0, len(order), batch), "sample"):
         rows = order[i:i + batch]
         owners = {row // num_samples: None for row in rows}  # prompts in this batch, in order
         nth = {owner: n for n, owner in enumerate(owners)}

@@ -210,7 +210,6 @@ def train(config):
         sample = rewards.text_sampler(policy, tokenizer)
         score_texts = rewards.text_scorer(reward_fn, tokenizer)
         rows, validation = collect.comparisons(config, run, sample)
-        tokenizer.prompts({row.prompt for row in rows})  # says how many are cut
         logp_ref = log_likelihoods(policy, tokenizer, rows) if config.implicit else None
 
         for step, batch in run.steps(collect.stream(config, rows), model, optimizer=optimizer):

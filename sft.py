@@ -23,7 +23,7 @@ import torch
 import data
 import model as m
 from data import networks, optim
-from data.run import Run, cli, within
+from data.run import Run, cli, progress, within
 
 
 @dataclass
@@ -75,7 +75,7 @@ def loss(logp, is_response, tokens=None):
 def encode(tokenizer, examples):
     "Examples -> rows, (prompt ids, response ids)."
     prompts = tokenizer.prompts([e.prompt for e in examples])
-    return list(zip(prompts, [tokenizer.response(e.response) for e in examples]))
+    return list(zip(prompts, tokenizer.responses([e.response for e in examples])))
 
 
 def stream(config, rows_of):
@@ -94,7 +94,7 @@ def stream(config, rows_of):
 def evaluate(policy, rows, pad, device, batch=64):
     "Mean loss per response token over all rows, in nats."
     total, tokens = 0.0, 0
-    for index in data.batches([len(p) + len(r) for p, r in rows], batch):
+    for index in progress(data.batches([len(p) + len(r) for p, r in rows], batch), "validation"):
         prompts, responses = zip(*(rows[i] for i in index))
         ids, positions, is_response = data.join(prompts, responses, pad, device)
         count = int(is_response.sum())

@@ -7,6 +7,7 @@ import itertools
 
 import torch
 
+from .files import progress
 from .records import *  # noqa: F403 (records, where they come from: part of this module)
 from .tokenizer import Tokenizer, encode_prompt, encode_response  # noqa: F401 (likewise)
 
@@ -138,7 +139,8 @@ def shared_rows(prompts, responses, pad, batch_size=128, together=16):
             groups.append([])
         groups[-1].append(i)
     lengths = [len(prompts[g[0]]) + sum(len(responses[i]) for i in g) for g in groups]
-    for index in batches(lengths, max(batch_size // max(map(len, groups), default=1), 1)):
+    size = max(batch_size // max(map(len, groups), default=1), 1)
+    for index in progress(batches(lengths, size), "responses"):
         part = [groups[k] for k in index]
         yield [i for g in part for i in g], *join_groups(
             [prompts[g[0]] for g in part], [[responses[i] for i in g] for g in part], pad)

@@ -55,6 +55,14 @@ def digest(record):
     return sha.hexdigest()
 
 
+def size(value):
+    "Bytes of the tensors in a record."
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value
+    return sum(map(size, parts)) if isinstance(value, (dict, list, tuple)) else 0
+
+
 def save(path, kind, model, tokenizer, meta, state=None, dtype=None):
     """Write `model` ("policy" or "reward"), and `meta` as readable JSON beside it. `tokenizer` is a
     Tokenizer's record; `state` is what resuming needs; `dtype` stores the weights smaller."""
@@ -68,6 +76,7 @@ def save(path, kind, model, tokenizer, meta, state=None, dtype=None):
               "tokenizer": tokenizer, "meta": meta}
     if state is not None:
         record["state"] = state
+    files.announce("saving", path, size(record))
     record["digest"] = digest(record)
     readable = json.dumps(meta, indent=2, default=str).encode()
 
@@ -95,6 +104,7 @@ def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
     path, remedy = Path(path), f"make a {kind} with `{MADE_BY[kind]}`."
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {remedy}")
+    files.announce("reading", path, path.stat().st_size)
     try:
         with zipfile.ZipFile(path) as parts:  # torch packs nothing: what would grow is not its own
             if sum(part.file_size for part in parts.infolist()) > path.stat().st_size:
@@ -158,6 +168,7 @@ def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_to
             model = m.Transformer(m.ModelConfig(**settings))
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    files.announce("reading", folder, sum(path.stat().st_size for path in paths if path.is_file()))
     weights.fill(model, family, paths, device, dtype)
     if model.position is None:
         model.table = m.rope_table(model.config).to(device, dtype)

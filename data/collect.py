@@ -42,6 +42,9 @@ def comparisons(config, run, sample):
         raise ValueError(f"{config.comparisons or config.data} has {len(found[0])} comparisons to "
                          f"train on and {len(found[1])} to validate with: both need some")
     run.reads("data", [(r.prompt, r.chosen, r.rejected) for rows in found for r in rows])
+    texts = {text for rows in found for r in rows for text in (r.chosen, r.rejected)}
+    run.tokenizer.prompts({r.prompt for r in found[0]})  # says how many are cut
+    run.tokenizer.responses(texts)
     return found
 
 

@@ -2,7 +2,7 @@
 Files of rows: JSON lines, CSV and Parquet, read row by row so that a bad one can be named.
 
 And files that are written whole or not at all: whoever looks while a run goes on, or after it was
-killed, finds the old file or the new one.
+killed, finds the old file or the new one. And that what takes long is seen to go on.
 """
 
 import csv
@@ -10,11 +10,41 @@ import gzip
 import json
 import os
 import re
+import sys
+import threading
+import time
 import zlib
 from pathlib import Path
 
+from tqdm import tqdm
+
 FORMATS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 LONGEST = 2**24  # bytes of a line or a cell: what was written to fill a memory is not read into it
+PATIENCE = 3  # seconds that a phase may be silent
+HEAVY = 200e6  # bytes of a file that is not read or written in a moment
+
+
+def progress(items, what, unit="batch"):
+    """Yields `items`, of which there is a number. From the third second on a bar on stderr says how
+    far that has come, also while the first of them still takes its time; before, nothing does."""
+    bar = tqdm(items, what, unit=unit, delay=PATIENCE, leave=False)
+
+    def show():
+        bar.last_print_t = time.time()  # by which it knows that there is something to wipe out
+        bar.refresh()
+    timer = threading.Timer(PATIENCE, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield from bar
+    finally:
+        timer.cancel()
+
+
+def announce(doing, path, size):
+    "Says on stderr, before it is done, that a file of `size` bytes is read or written, if heavy."
+    if size > HEAVY:
+        tqdm.write(f"{doing} {path}, {size / 1e6:,.0f} MB", file=sys.stderr)
 
 
 def stem(path):

@@ -36,7 +36,8 @@ from tqdm import tqdm
 
 import data
 from data import checkpoint, files
-from data.flags import CannotResume, Finished, cli, fail, flag, within  # noqa: F401 (for stages)
+from data.files import progress  # noqa: F401 (for stages, as some of the next)
+from data.flags import CannotResume, Finished, cli, fail, flag, within  # noqa: F401
 from data.tokenizer import Tokenizer
 
 # ---- the run folder, which one process at a time writes into, and its log -----------------------

@@ -15,6 +15,8 @@ import re
 import sys
 from pathlib import Path
 
+from .files import progress
+
 BPE = Path(__file__).parent / "world.bpe"
 # where a turn of a dialogue begins: "Human:", "### Assistant:", "<|user|>", "[INST]", ...
 TURN = re.compile(
@@ -35,7 +37,7 @@ class Tokenizer:
     never learn to stop.
 
     It also knows how long prompts and responses may be, so that every stage cuts them alike, and
-    counts the prompts it has `cut`. `kept` is the vocabulary as a checkpoint holds it, in
+    counts those it has `cut`. `kept` is the vocabulary as a checkpoint holds it, in
     primitives: no file is then read.
     """
 
@@ -89,16 +91,23 @@ class Tokenizer:
     def prompt(self, text):
         return encode_prompt(self, text, self.prompt_tokens)
 
-    def prompts(self, texts):
-        "All prompts of a stage, as ids; says on stderr how many of them were cut, if any."
-        before, ids = self.cut, [self.prompt(text) for text in texts]
-        if self.cut > before:
-            print(f"{self.cut - before} of {len(ids)} prompts were cut to --prompt-tokens "
-                  f"{self.prompt_tokens}", file=sys.stderr)
-        return ids
-
     def response(self, text):
         return encode_response(self, text, self.response_tokens)
+
+    def prompts(self, texts):
+        "All prompts of a stage, as ids; says on stderr how many of them were cut, if any."
+        return self.every(texts, self.prompt, "prompts", self.prompt_tokens)
+
+    def responses(self, texts):
+        "All references, or other answers that a stage is given, likewise."
+        return self.every(texts, self.response, "responses", self.response_tokens)
+
+    def every(self, texts, encode, what, room):
+        before, ids = self.cut, [encode(text) for text in progress(texts, what, unit="text")]
+        if self.cut > before:
+            print(f"{self.cut - before} of {len(ids)} {what} were cut to --{what[:-1]}-tokens "
+                  f"{room}", file=sys.stderr)
+        return ids
 
     def encode(self, text, inside=False):
         """Text -> list of ids. Never EOS: a post that says <|endoftext|> is only quoting it, and
@@ -185,4 +194,5 @@ def encode_response(tokenizer, response, max_tokens):
         raise ValueError(f"a response needs room for EOS: at least 1 token, not {max_tokens}")
     text = response.strip()
     ids = tokenizer.encode(" " + text, inside=True) if text else []
+    tokenizer.cut += len(ids) >= max_tokens
     return ids[: max_tokens - 1] + [tokenizer.eos]

@@ -259,6 +259,19 @@ def test_cut_prompts_are_counted(path, capsys):
         "2 of 3 prompts", "1 of 1 prompts"]
 
 
+def test_cut_responses_are_counted(path, capsys):  # one that just fits, or each time it is asked
+    tokenizer = data.Tokenizer(path, 20)
+    text = "the cat sat on the mat"
+    ids = tokenizer.encode(" " + text)
+    tokenizer.response_tokens = len(ids)
+    texts = [text, tokenizer.decode(ids[:-1]), "", text + " and on the mat"]
+    assert tokenizer.response(texts[1]) == [*ids[:-1], tokenizer.eos]
+    assert tokenizer.responses(texts) == [tokenizer.response(x) for x in texts]
+    said = capsys.readouterr()
+    assert not said.out and said.err == (
+        f"2 of 4 responses were cut to --response-tokens {tokenizer.response_tokens}\n")
+
+
 def test_empty_prompts_are_refused(tokenizer):
     for prompt in ("", " \n "):
         with pytest.raises(ValueError, match="empty"):

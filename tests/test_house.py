@@ -15,7 +15,7 @@ STAGES = ("sft", "reward", "ppo", "bon", "rlhf")
 
 # file: what it may import besides the standard library, and what only inside a function.
 TABLE = {
-    "model.py": ("torch", "data.gpu data.networks"),
+    "model.py": ("torch", "data.files data.gpu data.networks"),
     "metrics.py": ("numpy", "data.measured"),
     "sft.py": ("torch model data data.networks data.optim data.run", "data.base"),
     "reward.py": ("torch model data data.checkpoint data.collect data.networks data.optim "
@@ -25,11 +25,11 @@ TABLE = {
     "bon.py": ("torch numpy model data data.checkpoint data.pools data.run metrics reward", ""),
     "rlhf.py": ("numpy data data.claims data.files data.good data.lineage data.pools data.report "
                 "data.run metrics bon", "data.judge"),
-    "data/__init__.py": ("torch data.records data.tokenizer", ""),
+    "data/__init__.py": ("torch data.files data.records data.tokenizer", ""),
     "data/__main__.py": ("data data.flags", "data.checkpoint data.lineage data.say data.world"),
     "data/say.py": ("torch model reward data data.checkpoint data.flags data.records data.run", ""),
-    "data/tokenizer.py": ("", "tiktoken data.bpe data.weights"),
-    "data/files.py": ("", "pyarrow"),
+    "data/tokenizer.py": ("data.files", "tiktoken data.bpe data.weights"),
+    "data/files.py": ("tqdm", "pyarrow"),
     "data/flags.py": ("", ""),
     "data/run.py": ("torch tqdm filelock data data.checkpoint data.files data.flags data.tokenizer",
                     "matplotlib model"),

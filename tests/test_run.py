@@ -18,6 +18,7 @@ import re
 import shlex
 import shutil
 import signal
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -213,6 +214,44 @@ def test_console_shows_the_chosen_fields(tmp_path, capsys):
     log.close()
     assert capsys.readouterr().out.split() == ["step", "kl", "3", "0.5"]
     assert files.read_log(tmp_path / "ppo.jsonl") == [{"step": 3, "kl": 0.5, "detail": 1.0}]
+
+
+@pytest.mark.parametrize("pause, shown", [(0, ""), (0.3, "slow:   0%|")])
+def test_what_takes_long_is_seen(pause, shown, capsys, monkeypatch):
+    # a bar of what is done in a moment, none before the first of few is done, one that stays
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    for _ in files.progress(range(2), "slow"):
+        time.sleep(pause)
+        said = capsys.readouterr().err
+        assert said.startswith("\r" + shown) if shown else said == ""
+        break  # or an error
+    time.sleep(0.15)
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"\r +\r" if shown else "", said)
+    assert [*files.progress("abc", "slow")] == [*"abc"]
+
+
+def test_long_phases_have_bars_and_large_files_are_named(toy, tmp_path, capsys, monkeypatch, quick):
+    # a minute without a word; a word of what is small
+    chaos.go("sft", toy, tmp_path / "usual")
+    said = capsys.readouterr().err
+    assert "ing " not in said and "validation" not in said
+    monkeypatch.setattr(files, "PATIENCE", 0), monkeypatch.setattr(files, "HEAVY", 0)
+    chaos.go("sft", toy, tmp_path)
+    said = capsys.readouterr().err
+    base, path = toy / "base/data/base.pt", tmp_path / "data/sft.pt"
+    assert f"reading {base}, " in said and f"saving {path}, 1 MB\n" in said
+    assert all(f"\r{what}: " in said for what in ("prompts", "responses", "validation", "sample"))
+    chaos.go("reward", toy, tmp_path, own=True)
+    assert re.search("[1-9]/[1-9]", capsys.readouterr().err.partition("responses: ")[2])
+
+
+def test_a_pretrained_model_is_named(toy, tmp_path, capsys, monkeypatch):  # not a word of 13 GB
+    pytest.importorskip("safetensors")
+    checkpoint.export(toy / "base/data/base.pt", tmp_path / "hub")
+    monkeypatch.setattr(files, "HEAVY", 0), capsys.readouterr()
+    checkpoint.load(tmp_path / "hub", "policy")
+    assert f"reading {tmp_path / 'hub'}, 0 MB" in capsys.readouterr().err
 
 
 def test_stop_signal_waits_once():
