@@ -101,21 +101,22 @@ def score(model, ids, positions, is_response, segment=None, bottom=None):
 
 def scorer(model, pad, batch=128):
     """A reward model as a reward function, as PPO and best of n take any: lists of prompt and of
-    response ids -> (B,). `score_rows`, which PPO uses where it is there, is the same of the rows
-    that it has, (G, T), (B, R), (B, R), their segments, and what the frozen layers have made of
-    them, if there are some -> (B,); `model` is the network behind it."""
+    response ids -> (B,); for `kept` see networks.kept_output. `score_rows`, which PPO uses where it
+    is there, is the same of the rows that it has, (G, T), (B, R), (B, R), their segments, and what
+    the frozen layers have made of them, if there are some -> (B,); `model` is the network."""
     device = next(model.parameters()).device
 
     @torch.no_grad()
-    def reward_fn(prompt_ids, response_ids):
+    def reward_fn(prompt_ids, response_ids, kept=None):
         scores = torch.empty(len(prompt_ids))
         for places, ids, segment, ends in data.shared_rows(prompt_ids, response_ids, pad, batch):
-            ids, segment = ids.to(device), segment.to(device)
-            if (segment > 1).any():
-                found = model(ids, segment=segment)[ends]
+            ids, several = ids.to(device), segment.to(device) if (segment > 1).any() else None
+            bottom = networks.kept_output(model, ids, several, kept)
+            if several is not None:
+                found = model(ids, bottom=bottom, segment=several)[ends]
             else:  # one response a row: the plain causal case, without a mask, read at one column
                 last = ends[1].to(device)[:, None]  # (B, 1)
-                found = score(model, ids, last, last > 0)
+                found = score(model, ids, last, last > 0, bottom=bottom)
             scores[places] = found.float().cpu()
         return scores
     reward_fn.model = model
@@ -143,8 +144,8 @@ def log_ratio(policy, ids, segment, ends, hidden, groups, logp_ref):
 
 def implicit_scorer(policy, ref_policy, beta, pad):
     "The score that `--implicit` trains as a reward function, as `scorer` gives one."
-    def reward_fn(prompt_ids, response_ids):
-        logp, logp_ref = (pools.loglikelihood(p, prompt_ids, response_ids, 1.0, pad)
+    def reward_fn(prompt_ids, response_ids, kept=None):
+        logp, logp_ref = (pools.loglikelihood(p, prompt_ids, response_ids, 1.0, pad, kept=kept)
                           for p in (policy, ref_policy))
         return torch.tensor(beta * (logp - logp_ref), dtype=torch.float32)
     return reward_fn
@@ -209,6 +210,7 @@ def train(config):
         optimizer, tokenizer = optim.adamw(model, config.lr), run.tokenizer
         sample = rewards.text_sampler(policy, tokenizer)
         score_texts = rewards.text_scorer(reward_fn, tokenizer)
+        score_again = rewards.text_scorer(functools.partial(reward_fn, kept={}), tokenizer)
         rows, validation = collect.comparisons(config, run, sample)
         logp_ref = log_likelihoods(policy, tokenizer, rows) if config.implicit else None
 
@@ -232,7 +234,7 @@ def train(config):
                 run.add(**{name: x * share for name, x in info.items()})
             optim.step(optimizer, model.named_parameters())
             if run.due:
-                run.log(validation_accuracy=evaluate(score_texts, validation[:config.eval_size]),
+                run.log(validation_accuracy=evaluate(score_again, validation[:config.eval_size]),
                         lr=lr, seconds=run.seconds())
             if step == config.steps and not config.implicit:  # saved with its zero and its unit
                 normalise(model, score_texts, *references(config, rows))

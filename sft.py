@@ -91,14 +91,16 @@ def stream(config, rows_of):
 
 
 @torch.no_grad()
-def evaluate(policy, rows, pad, device, batch=64):
-    "Mean loss per response token over all rows, in nats."
+def evaluate(policy, rows, pad, device, batch=64, kept=None):
+    "Mean loss per response token over all rows, in nats. For `kept` see networks.kept_output."
     total, tokens = 0.0, 0
     for index in progress(data.batches([len(p) + len(r) for p, r in rows], batch), "validation"):
         prompts, responses = zip(*(rows[i] for i in index))
         ids, positions, is_response = data.join(prompts, responses, pad, device)
         count = int(is_response.sum())
-        total += loss(m.logprobs(policy, ids, positions), is_response)[0].item() * count
+        bottom = networks.kept_output(policy, ids, kept=kept)
+        logp = m.logprobs(policy, ids, positions, bottom=bottom)
+        total += loss(logp, is_response)[0].item() * count
         tokens += count
     return total / tokens
 
@@ -135,8 +137,8 @@ def train(config):
         policy, optimizer, rows_of = start_from(config, run)
         before, pad = networks.frozen_copy(policy), run.tokenizer.pad
         shown = run.validation(config.eval_size)
-        validation = encode(run.tokenizer, shown)
-        first_loss = evaluate(before, validation, pad, run.device)
+        validation, kept = encode(run.tokenizer, shown), {}
+        first_loss = evaluate(before, validation, pad, run.device, kept=kept)
 
         for step, batch in run.steps(stream(config, rows_of), policy, optimizer=optimizer):
             lr = optim.set_lr(optimizer, optim.schedule(config.lr, step, config.steps))
@@ -149,8 +151,8 @@ def train(config):
             optim.step(optimizer, policy.named_parameters())
             run.tokens += tokens
             if run.due:
-                run.log(validation_loss=evaluate(policy, validation, pad, run.device), lr=lr,
-                        tokens_per_second=run.tokens / run.seconds())
+                run.log(validation_loss=evaluate(policy, validation, pad, run.device, kept=kept),
+                        lr=lr, tokens_per_second=run.tokens / run.seconds())
 
         return run.finish(
             f"validation loss {first_loss:.3f} -> {run.metrics['validation_loss']:.3f} nats per "

@@ -12,7 +12,8 @@ all of them is held in memory once. Six functions, and what a model is after the
     scalar_copy      what trained      the frozen ones; a head of its own   as it was
     share_frozen     as it did         makes the frozen ones of two models one, if they are equal
 
-`start_ppo` puts them together for the stage that needs them all.
+`start_ppo` puts them together for the stage that needs them all, and `kept_output` is for whoever
+reads the same rows again and again.
 """
 
 import copy
@@ -25,6 +26,7 @@ from data import rewards
 
 LARGE = 10**8  # parameters of a model that is not held twice, not even for a moment
 AT_ONCE = 16  # rows of a large model that are read at a time
+KEPT = 2**30  # bytes of what frozen layers make of the texts that a run is evaluated on
 
 
 def rows_at_once(model, most):
@@ -96,6 +98,23 @@ def share_frozen(model, other):
     for name in shared:
         parent, _, last = name.rpartition(".")
         setattr(other.get_submodule(parent), last, mine[name])
+
+
+def kept_output(model, ids, segment=None, kept=None):
+    """What a model's frozen layers make of these rows, to be passed as `bottom`, (B, T, C):
+    computed once and held in `kept`, a dict, for it and all that share these layers. That takes
+    T * C numbers a row of the CPU's memory, and what would be more than KEPT bytes in all is
+    computed anew. None without a dict, or where no layer is frozen."""
+    net = transformer(model)
+    if kept is None or not net.frozen:
+        return None
+    key = tuple(None if x is None else (x.shape, x.cpu().numpy().tobytes()) for x in (ids, segment))
+    if key not in kept:
+        found = net.frozen_output(ids, segment=segment)
+        if found.nbytes + sum(x.nbytes for x in kept.values()) > KEPT:
+            return found
+        kept[key] = found.cpu()
+    return kept[key].to(ids.device)
 
 
 def precision(device):

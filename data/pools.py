@@ -10,7 +10,7 @@ from tqdm import tqdm
 import data
 import metrics
 import model as m
-from data import files
+from data import files, networks
 from data.run import curve, say, side_by_side
 
 
@@ -25,13 +25,14 @@ def sample_pool(policy, prompts, size, max_new_tokens, temperature, seed, min_p=
     return pool
 
 
-def row_loglikelihoods(policy, ids, segment, ends, temperature=1.0, hidden=None):
+def row_loglikelihoods(policy, ids, segment, ends, temperature=1.0, hidden=None, bottom=None):
     """log pi(response | prompt) of the responses of rows made by data.join_groups -> (N,). `hidden`
-    (B, T, C) are these rows' states, from a caller who had another use for them."""
+    (B, T, C) are these rows' states, from a caller who had another use for them, and `bottom` what
+    the frozen layers make of them."""
     begin = int((segment == 0).sum(1).min())  # the first column of a response in any row
     column = torch.arange(begin, ids.shape[1], device=ids.device).expand(len(ids), -1)  # (B, R)
     before = data.predicted_at(segment)[:, begin:]  # (B, R)
-    hidden = (policy(ids, segment=segment, columns=before) if hidden is None else
+    hidden = (policy(ids, bottom=bottom, segment=segment, columns=before) if hidden is None else
               m.take(hidden, before))  # (B, R, C)
     logp = m.logprobs(policy, ids, column, temperature, hidden=hidden)  # (B, R)
     number = segment[:, begin:].clamp(min=0)  # (B, R), k in a row's k-th response, else 0
@@ -41,14 +42,17 @@ def row_loglikelihoods(policy, ids, segment, ends, temperature=1.0, hidden=None)
 
 
 @torch.no_grad()
-def loglikelihood(policy, prompts, responses, temperature, pad, batch=128):
-    "log pi(response | prompt) of whole responses, lists of ids each -> (N,); greedy ones have 0."
+def loglikelihood(policy, prompts, responses, temperature, pad, batch=128, kept=None):
+    """log pi(response | prompt) of whole responses, lists of ids each -> (N,); greedy ones have 0.
+    For `kept` see networks.kept_output."""
     out = np.zeros(len(prompts))
     if temperature == 0:
         return out
     device = policy.embed.weight.device
     for places, ids, segment, ends in data.shared_rows(prompts, responses, pad, batch):
-        found = row_loglikelihoods(policy, ids.to(device), segment.to(device), ends, temperature)
+        ids, segment = ids.to(device), segment.to(device)
+        bottom = networks.kept_output(policy, ids, segment, kept)
+        found = row_loglikelihoods(policy, ids, segment, ends, temperature, bottom=bottom)
         out[places] = found.cpu()
     return out
 

@@ -37,7 +37,7 @@ TABLE = {
     "data/optim.py": ("torch", ""),
     "data/networks.py": ("torch model data.rewards", ""),
     "data/watch.py": ("torch model metrics data.files data.run", ""),
-    "data/pools.py": ("torch numpy tqdm model data data.files data.run metrics", ""),
+    "data/pools.py": ("torch numpy tqdm model data data.files data.networks data.run metrics", ""),
     "data/good.py": ("numpy metrics data.claims", "data.world"),
     "data/measured.py": ("numpy metrics data.claims data.encoders data.files data.flags data.good",
                          ""),

@@ -14,6 +14,7 @@ from torch import nn
 
 import model as m
 import ppo
+import reward
 import sft
 from data import checkpoint, gpu, networks, optim, run
 from tests import chaos, memory
@@ -196,6 +197,55 @@ def test_a_loaded_reward_model_is_rounded_to_the_shared_trunk():  # refused, or 
     assert {p.dtype for p in scorer.trunk.blocks[2].parameters()} == {torch.float32}
     start = policy.frozen_output(rows())
     assert torch.equal(scorer(rows(), bottom=start), scorer(rows()))
+
+
+@pytest.mark.parametrize("freeze", [0, 0.67, 1])
+def test_frozen_layers_read_once_what_is_evaluated(freeze, monkeypatch):
+    # once more each time; the last scores for new ones; what the same ids, packed otherwise, have
+    # left, or other ids; more than there is room for
+    ran, policy, ids = [], policy_of(freeze), rows().tolist()
+    policy.blocks[0].register_forward_pre_hook(lambda *_: ran.append(1))  # of its copies, too
+    scorer, ref_policy = networks.scalar_copy(policy), networks.frozen_copy(policy)
+    prompts, responses = [row[:9] for row in ids], [row[9:17 - n] for n, row in enumerate(ids)]
+    score = reward.scorer(scorer, PAD)
+    implicit = reward.implicit_scorer(policy, ref_policy, 0.3, PAD)
+    evaluations = [
+        lambda kept: sft.evaluate(policy, [*zip(prompts, responses)], PAD, "cpu", kept=kept),
+        lambda kept: score(prompts, responses, kept=kept),
+        lambda kept: score(prompts, responses[::-1], kept=kept),
+        lambda kept: score([ids[0][:9]] * 2, [[1, 2], [3]], kept=kept),
+        lambda kept: score([ids[0][:8]] * 2, [[ids[0][8], 1, 2], [3]], kept=kept),
+        lambda kept: implicit(prompts, responses, kept=kept)]
+    for room in (networks.KEPT, 5 * 17 * 32 * 4):
+        monkeypatch.setattr(networks, "KEPT", room)
+        kept = {}
+        for turn in range(2):
+            for evaluate in evaluations:
+                found, counts = [], []
+                for how in (kept, None):
+                    ran.clear()
+                    found.append(torch.as_tensor(evaluate(how)))
+                    counts.append(len(ran))
+                assert torch.equal(*found) and counts[1] > 0
+                assert counts[0] == 0 or not turn or not freeze or room < 2**30
+            for p in (*policy.parameters(), *scorer.parameters()):
+                p.data += 0.1 * p.requires_grad
+        assert bool(kept) == (freeze > 0) and sum(x.nbytes for x in kept.values()) <= room
+
+
+def test_a_run_reads_once_what_it_is_evaluated_on(toy, tmp_path, monkeypatch, quick):
+    # a dict that nobody passes on: 8 steps, evaluated every 2; sft.py before them, too, DPO's
+    # reference as well
+    ran, asked, frozen_output, kept_output = [], [], m.Transformer.frozen_output, (
+        networks.kept_output)
+    monkeypatch.setattr(m.Transformer, "frozen_output", lambda *args, **more: (
+        ran.append(1), frozen_output(*args, **more))[1])
+    monkeypatch.setattr(networks, "kept_output", lambda *args, **more: (
+        asked.append(kept_output(*args, **more)), asked[-1])[1])
+    for stage, more, times in (("sft", {}, 5), ("reward", {}, 4), ("reward", {"implicit": .3}, 8)):
+        ran.clear(), asked.clear()
+        chaos.go(stage, toy, tmp_path, freeze=0.5, own=True, **more)
+        assert len(ran) == 1 and len([x for x in asked if x is not None]) == times, (stage, more)
 
 
 def test_a_frozen_copy_does_not_follow():  # a reference policy that trains along
