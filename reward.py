@@ -108,8 +108,9 @@ def scorer(model, pad, batch=128):
 
     @torch.no_grad()
     def reward_fn(prompt_ids, response_ids, kept=None):
-        scores = torch.empty(len(prompt_ids))
-        for places, ids, segment, ends in data.shared_rows(prompt_ids, response_ids, pad, batch):
+        prompts, responses, back = data.distinct(prompt_ids, response_ids)
+        scores = torch.empty(len(prompts))
+        for places, ids, segment, ends in data.shared_rows(prompts, responses, pad, batch):
             ids, several = ids.to(device), segment.to(device) if (segment > 1).any() else None
             bottom = networks.kept_output(model, ids, several, kept)
             if several is not None:
@@ -118,7 +119,7 @@ def scorer(model, pad, batch=128):
                 last = ends[1].to(device)[:, None]  # (B, 1)
                 found = score(model, ids, last, last > 0, bottom=bottom)
             scores[places] = found.float().cpu()
-        return scores
+        return scores[back]
     reward_fn.model = model
     reward_fn.score_rows = functools.partial(score, model)
     return reward_fn

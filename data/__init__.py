@@ -129,6 +129,14 @@ def batches(lengths, batch_size, generator=None):
     return cut
 
 
+def distinct(prompts, responses):
+    """N prompts and responses, as lists of ids -> the pairs that differ, in their order, and for
+    each of the N which of them it is: what is computed of equal ones is computed once."""
+    pairs = [(tuple(p), tuple(r)) for p, r in zip(prompts, responses, strict=True)]
+    number = {pair: k for k, pair in enumerate(dict.fromkeys(pairs))}
+    return [[*p] for p, _ in number], [[*r] for _, r in number], [number[pair] for pair in pairs]
+
+
 def shared_rows(prompts, responses, pad, batch_size=128, together=16):
     """Yields (places, *join_groups): all responses, as lists of ids, about `batch_size` at a time.
     Up to `together` that stand next to each other and answer the same prompt share a row; `places`

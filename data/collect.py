@@ -212,12 +212,12 @@ def panel(score, sample, prompts, people, seed=0):
              "cut in half": [" ".join(w[:(len(w) + 1) // 2]) for w in words],
              "empty": [""] * len(people),
              "SFT's samples": [text for [text] in sample(prompts, 1.0, 1, seed=seed)]}
-    own = np.asarray(score(prompts, people))
-    found = {}
-    for what, given in texts.items():
-        scores = np.asarray(score(prompts, given))
-        found[what] = float(scores.mean()), float(metrics.win_rate(scores, own).mean())
-    return found
+    scores = np.asarray(score([prompt for prompt in prompts for _ in texts],  # each is read once
+                              [text for row in zip(*texts.values()) for text in row]))
+    scores = dict(zip(texts, scores.reshape(-1, len(texts)).T))
+    own = scores["the references"]
+    return {what: (float(given.mean()), float(metrics.win_rate(given, own).mean()))
+            for what, given in scores.items()}
 
 
 def panel_lines(found):

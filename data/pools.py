@@ -45,16 +45,17 @@ def row_loglikelihoods(policy, ids, segment, ends, temperature=1.0, hidden=None,
 def loglikelihood(policy, prompts, responses, temperature, pad, batch=128, kept=None):
     """log pi(response | prompt) of whole responses, lists of ids each -> (N,); greedy ones have 0.
     For `kept` see networks.kept_output."""
-    out = np.zeros(len(prompts))
     if temperature == 0:
-        return out
+        return np.zeros(len(prompts))
+    prompts, responses, back = data.distinct(prompts, responses)
+    out = np.zeros(len(prompts))
     device = policy.embed.weight.device
     for places, ids, segment, ends in data.shared_rows(prompts, responses, pad, batch):
         ids, segment = ids.to(device), segment.to(device)
         bottom = networks.kept_output(policy, ids, segment, kept)
         found = row_loglikelihoods(policy, ids, segment, ends, temperature, bottom=bottom)
         out[places] = found.cpu()
-    return out
+    return out[back]
 
 
 WEIGHT = 1.0  # of likeness in a diverse choice; on validation summarise asks for 1, instruct for 2

@@ -193,6 +193,29 @@ def test_a_reward_function_keeps_the_order_of_its_rows(base, tokenizer):  # sort
         torch.testing.assert_close(fn(prompts, responses), alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["score", "loglikelihood"])
+def test_equal_texts_are_read_once(kind, base, tokenizer):
+    # each time they come; a neighbour's number; the same answer to another prompt, or the same ids
+    # cut elsewhere into the two, for equal ones
+    net, eos, ids = scorer_of(base), tokenizer.eos, []
+    if kind == "score":
+        fn = reward.scorer(net, tokenizer.pad)
+    else:
+        fn = lambda *rows: bon.loglikelihood(net.trunk, *rows, 1.0, tokenizer.pad)
+        net.trunk = checkpoint.load(base, "policy")[0]
+    rows = [([1, 2], [3, eos]), ([1, 2], [4, 5, eos]), ([6], [3, eos]), ([1], [2, 3, eos]),
+            ([1, 2], [5, eos])]
+    which = [0, 2, 0, 2, 3, 1, 4, 1, 0]
+    alone = [float(fn([p], [r])[0]) for p, r in rows]
+    assert len(set(alone)) == len(rows) - (kind == "score")  # which is read at the end alone
+    net.trunk.blocks[0].register_forward_pre_hook(lambda _, args: ids.append(args[0].shape[:2]))
+    found = fn(*zip(*[rows[i] for i in which])).tolist()
+    assert found == pytest.approx([alone[i] for i in which], abs=1e-5)
+    assert all(found[i] == found[which.index(k)] for i, k in enumerate(which))
+    assert sum(B for B, _ in ids) == 4  # two of one prompt, which now stand together, share a row
+    assert len(fn([], [])) == 0
+
+
 def test_normalised_references_have_mean_0_and_std_1(base, toy, tokenizer):
     # scale before shift, a second call that forgets the first, or all the model's weights moved
     net, examples = scorer_of(base), data.load(toy / "data", "train")
@@ -373,6 +396,14 @@ def test_the_panel_says_what_pairs_do_not(name):  # another's reference, no warn
     assert "mind:" not in collect.panel_lines(found)
     unfinished = lambda prompts, texts: [float(not t.endswith(tuple(".!?"))) for t in texts]
     assert "mind:" in collect.panel_lines(collect.panel(unfinished, sample, *people))
+
+
+def test_the_panel_reads_each_prompt_once():  # for each of the seven answers anew
+    asked = []
+    sample = lambda prompts, temperature, n, seed: [[f"{seed}"] for _ in prompts]
+    collect.panel(lambda prompts, texts: asked.append(prompts) or [0.0] * len(texts), sample,
+                  ["p", "q", "r"], ["a b", "c d", "e f"])
+    assert asked == [["p"] * 7 + ["q"] * 7 + ["r"] * 7]
 
 
 def test_comparisons_of_a_prompt_share_a_step(collected):  # split up, out of order, one lost
