@@ -23,7 +23,6 @@ comparisons are learned from (data/collect.py), flags, log and resuming (data/ru
 
 import functools
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -140,7 +139,8 @@ def log_likelihoods(policy, tokenizer, rows):
 def log_ratio(policy, ids, segment, ends, hidden, groups, logp_ref):
     "log pi(y | x) - log pi_ref(y | x) of the texts of rows made by `data.join_comparisons`: (N,)."
     logp = pools.row_loglikelihoods(policy, ids, segment, ends, hidden=hidden)
-    return logp - logp.new_tensor([logp_ref[key] for key in keys_of(chain(*groups))])
+    keys = [key for group in groups for key in keys_of(group)]
+    return logp - logp.new_tensor([logp_ref[key] for key in keys])
 
 
 def implicit_scorer(policy, ref_policy, beta, pad):

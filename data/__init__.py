@@ -137,7 +137,10 @@ def distinct(prompts, responses):
     return [[*p] for p, _ in number], [[*r] for _, r in number], [number[pair] for pair in pairs]
 
 
-def shared_rows(prompts, responses, pad, batch_size=128, together=16):
+TOGETHER = 16  # responses to a prompt that share a row, at most: a row has then a longest length
+
+
+def shared_rows(prompts, responses, pad, batch_size=128, together=TOGETHER):
     """Yields (places, *join_groups): all responses, as lists of ids, about `batch_size` at a time.
     Up to `together` that stand next to each other and answer the same prompt share a row; `places`
     says which they are."""

@@ -124,8 +124,20 @@ def labelled(judge, rows):
             for r, value in zip(rows, values) if value != 0.5]
 
 
+def parts(group, most=data.TOGETHER):
+    """Comparisons of one prompt -> lists of them that are of at most so many answers each, so that
+    no step is much longer, nor needs more memory, than others. An answer may stand in several."""
+    number, found = {}, {}  # of an answer; comparisons of the answers in two blocks
+    for row in group:
+        a, b = sorted(number.setdefault(text, len(number)) // (most // 2)
+                      for text in (row.chosen, row.rejected))
+        found.setdefault((a, b) if a < b else (0, max(b, 1)), []).append(row)
+    return [*found.values()]
+
+
 def stream(config, rows):
-    """Yields each step's comparisons, a list over `batch` prompts of lists.
+    """Yields each step's comparisons, a list over `batch` prompts of lists. (A prompt with more
+    answers than share a row counts as several prompts: see `parts`.)
 
     Edits come before samples: kinds keep the order in which `collect` has written them. Whether an
     answer is true is the harder lesson: mixed with the noise of annotators who compare two middling
@@ -134,9 +146,11 @@ def stream(config, rows):
     for row in rows:
         prompts = kinds.setdefault(str(row.meta.get("of")), {})
         prompts.setdefault(row.prompt, []).append(row)
-    total, seen, taken = sum(map(len, kinds.values())), 0, 0
-    for prompts in kinds.values():
-        groups, seen = [*prompts.values()], seen + len(prompts)
+    kinds = [[part for group in prompts.values() for part in parts(group)]
+             for prompts in kinds.values()]
+    total, seen, taken = sum(map(len, kinds)), 0, 0
+    for groups in kinds:
+        seen += len(groups)
         before, taken = taken, round(config.steps * seen / total)  # in proportion to its prompts
         lengths = [len(g[0].prompt) + sum(map(len, {text for row in g for text in
                                                     (row.chosen, row.rejected)})) for g in groups]

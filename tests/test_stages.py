@@ -424,6 +424,34 @@ def test_comparisons_of_a_prompt_share_a_step(collected):  # split up, out of or
     assert seen <= set(map(repr, whole.values())) and len(seen) > 0.8 * len(whole)
 
 
+@pytest.mark.parametrize("n", [5, 16, 17, 40])
+def test_a_prompt_of_many_answers_counts_as_several(n):  # a row without an end, a comparison lost
+    rows = [data.Comparison("p", f"a{i}", f"a{j}", {}) for i in range(n) for j in range(i)]
+    found = collect.parts(rows)
+    answers = [{text for row in part for text in (row.chosen, row.rejected)} for part in found]
+    assert max(map(len, answers)) <= 16 and sorted(map(repr, rows)) == sorted(
+        repr(row) for part in found for row in part)
+    assert len(found) == {17: 3, 40: 10}.get(n, 1)  # and not one for each comparison
+    assert found[0][0] == rows[0] and (n > 16 or found == [rows])
+    other = [data.Comparison("q", "b", "c", {})] * 3
+    steps = itertools.islice(collect.stream(reward.Config(steps=50, batch=2), [*rows, *other]), 50)
+    seen = {repr(group) for groups in steps for group in groups}
+    assert seen == {repr(group) for group in (*found, other)}
+
+
+def test_parts_of_a_prompt_in_one_step(base, tokenizer):  # DPO's reference of other answers
+    policy, _ = checkpoint.load(base, "policy")
+    rows = [data.Comparison("Say a:", *pair, {}) for pair in itertools.combinations(
+        ("good", "bad", "a red hat"), 2)]
+    groups = collect.parts(rows, most=2)
+    ids, segment, ends, pairs = data.join_comparisons(tokenizer, groups, "cpu")
+    logp_ref = reward.log_likelihoods(policy, tokenizer, rows)
+    found = reward.log_ratio(policy, ids, segment, ends, policy(ids, segment=segment), groups,
+                             logp_ref)
+    assert len(groups) == 3 and pairs.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert found.tolist() == pytest.approx([0] * 6, abs=1e-5)
+
+
 @pytest.mark.parametrize("lm, beta", [(0, 0), (0.7, 0), (0, 0.3), (0.7, 0.3)])
 def test_a_response_scored_once_is_scored_right(toy, base, tokenizer, tmp_path, monkeypatch, lm,
                                                 beta):
