@@ -263,10 +263,7 @@ def experience(config, policy, value, ref_policy, reward_fn, prompts, responses,
         None if column[0] is None else torch.cat(column) for column in zip(*parts))
     if proxy is None:
         proxy = torch.as_tensor(reward_fn(owners, responses), dtype=torch.float32)
-    proxy = proxy.cpu()
-    if proxy.shape != (len(responses),) or not torch.isfinite(proxy).all():
-        raise ValueError(f"the reward must be {len(responses)} finite numbers, one per response, "
-                         f"and is {proxy}")
+    proxy = watch.check_reward(proxy.cpu(), len(responses))
     of_each = lambda x: x.view(len(responses), -1)  # (B, R), of (G, N * R)
     mask = of_each(is_response)
     score = shaped(proxy, responses, policy.config.eos, tokenizer.response_tokens, config)
@@ -364,11 +361,9 @@ def train(config, reward_fn=None):
             watch.warn(run, row)
             run.log(**row, beta=beta, seconds=run.seconds())
 
-        shown = run.validation(4)
         return run.finish(
-            lambda: watch.last_line(run), watch.PANELS, shown,
-            run.answers({"sft": ref_policy, "rlhf": policy}, shown, config.temperature),
-            samples="samples.txt")
+            lambda: watch.last_line(run), watch.PANELS,
+            *run.answers({"sft": ref_policy, "rlhf": policy}), samples="samples.txt")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def train(config):
         return run.finish(
             f"validation loss {first_loss:.3f} -> {run.metrics['validation_loss']:.3f} nats per "
             f"response token", [("Loss", ["loss", "validation_loss"], "nats per token")],
-            shown[:4], run.answers({"before": before, "after": policy}, shown[:4]))
+            *run.answers({"before": before, "after": policy}))
 
 
 if __name__ == "__main__":

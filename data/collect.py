@@ -45,6 +45,8 @@ def comparisons(config, run, sample):
     texts = {text for rows in found for r in rows for text in (r.chosen, r.rejected)}
     run.tokenizer.prompts({r.prompt for r in found[0]})  # says how many are cut
     run.tokenizer.responses(texts)
+    if "validation" not in data.tables(config.data):  # else the policy answers that, as SFT does
+        run.shown = [*{r.prompt: r for r in found[1]}.values()][:4]
     return found
 
 

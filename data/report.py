@@ -18,11 +18,12 @@ import numpy as np
 
 from data import figures
 from data.claims import BEST, FRONTIER, POLICIES, in_words
-from data.files import write_file
+from data.files import read_log, write_file
 
 TEMPERATURES = {p: f"{temperature:g}" for p, (_, temperature) in POLICIES.items()}
 Figure = namedtuple("Figure", "file what caption")
 Table = namedtuple("Table", "header rows")
+Strip = namedtuple("Strip", "stage prompt answers")  # {step: text}
 
 
 def numbers(result):
@@ -97,12 +98,28 @@ def matched_table(found, best, limit, gain):
             ["none", "", "", ""])] for row in found])
 
 
+def strips(folder, prompts=2, most=8):
+    """What SFT's and PPO's policy answered to the first prompts while they were trained, at up to
+    `most` steps, the first and the last among them; nothing of a run that has not kept it."""
+    for stage in ("sft", "ppo"):
+        path = folder / f"{stage}.samples.jsonl"
+        by_prompt = {}
+        for row in read_log(path) if path.exists() else []:
+            rated = f"  [gold {row['gold']:.2f}]" if "gold" in row else ""
+            by_prompt.setdefault(row["prompt"], {})[row["step"]] = row["answer"] + rated
+        for prompt, answers in [*by_prompt.items()][:prompts]:
+            steps, last = [*answers], len(answers) - 1
+            kept = dict.fromkeys(steps[round(k * last / (most - 1))] for k in range(most))
+            yield Strip(stage, prompt, {step: answers[step] for step in kept})
+
+
 def contents(folder, result, texts):
     """What the report says, its figures drawn into the folder -> [(title, parts)], where a part is
-    a paragraph of `texts`, a Figure or a Table."""
+    a paragraph of `texts`, a Figure, a Table or a Strip."""
     policies, splits = list(POLICIES), list(result["policies"]["sft"])
     measured, sweep = result["policies"]["rlhf"][splits[0]], result["sweep"]
     arms = result["settings"]["arms"].replace(",", " ").split()
+    by_step = [*strips(folder)]
     kinds, compared = result["kinds"].removeprefix("effective_"), ["sft", "rlhf", *arms, "dpo"]
 
     def drawn(draw, name, what, *more):
@@ -190,7 +207,8 @@ def contents(folder, result, texts):
          [drawn(figures.sizes, "sizes", "sizes")] if result["sizes"] else []),
         ("Which method for which use", [texts["advice"]]),
         ("Time", [Table(["what", "minutes"], [
-            [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()])])]
+            [name, f"{spent / 60:.1f}"] for name, spent in result["seconds"].items()])]),
+        ("From first to last", [texts["steps"], *by_step] if by_step else [])]
     return [(title, parts) for title, parts in sections if parts]
 
 
@@ -200,6 +218,9 @@ def in_markdown(part):
     if isinstance(part, Table):
         lines = [part.header, ["---"] + ["--:"] * (len(part.header) - 1), *part.rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    if isinstance(part, Strip):
+        answers = "\n".join(f"{step:>7}  {text}" for step, text in part.answers.items())
+        return f"```text\n({part.stage}) {part.prompt}\n{answers}\n```"
     return part
 
 
@@ -228,6 +249,12 @@ def in_html(part, folder):
                        f'{"".join(map(data_cell, others))}</tr>' for first, *others in part.rows)
         return box("scroll", f"Table: {part.header[0]}", f"<table><thead><tr>{head}</tr></thead>"
                                                          f"<tbody>{rows}</tbody></table>")
+    if isinstance(part, Strip):
+        text = lambda words: f'<div class="text" dir="auto">{escape(words)}</div>'
+        cards = "".join(f"<li><small>step {step}</small>{text(words)}</li>"
+                        for step, words in part.answers.items())
+        return f"<h3>{part.stage}.py</h3>{text(part.prompt)}" + box(
+            "scroll", f"Answers of {part.stage}.py by step", f'<ol class="strip">{cards}</ol>')
     return f"<p>{escape(part)}</p>"
 
 

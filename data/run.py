@@ -87,7 +87,13 @@ class Log:
         self.header, self.printed, self.show = None, 0, show
 
     def log(self, step, **fields):
-        """Write one row; values are numbers, text or lists of them. ValueError for NaN and inf."""
+        "Write one row, and print it."
+        row = self.write(step, **fields)
+        self.print({k: v for k, v in row.items() if not self.show or k in ("step", *self.show)})
+
+    def write(self, step, **fields):
+        """Write one row -> it. Values are numbers, text or lists of them; ValueError for NaN and
+        inf."""
         row = {"step": step}
         for name, value in fields.items():
             value = value.tolist() if hasattr(value, "tolist") else value  # tensors, numpy
@@ -103,7 +109,7 @@ class Log:
         except OSError as error:
             raise OSError(f"{self.path} could not be written at step {step} ({error.strerror}): "
                           f"make room, then --resume from the last checkpoint") from error
-        self.print({k: v for k, v in row.items() if not self.show or k in ("step", *self.show)})
+        return row
 
     def print(self, row):
         widths = [max(len(name), 9) for name in row]
@@ -156,9 +162,9 @@ def curve(path_png, rows, panels, x="step"):
 
 
 def say(text):
-    "Print what the console has letters for."
+    "Print what the console has letters for, above a progress bar."
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding))
+    tqdm.write(text.encode(encoding, "replace").decode(encoding))
 
 
 def side_by_side(path, prompts, answers, gold=None):
@@ -251,7 +257,9 @@ class Run:
 
     `device`; `tokenizer`, set by the first parent loaded; `parents`, {name: digest} of what the run
     stands on; `home`, the run folder where the other stages are; `folder` and `path`, where this
-    one writes; `state`, a dict of numbers that a resumed run needs; `metrics`, the last logged row.
+    one writes; `state`, a dict of numbers that a resumed run needs; `metrics`, the last logged row;
+    `shown`, four examples that a policy answers every so many steps, and `score`, what rates these
+    answers, lists of prompt and of response ids -> (N,), if there is anything.
     """
 
     def __init__(self, stage, config, kind="policy", unit="step", show=None):
@@ -264,7 +272,7 @@ class Run:
         self.tokenizer, self.parents, self.state, self.metrics = None, {}, {}, {}
         self.sums, self.part, self.count, self.tokens = {}, {}, 0, 0
         self.step, self.learning, self.journal, self.held = 0, False, None, None
-        self.saved = None
+        self.saved, self.shown, self.score, self.samples = None, None, None, None
         if config.resume:
             self.resumed()  # what is finished needs no lock, and may be asked for by many
             self.lock()  # before the look that counts: nobody goes on with it in between
@@ -277,8 +285,8 @@ class Run:
 
     def __exit__(self, kind, error, trace):
         self.held = None
-        if self.journal:
-            self.journal.close()
+        for log in filter(None, (self.journal, self.samples)):
+            log.close()
         if self.learning and isinstance(error, ValueError):
             raise ValueError(f"{self.stage}, {self.unit} {self.step}: {error}; try a lower --lr, "
                              f"or go on from the last checkpoint with --resume") from error
@@ -355,12 +363,20 @@ class Run:
 
         `model` is what the checkpoint is of, and `kept` what going on needs besides: modules and
         optimisers by their state_dict, generators by their state."""
+        from data import watch  # what is in it needs this file
+
         config, self.model, self.kept = self.config, model, kept
         if self.saved:
             self.restore()
         start = self.step
         self.lock()
-        self.journal = Log(self.folder, self.stage, start if self.saved else None, self.show)
+        upto = start if self.saved else None
+        self.journal = Log(self.folder, self.stage, upto, self.show)
+        if self.kind == "policy":  # a reward model answers nothing
+            self.samples = Log(self.folder, f"{self.stage}.samples", upto)
+            self.shown = self.shown or self.validation(4)
+            if not self.saved:
+                watch.sample(self)
         stop, self.began = stop_signal(), time.time()
         batches = itertools.islice(batches, start, config.steps)
         bar = tqdm(batches, self.stage, config.steps - start, unit=self.unit)
@@ -370,6 +386,8 @@ class Run:
             yield self.step, batch
             self.learning = False
             self.end_of_step()
+            if self.due and self.samples:
+                watch.sample(self)
             if self.due or stop:
                 self.save(finished=False)
             if stop and not last:
@@ -419,17 +437,21 @@ class Run:
                                   "count": self.count},
             torch.bfloat16 if shipped else None)
 
-    def answers(self, policies, examples, temperature=1.0):
-        "What each of `policies` answers to the examples' prompts, and their references: texts."
+    def answer(self, policy):
+        """What a policy answers to the prompts of `shown` -> ids of both, and texts. The random
+        numbers are the same every time, so that nothing but the policy makes a difference; the
+        temperature is 1, or what the run was told."""
         import model as m
 
-        prompts = [self.tokenizer.prompt(e.prompt) for e in examples]
-        found = {}
-        for name, policy in policies.items():
-            ids = m.generate(policy, prompts, self.tokenizer.response_tokens, temperature,
-                             seed=self.config.seed)
-            found[name] = [self.tokenizer.decode(response) for response in ids]
-        return found | {"reference": [e.response for e in examples]}
+        prompts = [self.tokenizer.prompt(e.prompt) for e in self.shown]
+        responses = m.generate(policy, prompts, self.tokenizer.response_tokens,
+                               getattr(self.config, "temperature", 1.0), seed=self.config.seed)
+        return prompts, responses, [self.tokenizer.decode(r).strip() for r in responses]
+
+    def answers(self, policies):
+        "The examples of `shown`; and what each of `policies` answers, and their references: texts."
+        found = {name: self.answer(policy)[2] for name, policy in policies.items()}
+        return self.shown, found | {"reference": [e.response for e in self.shown]}
 
     def following(self):
         "The command that goes on from what was made: the next stage, the study, or a look."

@@ -1,10 +1,13 @@
 """
-What is watched while a policy trains (ppo.py): the log's statistics of an iteration, and the same
-validation prompts again and again.
+What is watched while a policy trains: the same prompts again and again, answered, and in ppo.py
+scored; and the log's statistics of an iteration.
 """
+
+import shutil
 
 import torch
 
+import data
 import metrics
 import model as m
 from data import files
@@ -27,11 +30,17 @@ def follower(config, run, reward_fn, shaped, gold):
     texts = [e.prompt for e in run.validation(FOLLOWED)]
     prompts = [run.tokenizer.prompt(text) for text in texts]
 
+    def rated(prompts, responses):
+        proxy = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32).cpu()
+        check_reward(proxy, len(responses))
+        return proxy, shaped(proxy, responses, run.model.config.eos,
+                             run.tokenizer.response_tokens, config)
+    run.score = lambda *ids: rated(*ids)[1]  # of the samples by step, too
+
     def scores(policy):
         responses = m.generate(policy, prompts, run.tokenizer.response_tokens, config.temperature,
                                seed=config.seed)
-        proxy = torch.as_tensor(reward_fn(prompts, responses), dtype=torch.float32).cpu()
-        score = shaped(proxy, responses, policy.config.eos, run.tokenizer.response_tokens, config)
+        proxy, score = rated(prompts, responses)
         row = {"validation_score": score.mean().item(), "validation_proxy": proxy.mean().item()}
         if gold:
             row["validation_gold"] = mean_gold(gold, texts, run.tokenizer, responses)
@@ -54,6 +63,26 @@ def warn(run, row):
     run.state["ends"] = row["ended"] >= 0.2
 
 
+def sample(run):
+    "Append a run's answers to the prompts of `run.shown` to its samples; show the first of them."
+    prompts, responses, answers = run.answer(run.model)
+    rows = [{"prompt": e.prompt, "answer": text} for e, text in zip(run.shown, answers)]
+    gold, scores = data.gold(run.config.data), run.score and run.score(prompts, responses).tolist()
+    for i, row in enumerate(rows):
+        row |= {"score": scores[i]} if scores else {}
+        row |= {"gold": gold(row["prompt"], row["answer"])} if gold else {}
+        run.samples.write(run.step, **row)
+    room = shutil.get_terminal_size().columns - 8
+    for row in rows[:1]:
+        say(f"prompt  {one_line(row['prompt'], -room)}\nanswer  {one_line(row['answer'], room)}")
+
+
+def one_line(text, width):
+    "The first `width` letters of a text, or its last -width, and none that moves the cursor."
+    line = " ".join("".join(x if x.isprintable() else " " for x in text).split())
+    return line[:width] if width > 0 else line[width:]
+
+
 def mean_gold(gold, texts, tokenizer, responses):
     "The true quality of as many responses to each text, which only the reader sees."
     n = len(responses) // len(texts)
@@ -67,6 +96,13 @@ def check(row, max_kl):
     if max_kl and row["kl"] > max_kl:
         raise ValueError(f"the KL to the SFT policy is {row['kl']:.2f} nats, beyond --max-kl "
                          f"{max_kl:g}, which a higher --beta would keep")
+
+
+def check_reward(proxy, n):
+    "The rewards of n responses, or ValueError: somebody's own function may give anything."
+    if proxy.shape != (n,) or not proxy.isfinite().all():
+        raise ValueError(f"the reward must be {n} finite numbers, one per response, and is {proxy}")
+    return proxy
 
 
 def check_same(stats, precision):

@@ -208,7 +208,7 @@ def long(iterations):
     rows = []
 
     def reward_fn(prompt_ids, response_ids):
-        if len(prompt_ids) <= 6:  # an iteration's, not the eight of validation
+        if len(prompt_ids) == 6:  # an iteration's, not those of validation
             tensors = sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             rows.append((tensors, len(os.listdir("/proc/self/fd")), pages * 4096 / 2**20,

@@ -573,6 +573,21 @@ def test_the_page_says_what_the_report_says(study):  # a table of another measur
         assert item["answers"]["reference"]["text"] == row["reference"]
 
 
+def test_from_first_to_last(tmp_path):  # the last step left out, a neighbour's answers, a tag
+    files.write_rows(tmp_path / "ppo.samples.jsonl", [
+        {"step": 10 * k, "prompt": prompt, "answer": f"{prompt} {k}", "gold": k / 3}
+        for k in range(20) for prompt in ("<b>", "q", "r")])
+    found = [*report.strips(tmp_path)]
+    assert [(one.stage, one.prompt) for one in found] == [("ppo", "<b>"), ("ppo", "q")]
+    assert [*found[1].answers] == [0, 30, 50, 80, 110, 140, 160, 190]
+    assert found[1].answers[190] == "q 19  [gold 6.33]"
+    page = report.in_html(found[0], tmp_path)
+    assert page.count("<li>") == 8 and "<b>" not in page and "&lt;b&gt; 19" in page
+    assert "(ppo) q\n      0  q 0" in report.in_markdown(found[1])
+    files.write_rows(tmp_path / "sft.samples.jsonl", [{"step": 0, "prompt": "q", "answer": ""}])
+    assert [*report.strips(tmp_path)][0] == report.Strip("sft", "q", {0: ""})
+
+
 def test_what_the_proxy_overrates():  # gold less proxy, scores of different size, a zero deviation
     shown = [{"answers": {p: {"gold": gold, "proxy": proxy} for p, gold in (("a", 10), ("b", 30))}}
              for proxy in (0.1, 0.3)]
@@ -598,6 +613,8 @@ def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noq
                    for p in [*POLICIES, "reference"]}
         shown.append({"split": ("near", "far")[i % 2], "prompt": f"{i} {EVIL}" + "word " * 300,
                       "answers": answers})
+    files.write_rows(tmp_path / "ppo.samples.jsonl", [
+        {"step": k, "prompt": "word " * 300, "answer": f"{k} {EVIL}"} for k in range(9)])
     page = report.write(tmp_path, result, shown).with_suffix(".html")
     tab, trouble, requests = opened(chromium, page, scheme, width)
     fits = lambda: tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -649,6 +666,7 @@ def test_the_page_in_a_browser(study, chromium, tmp_path, scheme, width):  # noq
     assert "12 of 20 prompts" in tab.locator("#status").text_content()
     choose("order", "data")
     assert numbers() == list(range(1, 24, 2)) and fits()
+    assert tab.locator(".strip li").count() == 8
     assert trouble == [] and [r for r in requests if not r.startswith("data:")] == [page.as_uri()]
     assert tab.locator("#samples b, #samples img").count() == 0 and EVIL in tab.title()
     tab.context.close()

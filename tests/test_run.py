@@ -509,7 +509,7 @@ def test_files_are_written_before_anything_is_printed(tmp_path, monkeypatch):  #
     with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="ascii")):
         run.side_by_side(tmp_path / "a.txt", ["Ω"], {"sft": ["😀"]})  # of who has no command line
     assert "sft  😀" in (tmp_path / "a.txt").read_text(encoding="utf-8")
-    monkeypatch.setattr("builtins.print", broken)
+    monkeypatch.setattr(run.tqdm, "write", broken)
     with pytest.raises(OSError, match="the pipe is closed"):
         run.side_by_side(tmp_path / "a.txt", ["p"], {"sft": ["r"]})
     assert "sft  r" in (tmp_path / "a.txt").read_text()

@@ -544,6 +544,7 @@ def test_runs_write_what_they_say(runs):  # a file or a field that the README na
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
         assert meta["config"]["steps"] == steps and meta["seed"] == 0
         assert [*meta["parents"]] == ["init", *["reward"] * (stage == "ppo"), "data"]
+        assert path.with_suffix(".samples.jsonl").exists() == (stage != "reward")
         assert not [*path.parent.glob(".*.tmp"), *path.parent.glob("*.tmp")]
     shown = path.with_name("samples.txt").read_text()
     for name in ("sft", "rlhf", "reference"):
@@ -647,7 +648,8 @@ def test_resumed_is_uninterrupted(stage, changes, after, toy, runs, frozen, tmp_
     assert meta["step"] == after and not meta["finished"]
     resumed = chaos.go(stage, toy, tmp_path / "parts", resume=True, **changes)
     assert resumed == path and same(weights(path), weights(whole))
-    assert logged(path.with_suffix(".jsonl")) == logged(whole.with_suffix(".jsonl"))
+    for name in (".jsonl", ".samples.jsonl") if stage != "reward" else (".jsonl",):
+        assert logged(path.with_suffix(name)) == logged(whole.with_suffix(name))
 
 
 def test_an_interrupted_run_is_no_parent(toy, tmp_path, mistake):
@@ -779,6 +781,50 @@ def test_the_curve_is_of_the_same_prompts(toy, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "follower", lambda *_: lambda policy: {"validation_proxy": 0.0})
     other = chaos.go("ppo", toy, tmp_path / "other", **shape)
     assert same(weights(plain), weights(other))  # being watched changes nothing
+
+
+@pytest.mark.parametrize("stage, changes", [("sft", {}), ("ppo", {}), ("reward", {"implicit": 1})])
+def test_samples_by_step(stage, changes, toy, base, runs, tmp_path, capsys, monkeypatch):
+    # another policy's, other prompts or random numbers at each step, the last step left out, a
+    # score of other answers; training that draws from the sampler's numbers
+    monkeypatch.setenv("COLUMNS", "20")
+    sizes = dict(steps=3, every=2, lr=1e-2, **changes)
+    path = chaos.go(stage, toy, tmp_path / "a", **sizes)
+    said, rows = capsys.readouterr().out, files.read_log(path.with_suffix(".samples.jsonl"))
+    shown = data.load(str(toy / "data"), "validation")[:4]
+    assert [(row["step"], row["prompt"]) for row in rows] == [
+        (step, e.prompt) for step in (0, 2, 3) for e in shown]
+    fn = reward.scorer(checkpoint.load(runs["reward"], "reward")[0], 2048)
+    for where, at in ((base if stage == "sft" else runs["sft"], slice(4)), (path, slice(8, 12))):
+        policy, record = checkpoint.load(where, "policy")
+        tokenizer = data.Tokenizer.of(record["tokenizer"])
+        ids = [tokenizer.prompt(e.prompt) for e in shown]
+        found = m.generate(policy, ids, tokenizer.response_tokens, seed=0)
+        assert [row["answer"] for row in rows[at]] == [tokenizer.decode(r).strip() for r in found]
+        if stage == "ppo":
+            score = ppo.shaped(fn(ids, found), found, policy.config.eos, 8, ppo.Config())
+            assert [row["score"] for row in rows[at]] == pytest.approx(score.tolist(), abs=1e-5)
+    assert all(row.keys() == rows[0].keys() and "gold" not in row for row in rows)
+    assert ("score" in rows[0]) == (stage == "ppo") and rows[0]["answer"] != rows[8]["answer"]
+    lines = [x for x in said.splitlines() if x.startswith(("prompt  ", "answer  "))]
+    assert [x[8:] for x in lines[::2]] == [" ".join(shown[0].prompt.split())[-12:]] * 3
+    assert [x[8:] for x in lines[1::2]] == [" ".join(r["answer"].split())[:12] for r in rows[::4]]
+    monkeypatch.setattr(watch, "sample", lambda run: None)
+    assert same(weights(path), weights(chaos.go(stage, toy, tmp_path / "b", **sizes)))
+
+
+def test_one_line():  # a text that clears the screen, or is cut at its other end
+    assert watch.one_line("a\n\tb \x1b[2Jc\u202ed", 99) == "a b [2Jc d"
+    assert watch.one_line("a b c", 3) == "a b" and watch.one_line("a b c", -3) == "b c"
+
+
+def test_dpo_without_validation_answers_comparisons(tmp_path, toy, base):  # a traceback; a double
+    rows = [{"prompt": f"{k // 2}:", "chosen": "a", "rejected": "b"} for k in range(12)]
+    for split in ("train", "validation"):
+        files.write_rows(tmp_path / f"comparisons.{split}.jsonl", rows)
+    path = chaos.go("reward", toy, tmp_path / "out", data=tmp_path, init=base, steps=1, implicit=1)
+    found = files.read_log(path.with_suffix(".samples.jsonl"))
+    assert [row["prompt"] for row in found] == ["0:", "1:", "2:", "3:"] * 2
 
 
 def test_a_run_that_gets_worse_says_so(toy, runs, tmp_path, capsys, monkeypatch):
