@@ -359,7 +359,8 @@ def train(config, reward_fn=None):
             if run.due:
                 row |= follow(policy)
             watch.warn(run, row)
-            run.log(**row, beta=beta, seconds=run.seconds())
+            run.tokens += sum(map(len, responses))
+            run.log(**row, beta=beta)
 
         return run.finish(
             lambda: watch.last_line(run), watch.PANELS,

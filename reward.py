@@ -232,11 +232,12 @@ def train(config):
                     total = total + config.lm * written * of_prompts
                     run.add(lm_loss=written.item() * of_prompts)
                 total.backward()
+                run.tokens += int((segment > 0).sum())
                 run.add(**{name: x * share for name, x in info.items()})
             optim.step(optimizer, model.named_parameters())
             if run.due:
                 run.log(validation_accuracy=evaluate(score_again, validation[:config.eval_size]),
-                        lr=lr, seconds=run.seconds())
+                        lr=lr)
             if step == config.steps and not config.implicit:  # saved with its zero and its unit
                 normalise(model, score_texts, *references(config, rows))
 

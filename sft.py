@@ -152,7 +152,7 @@ def train(config):
             run.tokens += tokens
             if run.due:
                 run.log(validation_loss=evaluate(policy, validation, pad, run.device, kept=kept),
-                        lr=lr, tokens_per_second=run.tokens / run.seconds())
+                        lr=lr)
 
         return run.finish(
             f"validation loss {first_loss:.3f} -> {run.metrics['validation_loss']:.3f} nats per "

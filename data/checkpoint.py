@@ -8,6 +8,7 @@ to go on (`state`). A digest covers all of it. Nothing in a file can run code.
 
 import hashlib
 import json
+import platform
 import struct
 import zipfile
 from dataclasses import asdict
@@ -61,6 +62,13 @@ def size(value):
         return value.nbytes
     parts = value.values() if isinstance(value, dict) else value
     return sum(map(size, parts)) if isinstance(value, (dict, list, tuple)) else 0
+
+
+def machine(device):
+    "What a checkpoint's `meta` says of where it was saved."
+    name = (torch.cuda.get_device_name(device) if device.startswith("cuda") else
+            f"{device} {platform.processor() or platform.machine()}")
+    return {"device": name, "torch": str(torch.__version__), "threads": torch.get_num_threads()}
 
 
 def save(path, kind, model, tokenizer, meta, state=None, dtype=None):

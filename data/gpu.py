@@ -3,7 +3,10 @@ What a GPU wants written otherwise. Tests hold each equal to the plain form in m
 
 Decoding: a step is recorded once, and launched as one CUDA graph (`model.decode_rows`).
 The output matrix: bf16 numbers multiplied as such, and summed and kept in fp32 (`model.logits`).
+And how much of what it can do a run makes use of: `peak` and `count`.
 """
+
+import time
 
 import torch
 
@@ -37,6 +40,45 @@ def product(hidden, matrix):
             or not hasattr(torch.ops.aten.mm, "dtype")):  # before torch 2.8
         return torch.nn.functional.linear(hidden.float(), matrix.float())
     return Product.apply(hidden.flatten(0, -2), matrix).view(*hidden.shape[:-1], -1)
+
+
+def peak(device, size=8192, repeats=10):
+    "Operations a second that large products reach here, in what networks compute in."
+    from data import networks
+
+    draw = torch.Generator(device).manual_seed(0)  # nothing else is drawn from it
+    a, b = (torch.randn(size, size, generator=draw, device=device).to(networks.precision(device))
+            for _ in range(2))
+    for n in (1, repeats):  # once to warm up
+        wait(device)
+        began = time.time()
+        for _ in range(n):
+            a @ b
+        wait(device)
+    return repeats * 2 * size ** 3 / (time.time() - began)
+
+
+def wait(device):
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def count(network, done):
+    """From now on, whenever a network reads rows, add to done[0] the operations of its blocks'
+    products: two for each weight and token, and four more to learn. (A lower bound: attention,
+    logits, sampling and what is computed a second time are work too.)"""
+    network = getattr(network, "trunk", network)
+    if not isinstance(network, m.Transformer):
+        return
+    sizes = [sum(p.numel() for p in block.parameters() if p.dim() > 1) for block in network.blocks]
+    frozen, trained = sum(sizes[:network.frozen]), sum(sizes[network.frozen:])
+
+    def hook(network, args, kwargs):  # (ids, is_real, bottom, ...)
+        bottom = args[2] if len(args) > 2 else kwargs.get("bottom")
+        read = trained + (frozen if bottom is None else 0)
+        learned = trained if torch.is_grad_enabled() else 0
+        done[0] += args[0].numel() * (2 * read + 4 * learned)
+    network.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def recorded(step):

@@ -204,7 +204,8 @@ def stop_signal():
 
 # ---- a run ---------------------------------------------------------------------------------------
 
-TIMING = ("seconds", "tokens_per_second")  # of a log: the fields that differ between equal runs
+# of a log: the fields that differ between equal runs
+TIMING = ("seconds", "tokens_per_second", "peak_share")
 FREE = ("resume", "out", "device", "every", "micro", "max_kl")  # flags that make no other run of it
 
 
@@ -258,8 +259,8 @@ class Run:
     `device`; `tokenizer`, set by the first parent loaded; `parents`, {name: digest} of what the run
     stands on; `home`, the run folder where the other stages are; `folder` and `path`, where this
     one writes; `state`, a dict of numbers that a resumed run needs; `metrics`, the last logged row;
-    `shown`, four examples that a policy answers every so many steps, and `score`, what rates these
-    answers, lists of prompt and of response ids -> (N,), if there is anything.
+    `tokens` of responses learned from so far; `shown`, four examples that a policy answers every so
+    many steps, and `score`, what rates these answers, lists of prompt and of response ids -> (N,).
     """
 
     def __init__(self, stage, config, kind="policy", unit="step", show=None):
@@ -363,7 +364,7 @@ class Run:
 
         `model` is what the checkpoint is of, and `kept` what going on needs besides: modules and
         optimisers by their state_dict, generators by their state."""
-        from data import watch  # what is in it needs this file
+        from data import gpu, watch  # what they need reads this file
 
         config, self.model, self.kept = self.config, model, kept
         if self.saved:
@@ -377,6 +378,11 @@ class Run:
             self.shown = self.shown or self.validation(4)
             if not self.saved:
                 watch.sample(self)
+        self.peak, self.operations = None, [0]
+        if self.device.startswith("cuda"):  # of a CPU, which others share, it would say little
+            self.peak = gpu.peak(self.device)
+            for network in (model, *kept.values()):
+                gpu.count(network, self.operations)
         stop, self.began = stop_signal(), time.time()
         batches = itertools.islice(batches, start, config.steps)
         bar = tqdm(batches, self.stage, config.steps - start, unit=self.unit)
@@ -413,15 +419,17 @@ class Run:
         self.part = {}
 
     def log(self, **fields):
-        "A row of the log: means over the steps since the last one of what was added, and `fields`."
+        """A row of the log: means over the steps since the last one of what was added, `fields`,
+        and the speed, since this process began to train."""
         self.end_of_step()
-        row = {name: x / self.count for name, x in self.sums.items()} | fields
+        seconds = time.time() - self.began
+        speed = {"seconds": seconds, "tokens_per_second": self.tokens / seconds}
+        if self.peak:
+            speed["peak_share"] = self.operations[0] / seconds / self.peak
+        row = {name: x / self.count for name, x in self.sums.items()} | fields | speed
         self.sums, self.count = {}, 0
         self.journal.log(self.step, **row)
         self.metrics = {name: x for name, x in row.items() if name not in TIMING}
-
-    def seconds(self):
-        return time.time() - self.began
 
     def save(self, finished):
         "Write the checkpoint; `finished` says that whatever the run writes is there."
@@ -432,7 +440,8 @@ class Run:
             self.path, self.kind, self.model, self.tokenizer.record,
             {"stage": self.stage, "step": self.step, "finished": finished,
              "config": dataclasses.asdict(self.config), "parents": self.parents,
-             "seed": self.config.seed, "metrics": self.metrics},
+             "seed": self.config.seed, "metrics": self.metrics,
+             "machine": checkpoint.machine(self.device)},
             None if shipped else {"kept": state, "state": self.state, "sums": self.sums,
                                   "count": self.count},
             torch.bfloat16 if shipped else None)

@@ -43,7 +43,8 @@ STAGES = {  # module and flags, in the order in which one needs the other
     "ppo": (ppo, dict(steps=6, batch=8, every=2, minibatches=2)),
     "bon": (bon, dict(n=4, pool=6, prompts=8)),
     "rlhf": (rlhf, dict(inputs=4, samples=2))}
-FREE = {"seconds", "tokens_per_second", "config", "settings", "parents", "of"}  # may differ
+FREE = {"seconds", "tokens_per_second", "peak_share", "machine", "config", "settings", "parents",
+        "of"}  # may differ
 
 
 def examples(folder, **splits):

@@ -5,10 +5,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 import model as m
 from data import gpu as graphs
-from tests import gpu
+from data import networks
+from tests import bench, gpu
 
 TELL = """
 import pathlib, subprocess, sys, time
@@ -82,6 +84,26 @@ def test_decoding_compares_tokens(monkeypatch):  # "equal" whatever was sampled
     assert decoding()["equal_tokens"] is True and decoding()["plain_tokens_per_s"] == 60
     monkeypatch.setattr(graphs, "decode_recorded", lambda *args: m.decode_rows(*args).flip(0))
     assert decoding()["equal_tokens"] is False
+
+
+@pytest.mark.parametrize("freeze", [0.0, 0.5])
+def test_operations_are_counted(freeze):  # frozen layers that learn, a bottom read twice, a third
+    config = m.ModelConfig(vocab_size=11, context=24, layers=4, channels=32, hidden=88)
+    policy, done = m.Transformer(config), [0]
+    networks.freeze(policy, freeze)
+    model = networks.scalar_copy(policy)
+    ids = torch.randint(11, (3, 20))
+    bottom = policy.frozen_output(ids) if freeze else None
+    graphs.count(model, done)
+    for given in (None, bottom):
+        for learns in (True, False):
+            done[0] = 0
+            with torch.set_grad_enabled(learns):
+                found = bench.operations(lambda: (lambda x: x.sum().backward() if learns else x)(
+                    model(ids, bottom=given)))
+            assert done[0] == pytest.approx(found, rel=0.05)  # the head; an input without gradient
+    graphs.count(torch.nn.Linear(2, 1), done)  # a value head: no error
+    assert 1e7 < graphs.peak("cpu", 256, 2) < 1e14
 
 
 @pytest.mark.slow

@@ -31,13 +31,13 @@ import model as m
 import ppo
 import reward
 import sft
-from data import checkpoint, collect, files, judge, networks, optim, rewards, run, watch, world
+from data import checkpoint, collect, files, gpu, judge, networks, optim, rewards, run, watch, world
 from data.run import cli
 from tests import chaos
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("quick")
-TIMING = {"seconds", "tokens_per_second"}  # the only fields of a log that may differ between runs
+TIMING = {"seconds", "tokens_per_second"}  # of a log on a CPU: what may differ between equal runs
 SMALL = dict(layers=1, channels=32, heads=2)
 
 
@@ -525,12 +525,12 @@ def test_dpo_of_exact_preferences(toy, base, tmp_path):
 
 # ---- what a run leaves behind --------------------------------------------------------------------
 
-FIELDS = {"sft": {"step", "loss", "validation_loss", "lr", "tokens_per_second"},
+FIELDS = {"sft": {"step", "loss", "validation_loss", "lr", *TIMING},
           "reward": {"step", "loss", "accuracy", "margin", "lm_loss", "validation_accuracy", "lr",
-                     "seconds"},
+                     *TIMING},
           "ppo": {"step", "score", "proxy", "kl", "kl_k3", "entropy", "length", "ended", "beta",
                   "policy_loss", "value_loss", "ratio_gap", "clip_fraction", "approx_kl",
-                  "gradient", "seconds"}}
+                  "gradient", *TIMING}}
 
 
 def test_runs_write_what_they_say(runs):  # a file or a field that the README names missing
@@ -543,12 +543,50 @@ def test_runs_write_what_they_say(runs):  # a file or a field that the README na
         assert meta["stage"] == stage and meta["step"] == steps and meta["finished"] is True
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
         assert meta["config"]["steps"] == steps and meta["seed"] == 0
+        assert meta["machine"]["torch"] == torch.__version__ and meta["machine"]["threads"] >= 1
+        assert meta["machine"]["device"].startswith("cpu ")
         assert [*meta["parents"]] == ["init", *["reward"] * (stage == "ppo"), "data"]
         assert path.with_suffix(".samples.jsonl").exists() == (stage != "reward")
         assert not [*path.parent.glob(".*.tmp"), *path.parent.glob("*.tmp")]
     shown = path.with_name("samples.txt").read_text()
     for name in ("sft", "rlhf", "reference"):
         assert len(re.findall(rf"^ +{name} ", shown, re.M)) == 4
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_the_speed_of_a_run(stage, toy, tmp_path, monkeypatch):
+    # tokens of a part of the run, of prompts or padding; a value network that costs nothing
+    name = {"sft": "join", "reward": "join_comparisons", "ppo": "join_samples"}[stage]
+    ticks, seen, counted, of = itertools.count(), [], [], getattr(data, name)
+
+    def counting(*args):
+        found = of(*args)
+        if stage != "sft" or torch.is_grad_enabled():  # not of the validation loss
+            seen.append(int((found[1] > 0).sum() if stage == "reward" else found[2].sum()))
+        return found
+
+    def count(network, done):
+        counted.append(isinstance(network, nn.Module))
+        done[0] = 500
+    monkeypatch.setattr(data, name, counting)
+    monkeypatch.setattr(run.time, "time", lambda: float(next(ticks)))
+    monkeypatch.setattr(gpu, "count", count)
+    monkeypatch.setattr(gpu, "peak", lambda device: 1e3)
+    monkeypatch.setattr(run, "pick_device", lambda name: Cuda("cpu"))
+    monkeypatch.setattr(checkpoint, "machine", lambda device: {})
+    path = chaos.go(stage, toy, tmp_path, **({} if stage == "ppo" else {"micro": 2}))
+    row = files.read_log(path.with_suffix(".jsonl"))[-1]
+    assert row["seconds"] * row["tokens_per_second"] == pytest.approx(sum(seen))
+    assert row["seconds"] * row["peak_share"] == pytest.approx(500 / 1e3)
+    assert sum(counted) == 1 + (stage == "ppo")
+    assert "peak_share" not in json.loads(path.with_suffix(".json").read_text())["metrics"]
+
+
+class Cuda(str):
+    "A device that a run takes for a GPU, and torch for the CPU."
+
+    def startswith(self, prefix):
+        return prefix == "cuda"
 
 
 @pytest.fixture(scope="session")
