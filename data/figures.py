@@ -193,15 +193,14 @@ def overoptimisation(path, result):
     save(made, path)
 
 
-def reward_accuracy(path, result):
-    rewards = result["reward_model"]
+def ordered_rightly(axis, rewards):
+    "Share of pairs that reward models order rightly, by split and kind of pair."
     splits, known = list(rewards), {key for row in rewards.values() for key in row}
     styles = [("gold", "two samples, by gold score" if "wrong_fact" in known else
                "stored comparisons, as people chose", COLOURS["sft"]),
               ("length", "longer wins", COLOURS["base"]),
               ("wrong_fact", "one fact wrong", COLOURS["rlhf"]),
               ("wrong_fact_permuted", "the same, another prompt", "#E69F00")]
-    made, (axis,) = figure(1, 1.3 * len(splits) + 1)
     for k, (key, label, colour) in enumerate(style for style in styles if style[0] in known):
         seeds = [rewards[split][key] for split in splits]
         place = np.arange(len(splits)) + (k - 1.5) * 0.2
@@ -211,6 +210,11 @@ def reward_accuracy(path, result):
     axis.axhline(0.5, **DOTTED)
     axis.set_xticks(range(len(splits)), splits, fontsize=9)
     axis.set(ylabel="share of pairs ordered rightly", ylim=(0, 1))
+
+
+def reward_accuracy(path, result):
+    made, (axis,) = figure(1, 1.3 * len(result["reward_model"]) + 1)
+    ordered_rightly(axis, result["reward_model"])
     axis.legend(**ABOVE, fontsize=8, ncols=2, bbox_to_anchor=(0.5, 1.27))
     save(made, path)
 
@@ -237,20 +241,25 @@ def betas(path, result, split):
     save(made, path, top=0.93)
 
 
+def beside_betas(axis, result, part, others):
+    "Win rate against KL, a mean of some splits: PPO's betas as a curve, others as points."
+    of = lambda p, measure: np.mean([result["sweep"][p][s][measure]["mean"] for s in part])
+    betas = ["sft", "rlhf", *(p for p in result["sweep"]
+                              if p.startswith(f"{result['estimator']}-"))]
+    curve = sorted((of(p, "kl"), of(p, "win_rate")) for p in betas)
+    axis.plot(*zip(*curve), "o-", ms=4, lw=1.4, color=COLOURS["rlhf"], label="rlhf, betas")
+    for policy in others:
+        axis.plot(of(policy, "kl"), of(policy, "win_rate"), "D", color=COLOURS[policy],
+                  label=policy)
+    axis.set(xlabel=KL, ylabel="win rate")
+
+
 def arms(path, result, compared):
     "Win rate against KL, beside PPO's betas; and what of the answers is different and good."
-    splits, sweep = list(result["policies"]["sft"]), result["sweep"]
-    what, others = result["kinds"].removeprefix("effective_"), compared[2:]
+    splits, what = list(result["policies"]["sft"]), result["kinds"].removeprefix("effective_")
     made, axes = figure(3, 3.6, 3.2, (splits[0], "mean of the shifts", f"{what} of good answers"))
-    betas = ["sft", "rlhf", *(p for p in sweep if p.startswith(f"{result['estimator']}-"))]
     for axis, part in zip(axes, (splits[:1], splits[1:])):
-        of = lambda p, measure: np.mean([sweep[p][s][measure]["mean"] for s in part])
-        curve = sorted((of(p, "kl"), of(p, "win_rate")) for p in betas)
-        axis.plot(*zip(*curve), "o-", ms=4, lw=1.4, color=COLOURS["rlhf"], label="rlhf, betas")
-        for policy in others:
-            axis.plot(of(policy, "kl"), of(policy, "win_rate"), "D", color=COLOURS[policy],
-                      label=policy)
-        axis.set(xlabel=KL, ylabel="win rate")
+        beside_betas(axis, result, part, compared[2:])
     axes[0].legend(frameon=False, fontsize=8)
     bars(axes[2], result, compared, result["kinds"], "of the answers to a prompt")
     axes[2].tick_params(axis="x", rotation=20)
@@ -272,3 +281,60 @@ def sizes(path, result):
         axis.set(xticks=widths, xlabel="channels", ylabel=label)
     axes[0].legend(frameon=False, fontsize=8)
     save(made, path)
+
+
+# ---- of several tasks, each with its "name" in its dict ------------------------------------------
+
+
+def panels(path, tasks, parts, width=3.4):
+    "A panel for each part of each task, {title: (axis, result) -> drawn}, and one legend above."
+    made, axes = figure(len(tasks) * len(parts), width, 3.2, [
+        result["name"] + f": {title}" * bool(title) for result in tasks for title in parts])
+    for k, axis in enumerate(axes):
+        [*parts.values()][k % len(parts)](axis, tasks[k // len(parts)])
+    labels = {label: handle for axis in axes
+              for handle, label in zip(*axis.get_legend_handles_labels())}
+    made.legend(labels.values(), labels, **ABOVE, fontsize=9, ncols=len(labels))
+    save(made, path, top=0.93)
+
+
+def slanted(policies, measure, label):
+    "`bars` of those policies that there are, as a part of `panels`."
+    def drawn(axis, result):
+        bars(axis, result, [p for p in policies if p in result["policies"]], measure, label)
+        axis.tick_params(axis="x", rotation=20)
+    return drawn
+
+
+def everybody(others, prefix=""):
+    "Families of policies by temperature and n, less greedy ones, and others as points."
+    def drawn(axis, result):
+        warm = {family: [p for p in points if p["label"] != "T 0"]
+                for family, points in result["frontier"].items()}
+        against_kl(axis, {"frontier": warm}, prefix, "win rate")
+        for policy in (p for p in others if p in result["policies"]):
+            near, *far = result["policies"][policy].values()
+            means = (np.mean([row[measure]["mean"] for row in (far if prefix else [near])])
+                     for measure in ("kl", "win_rate"))
+            axis.plot(*means, "D", color=COLOURS[policy], label=policy)
+    return drawn
+
+
+def drops(gain):
+    """What policies gain on SFT, gain(result, policy) -> [summary of each split], against how far
+    SFT has fallen there; lines have the slope of the study."""
+    def drawn(axis, result):
+        rates = {s: by["win_rate"]["mean"] for s, by in result["policies"]["sft"].items()}
+        fallen = next(iter(rates.values())) - np.array([*rates.values()])
+        for policy in ("rlhf", BEST, "dpo"):
+            rows = [{"low": row["mean"], "high": row["mean"]} | row for row in gain(result, policy)]
+            line(axis, fallen, rows, fmt="o", color=COLOURS[policy], label=policy)
+            middle, slope = arrays(rows)[0].mean(), result["slopes"][policy]["mean"]
+            axis.axline((fallen.mean(), middle), slope=slope, lw=1, color=COLOURS[policy])
+        for split, x in zip(rates, fallen):
+            axis.text(x, 0.03, split, rotation=90, ha="center", fontsize=8, color="#666666",
+                      transform=axis.get_xaxis_transform())
+        axis.locator_params(axis="x", nbins=5)
+        axis.set(xlabel="fall of SFT's win rate from in distribution", ylabel="win rate less SFT's",
+                 ylim=(min(0, axis.get_ylim()[0]), None))
+    return drawn

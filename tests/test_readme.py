@@ -48,10 +48,12 @@ TOY = {  # what a command is given at its end, to be small
     "tests.chaos": "--kills 1", "tests.evaluate": "-n 4", "tests.fuzz": "--cases 3",
     "tests.gpu": "device --device cpu",
     "tests.handout": "", "tests.leaderboard": "", "tests.memory": "",
-    "tests.mutants": "'ties are losses'", "tests.mutants --plant": "", "tests.smollm2": "",
+    "tests.mutants": "'ties are losses'", "tests.mutants --plant": "", "tests.results": "",
+    "tests.smollm2": "",
     "tests.tradeoff": "--seeds 1 --inputs 4", "pytest": "--co -q"}
 SLOW = {"rlhf.py", "tests.tradeoff", "tests.evaluate", "tests.bench", "tests.chaos",
-        "tests.gpu", "tests.memory", "tests.mutants", "pytest", "k1-0.03"}  # words of a block
+        "tests.gpu", "tests.memory", "tests.mutants", "tests.results", "pytest",
+        "k1-0.03"}  # words of a block
 STAND_INS = {  # words, and what a test has instead of the hub, a friend and 500 prompts
     **{name: f"{name}=copies" for name in ("tldr", "tldr-length", "alpaca")},
     "out/healthy.jsonl": "out/summarise/ppo.jsonl", "out/summarise": "board"}
