@@ -123,7 +123,8 @@ def keep(out, path=KEPT):
         if (folder / "tradeoff.json").exists():
             kept[folder.name]["tradeoff"] = packed(of_tradeoff(folder / "tradeoff.json"))
     text = json.dumps(kept, indent=1, ensure_ascii=False)  # a line for each summary, row or list
-    text = re.sub(r"[\[{][^][{}]*[]}]", lambda match: re.sub(r"\n *", " ", match[0]), text)
+    text = re.sub(r'\[(?:[^][{}"]|"[^"]*")*\]|\{[^][{}]*\}',
+                  lambda match: re.sub(r"\n *", " ", match[0]), text)
     files.write_file(path, text + "\n")
 
 

@@ -277,7 +277,7 @@ def test_what_is_kept(tmp_path):
     assert found["tradeoff"] == {"rows": [{"seed": 0, "ead": [[0.1234, 0, 1]]}],
                                  "drawn": [[["best of n", "n 2", {"ead": 0.6}]], []]}
 
-    by_hand = json.loads(text) | {"tables": {"tries": [["", "[a]"], ["b", "c"]]}}
+    by_hand = json.loads(text) | {"tables": {"tries": [["", "a"], ["b", ".1 [.0, .2]"]]}}
     kept.write_text(json.dumps(by_hand))
     (tmp_path / "summarise" / "tradeoff.json").unlink()
     report_in(tmp_path / "summarise", beta=0.5)
@@ -285,6 +285,7 @@ def test_what_is_kept(tmp_path):
     for again in (1, 2):  # the first task is not there, and then what it had but a drawing
         results.keep(tmp_path, kept)
         there = json.loads(kept.read_text())
+        assert '[ "b", ".1 [.0, .2]" ]' in kept.read_text()  # a line for each row
         assert there["tables"] == by_hand["tables"] and there["instruct"]["beta"] == 0.5
         assert ("tradeoff" in there["summarise"]) and "tradeoff" not in there["instruct"]
         assert (there["summarise"] == by_hand["summarise"]) == (again == 1)
