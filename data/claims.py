@@ -411,12 +411,27 @@ def at_equal_temperature(values, split, measure):
     return rows
 
 
+PAIRED = ("win_rate", "per_input_ead", "per_input_embedding", "per_input_nli", "per_input_facts",
+          "effective_kinds")
+
+
+def gains(values, splits):
+    """What each policy of temperature 1 has more than SFT of the same measure, paired by prompt ->
+    {policy: {split: {measure: summary}}}; what is not of as many outputs as SFT's is left out."""
+    others = [p for p in values if p not in (*FRONTIER, "sft") and POLICIES.get(p, ("", 1))[1] == 1]
+    return {p: {s: {k: summarised(values[p][s][k] - values["sft"][s][k]) for k in PAIRED
+                    if k in values[p][s] and k in values["sft"][s]}
+                for s in splits} for p in others if p != "reference"}
+
+
 def compared(values, swept, estimator, splits):
-    """What the report says of policies side by side -> {"controls", "slopes", "matched_kl",
-    "same_kl"}; of a study without a sweep there are no controls, and nothing at the same KL."""
+    """What the report says of policies side by side -> {"controls", "gains", "slopes",
+    "matched_kl", "same_kl"}; of a study without a sweep there are no controls, and nothing at the
+    same KL."""
     slopes = {p: slope_of_gains(values, splits, p) for p in ("rlhf", BEST, "dpo")}
     if "gold" in swept:
         slopes["gold"] = slope_of_gains(swept, splits, "gold")
     return {"controls": controls(swept, splits[0]) if swept else [], "slopes": slopes,
+            "gains": gains(values, splits),
             "matched_kl": [matched(values, split) for split in splits],
             "same_kl": same_kl(swept, estimator, splits) if swept else {}}

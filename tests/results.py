@@ -41,9 +41,9 @@ HOW = [(p, name) for family, name in NAMES.items()  # every policy; of a family 
 
 # ---- what is kept --------------------------------------------------------------------------------
 
-WHOLE = ("beta", "lr", "estimator", "kinds", "score", "claims", "controls", "slopes", "matched_kl",
-         "matched_wins", "same_kl", "temperatures", "frontier", "bon", "reward_model", "implicit",
-         "panels", "sizes", "seconds")
+WHOLE = ("beta", "lr", "estimator", "kinds", "score", "claims", "controls", "gains", "slopes",
+         "matched_kl", "matched_wins", "same_kl", "temperatures", "frontier", "bon", "reward_model",
+         "implicit", "panels", "sizes", "seconds")
 EVERYWHERE = ("win_rate", "kl", "gold", "proxy", "length", "ended", "gain_at_length",
               "per_input_ead", "per_input_embedding", "per_input_facts", "across_input_ead",
               "across_input_embedding", "distinct_kinds", "effective_kinds", "lost", "quality",
@@ -206,17 +206,13 @@ def said(r, id):
 
 
 def gain(r, policy, measure="win_rate"):
-    """A policy less SFT on each split -> [summary]: paired by prompt where a claim is of that, else
-    without an interval."""
-    claim = {("rlhf", "win_rate"): "C1a", (BEST, "win_rate"): "C1b",
-             ("rlhf", "per_input_ead"): "C3a", ("rlhf", "per_input_embedding"): "C3b"}
-    paired = said(r, claim.get((policy, measure)))
-
+    """A policy less SFT on each split -> [summary]: paired by prompt, or, of what is measured
+    across them, without an interval."""
     def less(s):
         a, b = (at(r, "policies", p, s, measure) for p in (policy, "sft"))
         return {"mean": a["mean"] - b["mean"],
                 "seeds": [x - y for x, y in zip(a["seeds"], b["seeds"])]} if a and b else None
-    return [paired.get(s) or less(s) for s in r["splits"]]
+    return [at(r, "gains", policy, s, measure) or less(s) for s in r["splits"]]
 
 
 # ---- tables: of what is kept of a task, rows of texts; the header is first, less its first cell --

@@ -109,8 +109,11 @@ SUPPORTED = {"id": "C1a", "verdict": "supported", "claim": "", "statistic": "", 
 C4 = {"id": "C4", "verdict": "inconclusive", "evidence":
       "rlhf loses 1.2% per input and -1.6% across; per input less across +0.028 [-0.001, +0.057] "
       "(+0.020, +0.036); bon16-t0.7 less sft-t0.7 + .02 +0.037 [+0.030, +0.044] (+0.037, +0.037)"}
+GAINS = {"rlhf": {
+    "id": {"win_rate": {"mean": 0.241, "low": 0.2, "high": 0.28, "seeds": [0.238, 0.244]}},
+    "far": {"win_rate": {"mean": 0.104, "low": -0.004, "high": 0.21, "seeds": [0.09, 0.118]}}}}
 MADE = {"summarise": task("summaries", ["id", "far"], (0.52, 0.4302), (0.761, 0.534),
-                          [SUPPORTED, C4]),
+                          [SUPPORTED, C4]) | {"gains": GAINS},
         "instruct": task("instructions", ["id", "broad", "odd"], (0.4, 0.3, 0.2), (0.5, 0.4, 0.3),
                          [SUPPORTED | {"verdict": "not supported"}]),
         "tables": {"tries": [["", "win rate"], ["beta .1", ".86"]]}}
@@ -144,7 +147,7 @@ def test_differences():  # one of the means where a paired one is known, an inte
 | RLHF | +.24 [.20, .28] | +.10 [-.00, .21] |
 | each seed | +.24 +.24 | +.09 +.12 |
 """
-    alone = {"summarise": MADE["summarise"] | {"claims": []}}
+    alone = {"summarise": MADE["summarise"] | {"gains": {}}}
     assert results.in_markdown(results.table("gains", alone)).splitlines()[2:] == [
         "| RLHF | +.24 | +.10 |", "| each seed | +.24 +.24 | +.10 +.10 |"]
 

@@ -128,6 +128,22 @@ def test_the_noise_of_sft_is_no_slope(few_draws):  # the same numbers in the dro
     assert np.median(slopes["plain"]) > 0.6 and abs(np.median(slopes["ours"])) < 0.3
 
 
+def test_gains_are_paired_by_prompt():  # of two means, another policy's, one that has no number
+    rng = np.random.default_rng(0)
+    of = lambda more: {"id": {k: rng.random((3, 50)) for k in ("win_rate", *more)}}
+    values = {p: of(["per_input_ead"]) for p in ("sft", "sft-t0.7", "rlhf", "rloo", "rlhf-t0.8")}
+    values |= {claims.BEST: of([]), "reference": of([])}
+    values["rlhf"]["id"]["win_rate"] = values["sft"]["id"]["win_rate"] + 0.25  # at every prompt
+    found = claims.gains(values, ["id"])
+    assert {p: [*by["id"]] for p, by in found.items()} == {
+        "rlhf": ["win_rate", "per_input_ead"], "rloo": ["win_rate", "per_input_ead"],
+        claims.BEST: ["win_rate"]}
+    won = found["rlhf"]["id"]["win_rate"]
+    assert [won[k] for k in ("mean", "low", "high")] == pytest.approx([0.25] * 3)
+    assert found["rloo"]["id"]["win_rate"]["seeds"] == pytest.approx(
+        (values["rloo"]["id"]["win_rate"] - values["sft"]["id"]["win_rate"]).mean(1))
+
+
 def test_slopes_of_other_policies(few_draws):  # RLHF's for all of them
     values, _ = planted({"sft": SFT, "rlhf": FLAT, BEST: UP})
     slope = {p: claims.slope_of_gains(values, SPLITS, p)["mean"] for p in ("rlhf", BEST)}
