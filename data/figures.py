@@ -306,6 +306,21 @@ def slanted(policies, measure, label):
     return drawn
 
 
+def differences(policies, measure, label):
+    "What those policies that there are have more than SFT, by split, as a part of `panels`."
+    def drawn(axis, result):
+        there = [p for p in policies if p in result["gains"]]
+        for k, policy in enumerate(there):
+            rows = [by[measure] for by in result["gains"][policy].values()]
+            place = np.arange(len(rows)) + (k - (len(there) - 1) / 2) * 0.15
+            line(axis, place, rows, fmt="o", color=COLOURS[policy], label=policy)
+        axis.axhline(0, **DOTTED)
+        axis.set_xticks(range(len(result["gains"][there[0]])), [*result["gains"][there[0]]],
+                        rotation=20, fontsize=9)
+        axis.set_ylabel(label)
+    return drawn
+
+
 def everybody(others, prefix=""):
     "Families of policies by temperature and n, less greedy ones, and others as points."
     def drawn(axis, result):

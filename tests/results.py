@@ -485,8 +485,8 @@ FIGURES = {  # what a task must have for it, and how it is drawn: of the first, 
     "study": ("policies", lambda path, tasks: figures.overview(path, tasks[0])),
     "drop": ("slopes", lambda path, tasks: figures.panels(
         path, tasks, {"": figures.drops(gain)}, 4.6)),
-    "diversity": ("policies", lambda path, tasks: figures.panels(path, tasks, {
-        name: figures.slanted(("sft", "rlhf", "dpo"), k, "of answers to a prompt")
+    "diversity": ("gains", lambda path, tasks: figures.panels(path, tasks, {
+        name: figures.differences(LEARNED, k, "of answers to a prompt, less SFT's")
         for name, k in (("EAD", "per_input_ead"), ("embeddings", "per_input_embedding"))})),
     "good": ("policies", lambda path, tasks: figures.good(path, tasks[0])),
     "kl": ("frontier", lambda path, tasks: figures.panels(path, tasks, {
