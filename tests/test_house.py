@@ -26,7 +26,8 @@ TABLE = {
     "rlhf.py": ("numpy data data.claims data.files data.good data.lineage data.pools data.report "
                 "data.run metrics bon", "data.judge"),
     "data/__init__.py": ("torch data.files data.records data.tokenizer", ""),
-    "data/__main__.py": ("data data.flags", "data.checkpoint data.lineage data.say data.world"),
+    "data/__main__.py": ("data data.flags", "torch data.checkpoint data.files data.lineage "
+                         "data.say data.weights data.world"),
     "data/say.py": ("torch model reward data data.checkpoint data.flags data.records data.run", ""),
     "data/tokenizer.py": ("data.files", "tiktoken data.bpe data.weights"),
     "data/files.py": ("tqdm", "pyarrow"),

@@ -18,6 +18,7 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -365,6 +366,55 @@ def test_a_study_does_not_go_on_from_another_policy(copy, mistake):  # the same,
     chaos.go("sft", copy, out, "--lr", 1e-3)
     chaos.go("reward", copy, out, own=True)
     assert "the policy that it starts from has changed" in mistake(chaos.go, "rlhf", copy, out)
+
+
+# ---- for TensorBoard -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(tmp_path):
+    "A run folder with logs, samples, and rows that are no log."
+    rows = [{"step": 2, "loss": 0.5, "note": "a *b*", "shares": [1.0]}, {"step": 4, "loss": 0.25}]
+    files.write_rows(tmp_path / "sft.jsonl", rows)
+    files.write_rows(tmp_path / "sft.samples.jsonl", [
+        {"step": step, "prompt": p, "answer": f"{p}\n{step}", "gold": step}
+        for step in (0, 2) for p in "pq"])
+    files.write_rows(tmp_path / "bon.jsonl", [{"n": 1, "gold": 1.0}])
+    return tmp_path
+
+
+@pytest.mark.parametrize("to", [[], ["--to", "elsewhere"]])
+def test_logs_for_tensorboard(logged, monkeypatch, capsys, to):
+    # a sample that hides another, a step lost, each curve drawn twice after the second time
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(logged)
+    for _ in range(2):
+        commands.main(["log", ".", *to])
+    folder = to[-1] if to else "tensorboard"
+    assert f"--logdir {folder} " in capsys.readouterr().out
+    found = EventAccumulator(folder).Reload()
+    scalars = {tag: [(e.step, e.value) for e in found.Scalars(tag)]
+               for tag in found.Tags()["scalars"]}
+    assert scalars == {"sft/loss": [(2, 0.5), (4, 0.25)],
+                       **{f"sft.samples {k}/gold": [(0, 0), (2, 2)] for k in (1, 2)}}
+    texts = {tag: [(e.step, e.tensor_proto.string_val[0].decode()) for e in found.Tensors(tag)]
+             for tag in found.Tags()["tensors"]}
+    assert texts.pop("sft/note/text_summary") == [(2, "    a *b*")]
+    for k, p in ((1, "p"), (2, "q")):
+        for name, more in (("prompt", ["", ""]), ("answer", ["\n    0", "\n    2"])):
+            assert texts.pop(f"sft.samples {k}/{name}/text_summary") == [
+                (step, f"    {p}{end}") for step, end in zip((0, 2), more)]
+    assert texts == {}
+
+
+def test_no_logs_or_no_tensorboard(logged, tmp_path, monkeypatch, mistake):  # a traceback; a folder
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert "python -m data log needs `pip install tensorboard`" in mistake(
+        commands.main, ["log", str(logged)])
+    assert "no log, such as sft.jsonl" in mistake(commands.main, ["log", str(tmp_path / "none")])
+    assert not (tmp_path / "tensorboard").exists()
 
 
 # ---- the command that goes on --------------------------------------------------------------------
