@@ -40,7 +40,7 @@ class Config:
     prompts: int = 200  # how many prompts
     seed: int = 0  # of the samples
     out: str = "out"  # the folder of run folders
-    device: str = "auto"  # auto, cpu or cuda
+    device: str = "auto"  # auto, cpu, cuda or mps
 
     def __post_init__(self):
         within(self, 1, float("inf"), "n", "prompts")

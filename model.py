@@ -393,6 +393,7 @@ def in_chunks(f, size, *tensors):
 # ---- sampling ------------------------------------------------------------------------------------
 
 RECORDED = ("cuda",)  # devices on which Python takes longer to start a kernel than it runs
+FLOAT64 = {"mps": "cpu"}  # devices that have none, and where it is computed instead
 # bytes of keys and values that are decoded at once; on a GPU 15 rows of 1,072 tokens at 7B
 CACHE = {"cpu": 2**30, "cuda": 2**33}
 
@@ -416,10 +417,10 @@ def choose(logits, temperature, uniform, min_p=0.0):
     if min_p:
         likeliest = logits.amax(-1, keepdim=True)
         logits = logits.masked_fill(logits < likeliest + math.log(min_p), -math.inf)
-    probs = F.softmax(logits / temperature, dim=-1)
+    probs = F.softmax(logits / temperature, dim=-1).to(uniform.device)
     cdf = probs.cumsum(-1, dtype=torch.float64)  # in fp32 a rare token would be rounded away
     token = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(1)
-    return token.clamp(max=logits.shape[-1] - 1)
+    return token.clamp(max=logits.shape[-1] - 1).to(logits.device)
 
 
 def read_prompts(model, prompts, which, max_new_tokens):
@@ -466,7 +467,7 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     for n in range(max_new):
         logits = model.logits(hidden, matrix)  # (rows, V)
         check_logits(logits.sum().isfinite(), n)
-        token = choose(logits, temperature, uniform[rows, n], min_p)  # (rows,)
+        token = choose(logits, temperature, uniform[rows.to(uniform.device), n], min_p)  # (rows,)
         out[rows, n] = token
         done = done | (token[:, None] == eos).any(1)
         if n == max_new - 1 or done.all():
@@ -513,8 +514,10 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
     if generator is None:
         generator = torch.Generator().manual_seed(seed)
     # all random numbers come first, one per token: row r gets the same ones in whatever company
-    uniform = torch.rand(len(prompts) * num_samples, max_new_tokens, dtype=torch.float64,
-                         generator=generator, device=generator.device).to(model.embed.weight.device)
+    device = model.embed.weight.device
+    uniform = torch.rand(
+        len(prompts) * num_samples, max_new_tokens, dtype=torch.float64, generator=generator,
+        device=generator.device).to(FLOAT64.get(device.type, device))
     eos, out = set(model.config.eos), [None] * len(uniform)
     decode = decode_rows
     if uniform.device.type in RECORDED:

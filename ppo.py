@@ -42,7 +42,7 @@ class Config:
     seed: int = 0  # of the prompts' order and the samples
     resume: bool = False  # go on from what is there of this run: nothing, a part, or all of it
     out: str = "out"  # the folder of run folders
-    device: str = "auto"  # auto, cpu or cuda
+    device: str = "auto"  # auto, cpu, cuda or mps
 
     kl: Literal["k1", "k2", "k3", "abs"] = "k1"  # estimator in the reward; the paper's code has k2
     target_kl: float = 0.0  # nats per response: adapt beta to stay near it (0: beta is fixed)

@@ -48,7 +48,7 @@ class Config:
     temperature: float = 1.0  # of those samples
     implicit: float = 0.0  # DPO with this beta: a policy (dpo.pt) that is its own reward model
     out: str = "out"  # the folder of run folders
-    device: str = "auto"  # auto, cpu or cuda
+    device: str = "auto"  # auto, cpu, cuda or mps
 
     lm: float = -1.0  # weight of the LM loss on chosen responses (paper: 0; -1: 1, of a policy 0)
     micro: int = 0  # prompts per forward pass, for memory (0: the whole batch)

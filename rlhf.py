@@ -45,7 +45,7 @@ class Config:
     samples: int = 0  # outputs of each prompt, where diversity is measured (0: 8, or 16)
     init: str = "base"  # the base that SFT starts from, as for sft.py
     out: str = "out"  # the folder of run folders
-    device: str = "auto"  # auto, cpu or cuda
+    device: str = "auto"  # auto, cpu, cuda or mps
 
     judge: str = ""  # a reward.pt, or a language model, that judges too (see data/judge.py)
     encoder: str = ""  # of embedding diversity: a sentence-transformers model (default: the base)

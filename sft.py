@@ -40,7 +40,7 @@ class Config:
     eval_size: int = 256  # validation examples for the loss
     every: int = 50  # steps between evaluations, saves and logged lines
     out: str = "out"  # the folder of run folders
-    device: str = "auto"  # auto, cpu or cuda
+    device: str = "auto"  # auto, cpu, cuda or mps
 
     stage: Literal["sft", "base"] = "sft"  # base: pretrain on raw text instead of fine-tuning
     prompt_tokens: int = 0  # longer prompts are cut (0: as --init; of a new base: 224)

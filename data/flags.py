@@ -85,8 +85,8 @@ def fitted(config, train, auto_batch):
             else:
                 raise
         except RuntimeError as error:
-            if (type(error).__name__ != "OutOfMemoryError"
-                    and "can't allocate memory" not in str(error)):
+            if type(error).__name__ != "OutOfMemoryError" and not re.search(
+                    "can't allocate memory|MPS backend out of memory", str(error)):
                 raise
             following = halved(config)
             if not auto_batch:

@@ -210,15 +210,16 @@ FREE = ("resume", "out", "device", "every", "micro", "max_kl")  # flags that mak
 
 
 def pick_device(name):
-    "auto, cpu or cuda -> the name torch wants."
+    "auto (cuda or cpu), cpu, cuda or mps, an Apple GPU -> the name torch wants."
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name != "cpu" and not name.startswith("cuda"):
-        raise ValueError(f"--device {name} is none that this runs on: give auto, cpu or cuda.")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU here; leave the flag out.")
-    if name != "cpu":  # the output matrix's product in fp32: what was rounded to bf16 is exact in
-        torch.set_float32_matmul_precision("high")  # TF32, too, and that is several times faster
+    if name not in ("cpu", "mps") and not name.startswith("cuda"):
+        raise ValueError(f"--device {name} is none that this runs on: give auto, cpu, cuda or mps.")
+    there = torch.backends.mps if name == "mps" else torch.cuda
+    if name != "cpu" and not there.is_available():
+        raise ValueError(f"--device {name}: torch finds no such GPU here; leave the flag out.")
+    if name.startswith("cuda"):  # the output matrix's product in fp32: what was rounded to bf16 is
+        torch.set_float32_matmul_precision("high")  # exact in TF32, too, and that is much faster
     return name
 
 

@@ -124,7 +124,7 @@ def last_line(run):
 
 def statistics(score, proxy, logp, logp_ref, is_response, responses, eos):
     "Means of an iteration's responses: (B,), (B,), (B, R) three times, lists of ids -> {name: x}."
-    k1, k3 = metrics.kl_estimates(*(t.double().cpu().numpy() for t in (logp, logp_ref)),
+    k1, k3 = metrics.kl_estimates(*(t.cpu().double().numpy() for t in (logp, logp_ref)),
                                   is_response.cpu().numpy())
     return {"score": score.mean().item(), "proxy": proxy.mean().item(),
             "kl": float(k1.mean()), "kl_k3": float(k3.mean()),

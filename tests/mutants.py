@@ -113,7 +113,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("temperature forgotten in sampling", "model.py", "model sampled_frequencies_are_the_softmax",
      "probs = F.softmax(logits / temperature, dim=-1)", "probs = F.softmax(logits, dim=-1)"),
     ("first token shared by the samples", "model.py", "model samples_of_one_prompt_are_independent",
-     "temperature, uniform[rows, n],", "temperature, uniform[rows if n else which[rows], n],"),
+     "uniform[rows.to(uniform.device), n],", "uniform[rows if n else which[rows], n],"),
     ("a group sees each other", "model.py", "ppo a_row_of_several_responses_is_as_one_each",
      "causal & (segment[:, :, None] == segment[:, None, :]", "causal.expand(len(segment), -1, -1"),
     ("place stands still", "model.py", "model greedy_with_cache_is_the_full_forward",
