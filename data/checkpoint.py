@@ -140,7 +140,7 @@ def load(path, kind, device="cpu", tokenizer=None, unfinished=False):
     make = m.Transformer if kind == "policy" else m.ScalarModel
     try:
         config = m.ModelConfig(**record["model"])
-        with torch.device("meta"):  # shapes without memory
+        with networks.hollow():
             model = make(config)
         model.load_state_dict(record.pop("weights"), assign=True)  # takes over what was read
     except Exception as error:
@@ -172,7 +172,7 @@ def load_pretrained(name_or_folder, device="cpu", dtype=torch.float32, prompt_to
     tokenizer = Tokenizer(name_or_folder, prompt_tokens, response_tokens)
     settings["eos"] = tuple(dict.fromkeys((tokenizer.eos, *settings["eos"])))
     try:
-        with torch.device("meta"):  # shapes without memory
+        with networks.hollow():
             model = m.Transformer(m.ModelConfig(**settings))
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None

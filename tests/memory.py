@@ -131,7 +131,7 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     fp32.
     """
     size = dtype.itemsize if dtype else 4
-    with torch.device("meta"):  # shapes without memory
+    with networks.hollow():  # shapes without memory
         policy, scalar = m.Transformer(c), m.ScalarModel(c)
     networks.freeze(policy, options.freeze), networks.freeze(scalar, options.freeze)
     top, scalar_top, head = count(policy, True), count(scalar.trunk, True), c.channels + 1
@@ -325,7 +325,7 @@ class Cuda:
 
 def random_policy(c, freeze, device, dtype=None):
     "As `to_device` leaves a policy, but made one tensor at a time: never whole in fp32."
-    with torch.device("meta"):
+    with networks.hollow():
         policy = m.Transformer(c)
     networks.freeze(policy, freeze)
     for module in policy.modules():
