@@ -38,7 +38,7 @@ class Config:
     data: str = "summarise"  # summarise, instruct, tldr, alpaca, hh, OWNER/NAME, a file or a folder
     init: str = ""  # a checkpoint or pretrained model (default: sft.pt of the run folder)
     steps: int = 400  # optimiser steps
-    batch: int = 20  # prompts per step, each with all of its comparisons
+    batch: int = 20  # prompts per step, each with all comparisons of up to 16 answers
     lr: float = 0.0  # peak, after 3 % warm-up; a cosine to a tenth (0: 2e-3, of a policy 2e-4)
     freeze: float = 0.0  # share of the layers, from the bottom, that stay as they are (paper: 0.8)
     seed: int = 0  # of the head, the comparisons and their order
