@@ -395,7 +395,7 @@ def in_chunks(f, size, *tensors):
 RECORDED = ("cuda",)  # devices on which Python takes longer to start a kernel than it runs
 FLOAT64 = {"mps": "cpu"}  # devices that have none, and where it is computed instead
 # bytes of keys and values that are decoded at once; on a GPU 15 rows of 1,072 tokens at 7B
-CACHE = {"cpu": 2**30, "cuda": 2**33}
+CACHE = {"cpu": 2**29, "cuda": 2**33}
 
 
 def cache_bytes(model, columns):

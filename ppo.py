@@ -328,8 +328,8 @@ def train(config, reward_fn=None):
         tokenizer, gold = run.tokenizer, data.gold(config.data)
         value = value_network(config, policy, reward_model)
         ref_policy = networks.frozen_copy(policy)
-        reward_fn = reward_fn or reward.scorer(networks.frozen_copy(reward_model), tokenizer.pad,
-                                               config.micro or 128)
+        reward_fn = reward_fn or reward.scorer(networks.to_device(reward_model.requires_grad_(
+            False), run.device), tokenizer.pad, config.micro or 128)
         kept = {} if value is None else {"value": value}
         optimizer = optim.adamw(nn.ModuleList([policy, *kept.values()]), config.lr,
                                 betas=(0.9, 0.999), eps=1e-5)

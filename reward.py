@@ -103,13 +103,13 @@ def scorer(model, pad, batch=128):
     response ids -> (B,); for `kept` see networks.kept_output. `score_rows`, which PPO uses where it
     is there, is the same of the rows that it has, (G, T), (B, R), (B, R), their segments, and what
     the frozen layers have made of them, if there are some -> (B,); `model` is the network."""
-    device = next(model.parameters()).device
+    device, size = next(model.parameters()).device, networks.rows_at_once(model, batch)
 
     @torch.no_grad()
     def reward_fn(prompt_ids, response_ids, kept=None):
         prompts, responses, back = data.distinct(prompt_ids, response_ids)
         scores = torch.empty(len(prompts))
-        for places, ids, segment, ends in data.shared_rows(prompts, responses, pad, batch):
+        for places, ids, segment, ends in data.shared_rows(prompts, responses, pad, size):
             ids, several = ids.to(device), segment.to(device) if (segment > 1).any() else None
             bottom = networks.kept_output(model, ids, several, kept)
             if several is not None:

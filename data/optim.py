@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+from data import networks
+
 
 def schedule(peak, step, steps, warmup=0.03):
     "Learning rate of steps 1 .. steps: up in a straight line, then down on a cosine to a tenth."
@@ -35,9 +37,10 @@ def set_lr(optimizer, lr):
 
 def step(optimizer, named, limit=1.0):
     """One step, with gradients scaled to a common norm of at most `limit` -> the norm they had.
-    `named` is pairs of name and parameter. ValueError if a gradient is not finite: which tensor it
-    is, before anything was changed by it."""
-    held = [(name, p) for name, p in named if p.grad is not None]
+    `named` is pairs of name and parameter, all of a model's. ValueError if a gradient is not
+    finite: which tensor it is, before anything was changed by it."""
+    named = dict(named)
+    held = [(name, p) for name, p in named.items() if p.grad is not None]
     try:
         norm = nn.utils.clip_grad_norm_([p for _, p in held], limit, error_if_nonfinite=True)
     except RuntimeError as error:
@@ -47,4 +50,5 @@ def step(optimizer, named, limit=1.0):
         raise ValueError(f"the gradient of {name} is not finite") from None
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    networks.trim(named.values())  # now least is held
     return norm.item()

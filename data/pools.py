@@ -49,8 +49,8 @@ def loglikelihood(policy, prompts, responses, temperature, pad, batch=128, kept=
         return np.zeros(len(prompts))
     prompts, responses, back = data.distinct(prompts, responses)
     out = np.zeros(len(prompts))
-    device = policy.embed.weight.device
-    for places, ids, segment, ends in data.shared_rows(prompts, responses, pad, batch):
+    device, size = policy.embed.weight.device, networks.rows_at_once(policy, batch)
+    for places, ids, segment, ends in data.shared_rows(prompts, responses, pad, size):
         ids, segment = ids.to(device), segment.to(device)
         bottom = networks.kept_output(policy, ids, segment, kept)
         found = row_loglikelihoods(policy, ids, segment, ends, temperature, bottom=bottom)

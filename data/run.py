@@ -35,7 +35,7 @@ import torch
 from tqdm import tqdm
 
 import data
-from data import checkpoint, files
+from data import checkpoint, files, networks
 from data.files import progress  # noqa: F401 (for stages, as some of the next)
 from data.flags import CannotResume, Finished, cli, fail, flag, within  # noqa: F401
 from data.tokenizer import Tokenizer
@@ -384,6 +384,8 @@ class Run:
             self.peak = gpu.peak(self.device)
             for network in (model, *kept.values()):
                 gpu.count(network, self.operations)
+        self.saved = None  # as large as what it was put back into
+        networks.trim(model.parameters())
         stop, self.began = stop_signal(), time.time()
         batches = itertools.islice(batches, start, config.steps)
         bar = tqdm(batches, self.stage, config.steps - start, unit=self.unit)

@@ -2,6 +2,7 @@
 What one step of each stage needs in memory, before it runs, and what it needed.
 
     python -m tests.memory --model llama-7b --freeze 0.8 --batch 256 --micro 8
+    python -m tests.memory --model smollm2-135m --cpu --stage sft --batch 16 --micro 0
     python -m tests.memory --recipes      # large runs on one GPU: GB, and rough hours
 
 The first prints every part in GB (10^9 bytes), with the phases that it is held in, and the sum of
@@ -10,6 +11,7 @@ phase. Without a GPU a small model of the same style does that, by the sizes of 
 alive: what kernels take inside themselves, and what an allocator loses between tensors (CUDA's:
 some 5 %), is in neither number. Where a kernel might do with less than another, the larger need is
 planned for: RMSNorm before torch 2.9 keeps two fp32 copies for backward, fused ones do not.
+With --cpu the plan is of a process in fp32, with what Python and torch take themselves.
 """
 
 import argparse
@@ -30,7 +32,7 @@ import model as m
 import ppo
 import reward
 import sft
-from data import networks, optim
+from data import collect, networks, optim, watch
 from data.weights import STYLES
 
 STAGES = {"sft": sft, "reward": reward, "ppo": ppo}
@@ -49,7 +51,8 @@ SHAPES = {
                          channels=576, hidden=1536),
 }
 SMALL = dict(vocab_size=131, context=64, layers=5, heads=4, kv_heads=4, channels=64, hidden=176)
-ANSWERS = 4  # different ones to a prompt that comparisons are of
+ANSWERS = 4  # different ones to a prompt that comparisons are of; up to data.TOGETHER in a row
+PYTHON = 0.27e9  # bytes of a process, with torch and all that it imports, before there is a model
 EVALUATED = 64  # rows of an evaluation: sft's batch; half of reward's, which holds pairs
 
 # data/REAL.md's table of large runs, which says --micro 8 (reward: 4) where this does
@@ -124,11 +127,37 @@ def cached(c, rows, length, size):
     return min(256, rows, max(m.CACHE["cuda" if size == 2 else "cpu"] // row, 1)), row
 
 
-def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
+def process(stage, c, options, prompt_tokens, response_tokens):
+    "What of a CPU's memory is neither the networks' nor a step's, as `budget` gives it."
+    rows = prompt_tokens + response_tokens * (2 if stage == "reward" else 1)
+    rows *= 0 if stage == "ppo" or int(options.freeze * c.layers) == 0 else options.eval_size
+    kept = min(4 * rows * c.channels, networks.KEPT)
+    return [("Python, torch", PYTHON, PHASES),
+            ("frozen layers' output, validation", kept, PHASES)]
+
+
+def sampling(stage, policy, options, prompt_tokens, response_tokens, size):
+    "[(rows decoded at once, bytes of their keys and values, of what is beside them)] of its calls."
+    c, found = policy.config, []
+    calls = {"sft": [(4, 1)], "reward": [(collect.SEEN, 1)], "ppo": [(watch.FOLLOWED, 1)]}[stage]
+    if stage == "ppo":
+        calls = [*calls, (options.batch, options.samples)]
+    for rows, n in calls:
+        rows, row = cached(c, rows, prompt_tokens + response_tokens, size)
+        prompts = math.ceil(rows / n)
+        read = networks.rows_at_once(policy, prompts)
+        prefill = (read * prompt_tokens * (size * block_forward(c) + (1 + size) * prompt_tokens)
+                   + (prompts - read) * prompt_tokens**2)  # masks are of all
+        choice = rows * c.vocab_size * (4 + 12)  # logits, probabilities, their fp64 sums
+        found.append((rows, rows * row, max(prefill, choice, rows * row // 2)))
+    return found
+
+
+def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None, answers=ANSWERS):
     """
     [(part, bytes, phases that hold it)] of a step: the stage's name, a ModelConfig, the stage's
     Config, the length of prompts and responses, and the precision of `networks.to_device`, None for
-    fp32.
+    fp32. `answers`, for the reward model: different ones to a prompt.
     """
     size = dtype.itemsize if dtype else 4
     with networks.hollow():  # shapes without memory
@@ -153,18 +182,15 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
         parts.append(("rotary tables", 5 * size * 2 * c.context * c.channels // c.heads, PHASES))
 
     # sampling: the cache of one chunk, and beside it a prompt's forward or a cache half as large
-    sampled = {"sft": 4, "reward": 0, "ppo": options.batch}[stage]
-    rows, row = cached(c, sampled, prompt_tokens + response_tokens, size)
-    read = networks.rows_at_once(policy, math.ceil(rows / n))
-    prefill = (read * prompt_tokens * (size * block_forward(c) + (1 + size) * prompt_tokens)
-               + (math.ceil(rows / n) - read) * prompt_tokens**2)  # masks are of all
+    rows, cache, beside = max(sampling(stage, policy, options, prompt_tokens, response_tokens,
+                                       size), key=lambda call: call[1] + call[2])
     matrix = 4 * c.channels * c.vocab_size * bool(dtype)  # the output matrix as fp32
-    choice = rows * c.vocab_size * (4 + 12)  # logits, probabilities, their fp64 sums
+    copied = bool(dtype) and stage != "reward"  # whose policy is frozen
     parts += [
-        ("rounded copy of what trains", size * top * bool(dtype and rows), ("sampling",)),
-        ("output matrix in fp32", matrix * bool(rows), ("sampling",)),
-        (f"keys and values of {rows} rows", rows * row, ("sampling",)),
-        ("a forward, or rows sorted out", max(prefill, choice, rows * row // 2), ("sampling",))]
+        ("rounded copy of what trains", size * top * copied, ("sampling",)),
+        ("output matrix in fp32", matrix, ("sampling",)),
+        (f"keys and values of {rows} rows", cache, ("sampling",)),
+        ("a forward, or rows sorted out", beside, ("sampling",))]
 
     # scoring: of a rollout, all rows are kept, and `micro` are computed at a time
     width, blocks = c.channels, c.layers - policy.frozen
@@ -179,6 +205,8 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
         trunk = 0
     micro = options.micro and max(options.micro // n, 1)
     rows = micro or all_rows if stage == "ppo" else EVALUATED
+    if stage == "reward":  # two responses in each
+        rows = networks.rows_at_once(scalar, 2 * EVALUATED) // 2
     length = prompt_tokens + response_tokens * (2 if stage == "reward" else n)
     masks = (1 + size) * rows * length**2 if stage == "reward" or n > 1 else 0
     tokens, logits = rows * length, logit_rows(c, rows * n * response_tokens) * c.vocab_size
@@ -193,7 +221,7 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None):
     # update: what a micro-batch keeps for backward, and what backward adds
     rows = math.ceil(options.batch / n / getattr(options, "minibatches", 1))
     rows = min(micro or rows, rows)
-    length = prompt_tokens + response_tokens * (ANSWERS if stage == "reward" else n)
+    length = prompt_tokens + response_tokens * (answers if stage == "reward" else n)
     tokens, logits = rows * length, logit_rows(c, rows * n * response_tokens) * c.vocab_size
     read = tokens if stage == "reward" else rows * n * response_tokens  # the last MLP computes it
     attention, mlp, added = block_saved(c, size)
@@ -346,7 +374,8 @@ def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dty
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
     write = lambda n: [rng.randrange(c.vocab_size) for _ in range(n)]
     pad, P, R = c.vocab_size, prompt_tokens, response_tokens
-    prompts = [write(P - (i == 0)) for i in range(max(options.batch, EVALUATED))]
+    prompts = [write(P - (i == 0)) for i in range(max(options.batch, collect.SEEN,
+                                                      watch.FOLLOWED))]
     # one is shorter: sampling then needs masks
     policy = random_policy(c, options.freeze, device, dtype)
     if stage == "sft":
@@ -359,7 +388,7 @@ def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dty
         policy = frozen[0]
         answers = [[write(R) for _ in range(ANSWERS)] for _ in prompts]
         fn = reward.scorer(trained[0], pad)
-        sample = lambda _: None
+        sample = lambda _: m.generate(policy, prompts[:collect.SEEN], R)
         score = lambda _: fn([p for p in prompts[:EVALUATED] for _ in range(2)],
                              [a for two in answers[:EVALUATED] for a in two[:2]])
     else:
@@ -369,7 +398,8 @@ def measure(stage, c, options, prompt_tokens, response_tokens, device="cpu", dty
         frozen = [networks.frozen_copy(policy), networks.frozen_copy(scorer)]
         del scorer
         asked = prompts[:options.batch // options.samples]
-        sample = lambda _: m.generate(policy, asked, R, 1.0, options.samples, generator=generator)
+        sample = lambda _: (m.generate(policy, prompts[:watch.FOLLOWED], R), m.generate(
+            policy, asked, R, 1.0, options.samples, generator=generator))[1]
         score = lambda responses: ppo.experience(
             options, policy, value, frozen[0], reward.scorer(frozen[1], pad, options.micro or 128),
             asked, responses, 0.2,
@@ -424,9 +454,12 @@ def main(argv=None):
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--baseline", choices=["value", "rloo", "grpo"], default="value")
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--minibatches", type=int, default=ppo.Config.minibatches)
     parser.add_argument("--micro", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=1024)
     parser.add_argument("--response-tokens", type=int, default=48)
+    parser.add_argument("--answers", type=int, default=ANSWERS, help="of a prompt: reward.py")
+    parser.add_argument("--cpu", action="store_true", help="a process in fp32, and no measurement")
     args = parser.parse_args(argv)
     if args.recipes:
         return recipes()
@@ -434,12 +467,15 @@ def main(argv=None):
     P, R = min(args.prompt_tokens, c.context - args.response_tokens), args.response_tokens
     options = STAGES[stage].Config(freeze=args.freeze, batch=args.batch, micro=args.micro)
     if stage == "ppo":
-        options = replace(options, value=args.value, samples=args.samples, baseline=args.baseline)
+        options = replace(options, value=args.value, samples=args.samples, baseline=args.baseline,
+                          minibatches=args.minibatches)
     show = lambda name, row, unit: print(f"{name:36}" + "".join(
         f"{row[phase] / unit:10.2f}" if phase in row else " " * 10 for phase in PHASES))
-    parts = budget(stage, c, options, P, R, torch.bfloat16)
-    print(f"{args.model}, {stage} on a GPU, {args.batch} prompts of {P} tokens and {R} new ones, "
-          f"GB\n{'':36}" + "".join(phase.rjust(10) for phase in PHASES))
+    parts = process(stage, c, options, P, R) if args.cpu else []
+    parts += budget(stage, c, options, P, R, None if args.cpu else torch.bfloat16,
+                    min(args.answers, data.TOGETHER))
+    print(f"{args.model}, {stage} on a {'CPU' if args.cpu else 'GPU'}, {args.batch} prompts of {P} "
+          f"tokens and {R} new ones, GB\n{'':36}" + "".join(phase.rjust(10) for phase in PHASES))
     for name, n, phases in parts:
         if n:
             show(name, dict.fromkeys(phases, n), 1e9)
@@ -447,6 +483,8 @@ def main(argv=None):
     stored = sum(n for name, n, _ in parts if name.startswith(
         ("frozen", "optimiser")) or "what trains, fp32" in name)
     print(f"a checkpoint, with what --resume needs: {stored / 1e9:.1f} GB on disk each time")
+    if args.cpu:
+        return
     if torch.cuda.is_available():
         show("measured", measure(stage, c, options, P, R, "cuda", torch.bfloat16), 1e9)
         return

@@ -32,10 +32,10 @@ TABLE = {
     "data/tokenizer.py": ("data.files", "tiktoken data.bpe data.weights"),
     "data/files.py": ("tqdm", "pyarrow"),
     "data/flags.py": ("", ""),
-    "data/run.py": ("torch tqdm filelock data data.checkpoint data.files data.flags data.tokenizer",
-                    "matplotlib model data.gpu data.watch"),
+    "data/run.py": ("torch tqdm filelock data data.checkpoint data.files data.flags data.networks "
+                    "data.tokenizer", "matplotlib model data.gpu data.watch"),
     "data/checkpoint.py": ("torch model data.files data.networks data.tokenizer data.weights", ""),
-    "data/optim.py": ("torch", ""),
+    "data/optim.py": ("torch data.networks", ""),
     "data/networks.py": ("torch model data.rewards", ""),
     "data/watch.py": ("torch model metrics data data.files data.run", ""),
     "data/pools.py": ("torch numpy tqdm model data data.files data.networks data.run metrics", ""),

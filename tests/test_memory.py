@@ -5,6 +5,8 @@ turns it red.
 """
 
 import math
+import os
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ import model as m
 import ppo
 import reward
 import sft
-from data import checkpoint, gpu, networks, optim, run
+from data import checkpoint, gpu, networks, optim, pools, run
 from tests import chaos, memory
 
 V, PAD = 61, 61
@@ -293,6 +295,66 @@ def test_large_checkpoints_are_held_once(tmp_path, monkeypatch):  # drawn and th
     assert networks.scalar_copy(net)(rows()).shape == (5, 17)
 
 
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another way to keep freed memory")
+def test_freed_memory_goes_back_if_a_model_is_large(monkeypatch):  # to nobody, or for small ones
+    torch.ones(2**22), torch.ones(2**22)  # from now on tensors of 1 MB lie side by side
+    held = [torch.ones(2**18) for _ in range(300)]
+    full, held[:-1] = resident(), []  # the last one is above all the others
+    networks.trim(policy_of().parameters())
+    assert resident() > full - 50e6
+    monkeypatch.setattr(networks, "LARGE", 0)
+    networks.trim(policy_of().parameters())
+    assert resident() < full - 250e6 and len(held) == 1
+
+
+def test_a_run_holds_no_more_than_it_needs(toy, tmp_path, monkeypatch, quick):
+    # what it was resumed from, the whole time; memory freed in a step, in the next one as well; a
+    # reward model twice
+    trimmed, saved, made, scores = [], [], [], []
+    for where, name, spy in (
+            (networks, "trim", lambda result, *args: trimmed.append(1)),
+            (run.Run, "end_of_step", lambda result, self: saved.append(self.saved)),
+            (networks, "start_ppo", lambda result, *_: made.append(result[1])),
+            (ppo, "experience", lambda result, *args: scores.append(args[4].model))):
+        original = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *args, f=original, spy=spy, **more: (
+            result := f(*args, **more), spy(result, *args))[0])
+    stop = []
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(run, "stop_signal", lambda: stop)
+        patch.setattr(sft, "evaluate", lambda *args, evaluate=sft.evaluate, **more: (
+            stop.append(1), evaluate(*args, **more))[1])
+        chaos.go("sft", toy, tmp_path)
+    trimmed.clear()
+    chaos.go("sft", toy, tmp_path, resume=True)
+    assert len(trimmed) == 1 + 7  # before the first of the seven steps that are left, and in each
+    chaos.go("ppo", toy, tmp_path)
+    assert saved and not any(saved) and scores and all(x is made[0] for x in scores)
+    assert not any(p.requires_grad for p in scores[0].parameters())
+
+
+def test_a_large_model_scores_few_rows_at_once(monkeypatch):  # 64 rows of 7B
+    policy, ids, seen, usual = policy_of(), rows().tolist(), [], networks.LARGE
+    policy.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    scorer = networks.scalar_copy(policy)
+    prompts, responses = [[i, 1] for i in range(40)], [ids[i % 5][:3 + i % 7] for i in range(40)]
+    by = {"score": lambda: reward.scorer(scorer, PAD)(prompts, responses),
+          "loglikelihood": lambda: torch.tensor(pools.loglikelihood(policy, prompts, responses,
+                                                                    1.0, PAD))}
+    for name, compute in by.items():
+        found = []
+        for large, most in ((usual, 40), (0, 16)):
+            monkeypatch.setattr(networks, "LARGE", large)
+            seen.clear()
+            found.append(compute())
+            assert max(seen) == most, name
+        torch.testing.assert_close(*found, atol=1e-4, rtol=1e-5)
+
+
 def test_networks_of_shapes_compute_nothing(style):
     # two seconds and 70 MB at the start of everything; one that stays hollow, or is not hollow
     class Seen(TorchDispatchMode):
@@ -439,6 +501,24 @@ def test_the_plan_is_what_is_measured(name, stage, dtype, changes):
     most = 1.15 if options.micro else 1.25  # what is kept is rounded up, and then most of it
     for phase in memory.PHASES:
         assert 0.98 < planned[phase] / measured[phase] < most, (phase, planned, measured)
+
+
+def test_the_plan_of_a_process(capsys):  # a GPU's, without what Python takes; more kept than is
+    c, options = memory.shape("smollm2-135m"), sft.Config(freeze=0.8)
+    _, (_, kept, _) = memory.process("sft", c, options, 128, 96)
+    assert kept == 256 * 224 * 576 * 4
+    for stage, options, kept in (("ppo", ppo.Config(freeze=0.8), 0), ("sft", sft.Config(), 0),
+                                 ("reward", reward.Config(freeze=1, eval_size=10**5), 2**30)):
+        assert memory.process(stage, c, options, 128, 96)[1][1] == kept
+    memory.main(["--model", "smollm2-135m", "--cpu", "--stage", "reward", "--batch", "2", "--micro",
+                 "0", "--answers", "99"])
+    said = capsys.readouterr().out
+    few, most = (memory.budget("reward", c, reward.Config(batch=2, freeze=0.8), 1024, 48, None, n)
+                 for n in (4, 16))
+    python = memory.PYTHON + 2**30  # 500 rows of 1,120 tokens would be more
+    assert memory.peaks(most)["update"] > memory.peaks(few)["update"]
+    assert f"{(memory.peaks(most)['update'] + python) / 1e9:10.2f}\n" in said
+    assert "measured" not in said
 
 
 def test_llama_7b_fits_one_gpu():  # a whole copy more
