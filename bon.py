@@ -22,7 +22,7 @@ import data
 import metrics
 import reward
 from data.checkpoint import load_frozen
-from data.pools import diverse_bests, keep_bests, loglikelihood, overlaps, sample_pool
+from data.pools import diverse_bests, keep_bests, log_ratio, overlaps, sample_pool
 from data.run import cli, lock, pick_device, within
 
 
@@ -124,9 +124,8 @@ def train(config):
     by_prompt = lambda numbers: np.asarray(numbers).reshape(len(pool), config.pool)  # (P, S)
     scores, measures = by_prompt(reward_fn(owners, ids)), {}
     if not config.min_p:  # of what that cuts the KL is not known
-        sampled, plain = (loglikelihood(policy, owners, ids, temperature, tokenizer.pad)
-                          for temperature in (config.temperature, 1.0))
-        measures["kl"] = by_prompt(sampled - plain)  # the cost of the temperature
+        cost = log_ratio(policy, policy, owners, ids, config.temperature, tokenizer.pad)
+        measures["kl"] = by_prompt(cost)  # of the temperature
     measures["proxy"] = scores
     if gold:
         measures["gold"] = np.array([[gold(e.prompt, text) for text in samples]

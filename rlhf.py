@@ -133,8 +133,7 @@ def outputs_of(run, config, policy, split):
         answers = answers_of(run, policy, network, prompts, pool, samples, temperature)
         texts = [[tokenizer.decode(ids).strip() for ids in row] for row in answers]
         pairs = [p for p in prompts for _ in range(samples)], [*chain(*answers)]
-        kl = (pools.loglikelihood(network, *pairs, temperature, tokenizer.pad)
-              - pools.loglikelihood(run.networks["sft"], *pairs, 1.0, tokenizer.pad))
+        kl = pools.log_ratio(network, run.networks["sft"], *pairs, temperature, tokenizer.pad)
         kl += bon.kl_bound(N) if best else 0.0
         columns = {"prompt": [e.prompt for e in examples],
                    "reference": [e.response for e in examples], "outputs": texts,

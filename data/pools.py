@@ -26,36 +26,52 @@ def sample_pool(policy, prompts, size, max_new_tokens, temperature, seed, min_p=
 
 
 def row_loglikelihoods(policy, ids, segment, ends, temperature=1.0, hidden=None, bottom=None):
-    """log pi(response | prompt) of the responses of rows made by data.join_groups -> (N,). `hidden`
-    (B, T, C) are these rows' states, from a caller who had another use for them, and `bottom` what
-    the frozen layers make of them."""
+    """log pi(response | prompt) of the responses of rows made by data.join_groups -> (N,); of a
+    tuple of temperatures (K, N). `hidden` (B, T, C) are these rows' states, from a caller who had
+    another use for them, and `bottom` what the frozen layers make of them."""
     begin = int((segment == 0).sum(1).min())  # the first column of a response in any row
     column = torch.arange(begin, ids.shape[1], device=ids.device).expand(len(ids), -1)  # (B, R)
     before = data.predicted_at(segment)[:, begin:]  # (B, R)
     hidden = (policy(ids, bottom=bottom, segment=segment, columns=before) if hidden is None else
               m.take(hidden, before))  # (B, R, C)
-    logp = m.logprobs(policy, ids, column, temperature, hidden=hidden)  # (B, R)
+    if isinstance(temperature, tuple):
+        logp = torch.stack([m.logprobs(policy, ids, column, t, hidden=hidden) for t in temperature])
+    else:
+        logp = m.logprobs(policy, ids, column, temperature, hidden=hidden)  # (..., B, R)
     number = segment[:, begin:].clamp(min=0)  # (B, R), k in a row's k-th response, else 0
-    sums = logp.new_zeros(len(ids), 1 + int(number.max()))  # (B, 1 + K)
-    sums, (row, end) = sums.scatter_add(1, number, logp), ends
-    return sums[row, segment[row, end]]  # by where each one ends
+    sums = logp.new_zeros(*logp.shape[:-1], 1 + int(number.max()))  # (..., B, 1 + responses)
+    sums, (row, end) = sums.scatter_add(-1, number.expand_as(logp), logp), ends
+    return sums[..., row, segment[row, end]]  # by where each one ends
 
 
 @torch.no_grad()
 def loglikelihood(policy, prompts, responses, temperature, pad, batch=128, kept=None):
     """log pi(response | prompt) of whole responses, lists of ids each -> (N,); greedy ones have 0.
-    For `kept` see networks.kept_output."""
+    Of a tuple of temperatures above 0 (K, N), by one pass. For `kept` see networks.kept_output."""
     if temperature == 0:
         return np.zeros(len(prompts))
     prompts, responses, back = data.distinct(prompts, responses)
-    out = np.zeros(len(prompts))
+    out = np.zeros((*np.shape(temperature), len(prompts)))
     device, size = policy.embed.weight.device, networks.rows_at_once(policy, batch)
     for places, ids, segment, ends in data.shared_rows(prompts, responses, pad, size):
         ids, segment = ids.to(device), segment.to(device)
         bottom = networks.kept_output(policy, ids, segment, kept)
         found = row_loglikelihoods(policy, ids, segment, ends, temperature, bottom=bottom)
-        out[places] = found.cpu()
-    return out[back]
+        out[..., places] = found.cpu()
+    return out[..., back]
+
+
+def log_ratio(policy, ref_policy, prompts, responses, temperature, pad):
+    """log pi(y | x), of a policy that samples at this temperature, less log pi_ref(y | x) at 1 ->
+    (N,). If both are the same network one pass is enough, and at temperature 1 none is needed."""
+    if policy is ref_policy and temperature == 1:
+        return np.zeros(len(prompts))
+    if policy is ref_policy and temperature:
+        own, by_ref = loglikelihood(policy, prompts, responses, (temperature, 1.0), pad)
+    else:
+        own, by_ref = (loglikelihood(network, prompts, responses, t, pad)
+                       for network, t in ((policy, temperature), (ref_policy, 1.0)))
+    return own - by_ref
 
 
 WEIGHT = 1.0  # of likeness in a diverse choice; on validation summarise asks for 1, instruct for 2

@@ -21,13 +21,12 @@ import json
 
 import numpy as np
 
-import bon
 import data
 import metrics
 import model as m
 import reward
 import sft
-from data import checkpoint, collect, rewards
+from data import checkpoint, collect, pools, rewards
 from data.judge import both_orders, llm
 from data.run import pick_device
 
@@ -68,7 +67,7 @@ def evaluate(name, seed, n, folder, base, judge=None):
         owners = [p for p in prompts for _ in POLICIES]
         answers = [r for of_one in zip(*ids.values()) for r in of_one]
         proxy = fn(owners, answers).view(len(prompts), -1).mean(0)
-        by_sft = bon.loglikelihood(policy, owners, answers, 1.0, tokenizer.pad)
+        by_sft = pools.loglikelihood(policy, owners, answers, 1.0, tokenizer.pad)
         by_sft = by_sft.reshape(len(prompts), -1)
         rows = {}
         for k, ((which, temperature), mine) in enumerate(ids.items()):
@@ -76,7 +75,7 @@ def evaluate(name, seed, n, folder, base, judge=None):
             scores = [gold(e.prompt, t) for e, t in zip(examples, texts)]
             won = metrics.win_rate(scores, references)
             mean, low, high, _ = metrics.interval(won)
-            own = bon.loglikelihood(networks[which], prompts, mine, temperature, tokenizer.pad)
+            own = pools.loglikelihood(networks[which], prompts, mine, temperature, tokenizer.pad)
             rows[f"{which} T={temperature:g}"] = {
                 "win_rate": mean, "low": low, "high": high, "gold": float(np.mean(scores)),
                 "kl": float((own - by_sft[:, k]).mean()),
@@ -112,8 +111,7 @@ def evaluate_text(name, seed, n, folder, base, judge=None):
             "length": float(np.mean([len(r) for _, r in rows]))}}
         for which, network in networks.items():
             ids = m.generate(network, prompts, tokenizer.response_tokens, seed=seed)
-            kl = (bon.loglikelihood(network, prompts, ids, 1.0, tokenizer.pad)
-                  - bon.loglikelihood(policy, prompts, ids, 1.0, tokenizer.pad))
+            kl = pools.log_ratio(network, policy, prompts, ids, 1.0, tokenizer.pad)
             row[which] = {"loss": sft.evaluate(network, rows, tokenizer.pad, pick_device("auto")),
                           "proxy": float(fn(prompts, ids).mean()), "kl": float(kl.mean()),
                           "length": float(np.mean([len(r) for r in ids])),

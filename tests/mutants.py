@@ -82,9 +82,9 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("dpo of half a response", "data/pools.py", "stages a_response_scored_once_is_scored_right",
      "number = segment[:, begin:].clamp(min=0)", "number = segment[:, begin:].clamp(min=0, max=1)"),
     ("dpo's mean for its sum", "data/pools.py", "stages a_response_scored_once_is_scored_right",
-     "return sums[row, segment[row, end]]",
-     "return (sums / sums.new_zeros(sums.shape).scatter_add(1, number, torch.ones_like(logp))"
-     ".clamp(min=1))[row, segment[row, end]]"),
+     "return sums[..., row, segment[row, end]]",
+     "return (sums / sums.new_zeros(sums.shape).scatter_add(-1, number, torch.ones_like(logp))"
+     ".clamp(min=1))[..., row, segment[row, end]]"),
     ("mean over micro-batches", "ppo.py", "ppo micro_batches_change_nothing",
      f'part["returns"],\n{44 * " "}part["is_response"], CLIP, tokens)',
      f'part["returns"],\n{44 * " "}part["is_response"], CLIP)'),

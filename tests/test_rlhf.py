@@ -15,6 +15,7 @@ import pytest
 import bon
 import data
 import metrics
+import model as m
 import ppo
 import reward
 import rlhf
@@ -731,7 +732,8 @@ def test_what_a_reward_model_knows_is_measured_anew(tmp_path, monkeypatch):
 
 
 def test_pools_of_their_own(study, monkeypatch):
-    # bests of groups that overlap; SFT's own samples, which it is compared with, in the pool
+    # bests of groups that overlap; SFT's own samples, which it is compared with, in the pool; the
+    # KL of SFT to itself computed
     config, path = study
     run, file = lineage.load_run(config, 0), path.parent / "samples" / "id.bon16.jsonl"
     kept, drawn = file.read_bytes(), []
@@ -739,6 +741,7 @@ def test_pools_of_their_own(study, monkeypatch):
         drawn.append((args[2], args[4], args[5])), of(*args))[1])
     monkeypatch.setattr(rlhf, "N", 2)
     monkeypatch.setattr(rlhf, "BESTS", 4)
+    monkeypatch.setattr(m, "logprobs", None)
     rows = rlhf.outputs_of(run, dataclasses.replace(config, samples=5), "bon16", "id")
     assert {len(row["outputs"]) for row in rows} == {4}
     assert drawn == [(8, 1.0, 1_000)] and run.seed == 0

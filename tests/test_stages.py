@@ -31,7 +31,20 @@ import model as m
 import ppo
 import reward
 import sft
-from data import checkpoint, collect, files, gpu, judge, networks, optim, rewards, run, watch, world
+from data import (
+    checkpoint,
+    collect,
+    files,
+    gpu,
+    judge,
+    networks,
+    optim,
+    pools,
+    rewards,
+    run,
+    watch,
+    world,
+)
 from data.run import cli
 from tests import chaos
 
@@ -201,7 +214,7 @@ def test_equal_texts_are_read_once(kind, base, tokenizer):
     if kind == "score":
         fn = reward.scorer(net, tokenizer.pad)
     else:
-        fn = lambda *rows: bon.loglikelihood(net.trunk, *rows, 1.0, tokenizer.pad)
+        fn = lambda *rows: pools.loglikelihood(net.trunk, *rows, 1.0, tokenizer.pad)
         net.trunk = checkpoint.load(base, "policy")[0]
     rows = [([1, 2], [3, eos]), ([1, 2], [4, 5, eos]), ([6], [3, eos]), ([1], [2, 3, eos]),
             ([1, 2], [5, eos])]
@@ -724,7 +737,8 @@ def scored_pool(runs, tokenizer, path, size, temperature, **more):
                scores.view(5, size).numpy())
 
 
-def test_best_of_n_of_a_run(toy, runs, tokenizer, tmp_path):  # a neighbour's best, another text
+def test_best_of_n_of_a_run(toy, runs, tokenizer, tmp_path, monkeypatch):
+    # a neighbour's best, another text; the KL of a policy to itself computed
     path = chaos.go("bon", toy, tmp_path, prompts=5)
     assert path.name == "bon4.jsonl"
     for row, texts, scores in scored_pool(runs, tokenizer, path, 6, 0.7):
@@ -734,8 +748,10 @@ def test_best_of_n_of_a_run(toy, runs, tokenizer, tmp_path):  # a neighbour's be
     assert [row["n"] for row in curve] == [1, 2, 3, 4, 5, 6]
     assert all(a["proxy"] <= b["proxy"] + 1e-9 for a, b in zip(curve, curve[1:]))
     assert curve[0]["kl"] != 0  # a temperature of .7 is another policy, even without a choice
-    plain = files.read_log(chaos.go("bon", toy, tmp_path / "b", prompts=5, temperature=1.0)
-                           .with_name("bon.jsonl"))
+    with monkeypatch.context() as patch:
+        patch.setattr(m, "logprobs", None)
+        plain = files.read_log(chaos.go("bon", toy, tmp_path / "b", prompts=5, temperature=1.0)
+                               .with_name("bon.jsonl"))
     assert [row["kl"] for row in plain] == pytest.approx([bon.kl_bound(n) for n in range(1, 7)])
     before = path.read_bytes()
     assert chaos.go("bon", toy, tmp_path, prompts=5).read_bytes() == before
@@ -764,14 +780,32 @@ def test_loglikelihood_of_whole_responses(runs, tokenizer):  # padding counted, 
     responses = [tokenizer.response(x) for x in (
         "The red hat it is", "No", "", "A big boat", "", "The cake is a cake")]
     for temperature in (1.0, 0.5):
-        found = bon.loglikelihood(policy, prompts, responses, temperature, tokenizer.pad)
+        found = pools.loglikelihood(policy, prompts, responses, temperature, tokenizer.pad)
         for value, p, r in zip(found, prompts, responses):
             with torch.no_grad():
                 logits = policy.logits(policy(torch.tensor([p + r])))[0, len(p) - 1:-1]
             logp = (logits / temperature).log_softmax(-1)
             expected = logp.gather(1, torch.tensor(r)[:, None]).sum().item()
             assert value == pytest.approx(expected, abs=1e-4)
-    assert (bon.loglikelihood(policy, prompts, responses, 0, tokenizer.pad) == 0).all()
+    assert (pools.loglikelihood(policy, prompts, responses, 0, tokenizer.pad) == 0).all()
+
+
+@pytest.mark.parametrize("temperature, passes", [(1.0, 0), (0.7, 1), (0, 1)])
+def test_a_temperature_costs_one_pass(temperature, passes, runs, tokenizer):
+    # the same text read twice, or once for two networks; either side's temperature at the other's
+    policy, other = (checkpoint.load(runs[stage], "policy")[0].double() for stage in ("sft", "ppo"))
+    prompts = [[1, 2, 3], [1, 2, 3], [4], [5, 6]]
+    responses = [[7, 8, 9], [3, 2047], [2047], [8, 7, 6, 5]]
+    alone = lambda network, t: pools.loglikelihood(network, prompts, responses, t, tokenizer.pad)
+    ran = []
+    for network in (policy, other):
+        network.blocks[0].register_forward_pre_hook(lambda *_: ran.append(1))
+    for ref_policy, expected in ((policy, passes), (other, 1 + bool(temperature))):
+        wanted = alone(policy, temperature) - alone(ref_policy, 1.0)
+        ran.clear()
+        found = pools.log_ratio(policy, ref_policy, prompts, responses, temperature, tokenizer.pad)
+        assert len(ran) == expected and abs(found - wanted).max() < 1e-9
+        assert (abs(found).max() > 1e-6) == (expected > 0)
 
 
 # ---- rewards of other kinds ----------------------------------------------------------------------
