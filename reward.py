@@ -241,7 +241,7 @@ def train(config):
             if step == config.steps and not config.implicit:  # saved with its zero and its unit
                 normalise(model, score_texts, *references(config, rows))
 
-        shown = validation[:4]
+        shown = collect.of_each_prompt(validation)[:4]
         return run.finish(
             lambda: collect.findings(config, run.metrics["validation_accuracy"], len(validation),
                                      score_texts, sample,

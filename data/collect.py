@@ -126,6 +126,14 @@ def labelled(judge, rows):
             for r, value in zip(rows, values) if value != 0.5]
 
 
+def of_each_prompt(rows):
+    "The first comparison of each prompt."
+    first = {}
+    for row in rows:
+        first.setdefault(row.prompt, row)
+    return [*first.values()]
+
+
 def parts(group, most=data.TOGETHER):
     """Comparisons of one prompt -> lists of them that are of at most so many answers each, so that
     no step is much longer, nor needs more memory, than others. An answer may stand in several."""

@@ -419,6 +419,17 @@ def test_the_panel_reads_each_prompt_once():  # for each of the seven answers an
     assert asked == [["p"] * 7 + ["q"] * 7 + ["r"] * 7]
 
 
+def test_pairs_of_four_prompts_are_shown(toy, tmp_path):  # four of the first, or the last of each
+    rows = [{"prompt": f"Say {p}:", "chosen": f"{p} {i}", "rejected": "no"}
+            for p in "abcde" for i in range(3)]
+    rows.append(dict(rows[0], chosen="again"))
+    for split in ("train", "validation"):
+        files.write_rows(tmp_path / f"comparisons.{split}.jsonl", rows)
+    path = chaos.go("reward", toy, tmp_path / "out", data=tmp_path, steps=1)
+    shown = re.findall(r"^ +chosen \[.*\] +(.*)$", path.with_suffix(".txt").read_text(), re.M)
+    assert shown == ["a 0", "b 0", "c 0", "d 0"]
+
+
 def test_comparisons_of_a_prompt_share_a_step(collected):  # split up, out of order, one lost
     rows, _ = collected["summarise"]
     config = reward.Config(steps=40, batch=3)
