@@ -46,7 +46,7 @@ def comparisons(config, run, sample):
     run.tokenizer.prompts({r.prompt for r in found[0]})  # says how many are cut
     run.tokenizer.responses(texts)
     if "validation" not in data.tables(config.data):  # else the policy answers that, as SFT does
-        run.shown = [*{r.prompt: r for r in found[1]}.values()][:4]
+        run.shown = of_each_prompt(found[1])[:4]
     return found
 
 
