@@ -229,7 +229,8 @@ def test_frozen_layers_read_once_what_is_evaluated(freeze, monkeypatch):
                     ran.clear()
                     found.append(torch.as_tensor(evaluate(how)))
                     counts.append(len(ran))
-                assert torch.equal(*found) and counts[1] > 0
+                torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)  # threads round
+                assert counts[1] > 0
                 assert counts[0] == 0 or not turn or not freeze or room < 2**30
             for p in (*policy.parameters(), *scorer.parameters()):
                 p.data += 0.1 * p.requires_grad
