@@ -31,7 +31,7 @@ import data
 import metrics
 from data import claims, files, good, lineage, pools, report
 from data.claims import BEST, FRONTIER, POLICIES, N
-from data.run import cli, command_of, lock, within
+from data.run import cli, command_of, lock, progress, within
 
 
 @dataclass
@@ -277,7 +277,7 @@ def measure_all(rows, sft_rows, models=None, judge=None):
     {policy: {split: {measure: summary}}}. `sft_rows`: {split: rows of each seed}. With `models`,
     the diversities that need one, {split: {name: of texts}}, also across inputs."""
     values, reports = {}, {}
-    for policy, by_split in rows.items():
+    for policy, by_split in progress(rows.items(), "measure", "policy"):
         values[policy], reports[policy] = {}, {}
         for split, seeds in by_split.items():
             pairs = zip(seeds, sft_rows[split])

@@ -393,7 +393,7 @@ def encoder(run):
     def states(new):
         ids = [tokenizer.response(text) for text in new]
         out = np.zeros((len(new), network.config.channels), np.float32)
-        for index in data.batches([len(r) for r in ids], 256):
+        for index in files.progress(data.batches([len(r) for r in ids], 256), "states"):
             rows = data.pad_right([ids[i] for i in index], tokenizer.pad).to(run.device)  # (B, T)
             is_real = (rows < tokenizer.pad)[..., None]  # (B, T, 1)
             hidden = torch.where(is_real, network(rows), 0.0)  # (B, T, C)

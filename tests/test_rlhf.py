@@ -795,15 +795,19 @@ def test_the_ceiling_differs_in_the_reward_alone(study, tmp_path):
     assert abs(scores.mean()) < 0.02 and abs(scores.std() - 1) < 0.02
 
 
-def test_the_study_runs_on(study, capsys):  # a second run that trains or samples anew
+def test_the_study_runs_on(study, capsys, monkeypatch):
+    # a second run that trains or samples anew; a minute without a word
     config, path = study
+    monkeypatch.setattr(files, "PATIENCE", 0)
     first = read_report(path.parent)
-    files = {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")}
+    times = {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")}
     again = read_report(rlhf.train(config).parent)
-    assert {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")} == files
+    assert {p: p.stat().st_mtime_ns for p in path.parent.glob("*.pt")} == times
     first.pop("seconds"), again.pop("seconds")
     assert first == again
-    assert capsys.readouterr().out.splitlines()[-1].endswith(str(path.with_suffix(".html")))
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].endswith(str(path.with_suffix(".html")))
+    assert "\rmeasure: " in said.err and "\rstates: " in said.err
 
 
 def test_the_recipe_for_diversity(study, tmp_path):  # the best first, plain samples, no set
