@@ -124,6 +124,8 @@ class Attention(nn.Module):
             qk = rotate(qk, rotation)
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or Hkv, T, D)
+        if callable(cache):  # it keeps keys and values in another way: data/decoding.py
+            return self.out(cache(q, k, v, column).reshape(B, T, C))
         if torch.is_tensor(column):  # (1,): all of the cache, of which `is_visible` hides the rest
             k, v = (held.index_copy_(2, column, ours) for held, ours in zip(cache, (k, v)))
         elif cache is not None:  # (2, B, Hkv, S, D): append ours, attend to everything so far
@@ -456,9 +458,13 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     Responses to prompts[which[row]], as (rows, max_new_tokens) ids; what follows a row's first EOS
     is arbitrary. `uniform` holds every row's random numbers, so no row depends on its neighbours.
     """
-    max_new, width = uniform.shape[1], max(map(len, prompts))
-    hidden, place, cache, is_key = read_prompts(model, prompts, which, max_new)
-    padded = not is_key.all()  # without padding attention needs no mask
+    from data.decoding import attention_to
+
+    max_new = uniform.shape[1]
+    hidden, place, prompt, is_key = read_prompts(model, prompts, [*range(len(prompts))], 0)
+    owner = torch.tensor(which, device=hidden.device)  # which prompt a row follows
+    hidden, place, own = hidden[owner], place[owner], model.new_cache(len(which), max_new)
+    attention = attention_to(prompt, is_key, owner, own)
     eos = torch.tensor(model.config.eos, dtype=torch.long, device=hidden.device)
     matrix = model.matrix()  # once, not once per token
     rows = torch.arange(len(which), device=hidden.device)  # the rows still decoded
@@ -475,10 +481,10 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
         if 2 * done.sum() >= len(done):  # at least half are done: go on with the others only
             keep = ~done
             rows, token, place, done = rows[keep], token[keep], place[keep], done[keep]
-            cache, is_key = cache[:, :, keep], is_key[keep]
-        place, column = place + 1, width + n
-        is_visible = is_key[..., :column + 1] if padded else None
-        hidden = model.decode(token[:, None], place, is_visible, cache, column)
+            owner, own = owner[keep], own[:, :, keep]
+            attention = attention_to(prompt, is_key, owner, own)
+        place = place + 1
+        hidden = model.decode(token[:, None], place, None, attention, n)
     return out
 
 
@@ -524,9 +530,11 @@ def generate(model, prompts, max_new_tokens, temperature=1.0, num_samples=1, see
         from data.gpu import decode_recorded as decode
     # rows of like length go together; the longest first, so that memory runs out now or never
     order = sorted(range(len(out)), key=lambda row: -len(prompts[row // num_samples]))
-    longest = max(map(len, prompts), default=0) + max_new_tokens
+    longest = max(map(len, prompts), default=0)
+    if decode is decode_rows:  # a prompt's keys and values are there once for all of its samples
+        longest = -(-longest // num_samples)
     most = CACHE.get(uniform.device.type, CACHE["cpu"])
-    batch = min(batch, max(most // cache_bytes(model, longest), 1))
+    batch = min(batch, max(most // cache_bytes(model, longest + max_new_tokens), 1))
     for i in progress(range(0, len(order), batch), "sample"):
         rows = order[i:i + batch]
         owners = {row // num_samples: None for row in rows}  # prompts in this batch, in order

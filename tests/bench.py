@@ -27,6 +27,7 @@ import tempfile
 import time
 import weakref
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -169,22 +170,23 @@ def read_only(config, device):
     return networks.frozen_copy(memory.random_policy(config, 1.0, device))
 
 
-def sampling(config, device, dtype, against):
+def sampling(config, device, dtype, against, n=1):
     network = read_only(config, device)
-    prompts = tokens(config, ROWS, PROMPT).tolist()
-    calls = {"plain": lambda: m.generate(network, prompts, NEW)}
+    prompts = tokens(config, ROWS // n, PROMPT).tolist()
+    calls = {"plain": lambda: m.generate(network, prompts, NEW, num_samples=n)}
     if device in m.RECORDED:
-        calls["no CUDA graph"] = unrecorded()(lambda: m.generate(network, prompts, NEW))
+        calls["no CUDA graph"] = unrecorded()(calls["plain"])
     if against:
         other = rivals.gpt2(config, pad_token_id=0).to(device, dtype).eval()
         ids = torch.tensor(prompts, device=device)
         calls["transformers"] = lambda: other.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=True, top_k=0,
-            use_cache=True)
+            num_return_sequences=n, use_cache=True)
     # every token reads all weights, and the keys and values so far
     weights = sum(p.numel() for p in network.parameters()) * dtype.itemsize
     cached = 2 * config.layers * ROWS * config.kv_heads * (config.channels // config.heads)
-    moved = NEW * (weights + cached * (PROMPT + NEW / 2) * dtype.itemsize)
+    once = 1 if device in m.RECORDED else n  # a prompt's for all of its samples
+    moved = NEW * (weights + cached * (PROMPT / once + NEW / 2) * dtype.itemsize)
     return ROWS * NEW, "tokens", calls, moved
 
 
@@ -399,7 +401,9 @@ def compiled(call):
     return run
 
 
-PARTS = {"sampling": sampling, "scoring": scoring, "SFT": training, "SFT, ragged rows": ragged,
+PARTS = {"sampling": sampling, "sampling, 4 each": partial(sampling, n=4),
+         "sampling, 16 each": partial(sampling, n=16),
+         "scoring": scoring, "SFT": training, "SFT, ragged rows": ragged,
          "reward model": ranking, "DPO": implicit, "best of 16": best_of,
          "PPO iteration": iterations, "groups of 4": groups, "groups, 160 + 24": long_groups,
          "RLOO, groups of 4": without_values, "EAD": diversity}

@@ -118,7 +118,7 @@ MUTANTS = tuple(Mutant(*row) for row in (
     ("a group sees each other", "model.py", "ppo a_row_of_several_responses_is_as_one_each",
      "causal & (segment[:, :, None] == segment[:, None, :]", "causal.expand(len(segment), -1, -1"),
     ("place stands still", "model.py", "model greedy_with_cache_is_the_full_forward",
-     "place, column = place + 1, width + n", "place, column = place, width + n"),
+     "        place = place + 1", "        place = place + 0"),
     ("left padding is seen", "model.py", "model left_padding_changes_nothing",
      "causal & (segment[:, :, None] == segment[:, None, :]", "causal.expand(len(segment), -1, -1"),
     ("pad has an embedding", "model.py", "model pad_is_fed_as_0_and_has_no_logit",

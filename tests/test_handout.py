@@ -28,7 +28,7 @@ MISTAKES = {
     "bon.expected_best": ("order = np.argsort(scores)", "order = np.argsort(-scores)"),
     "metrics.ead": ("len(set(found)) / expected", "len(set(found)) / len(found)"),
     "metrics.embedding_diversity": ("/ (n * (n - 1))", "/ (n * n)"),
-    "model.decode_rows": ("place + 1, width + n", "place, width + n"),
+    "model.decode_rows": ("place = place + 1", "place = place + 0"),
 }
 
 

@@ -378,17 +378,20 @@ def test_networks_of_shapes_compute_nothing(style):
     assert (nn.init.normal_, m.rope_table) == before
 
 
-def test_sampling_in_chunks_changes_nothing(monkeypatch):  # random numbers by place in a chunk
+def test_sampling_in_chunks_changes_nothing(monkeypatch):
+    # random numbers by place in a chunk; a prompt counted once where a GPU keeps it for each sample
     policy = policy_of(0)
     prompts = [row[:4 + i] for i, row in enumerate(rows().tolist())]
-    whole = m.generate(policy, prompts, 9, num_samples=2)
-    sizes, original = [], m.decode_rows
-    monkeypatch.setattr(m, "decode_rows", lambda model, prompts, which, *rest: (
-        sizes.append(len(which)), original(model, prompts, which, *rest))[1])
-    monkeypatch.setitem(m.CACHE, "cpu", 3 * m.cache_bytes(policy, 17))  # 8 of the longest and 9 new
-    assert m.generate(policy, prompts, 9, num_samples=2) == whole and sizes == [3, 3, 3, 1]
-    monkeypatch.setitem(m.CACHE, "cpu", 1)
-    assert m.generate(policy, prompts, 9, num_samples=2) == whole
+    whole, decode = m.generate(policy, prompts, 9, num_samples=2), m.decode_rows
+    for name, module, columns in (("decode_rows", m, 4 + 9), ("decode_recorded", gpu, 8 + 9)):
+        sizes = []
+        monkeypatch.setattr(module, name, lambda model, prompts, which, *rest: (
+            sizes.append(len(which)), decode(model, prompts, which, *rest))[1])
+        monkeypatch.setitem(m.CACHE, "cpu", 4 * m.cache_bytes(policy, columns))
+        assert m.generate(policy, prompts, 9, num_samples=2) == whole and sizes == [4, 4, 2]
+        monkeypatch.setitem(m.CACHE, "cpu", 1)
+        assert m.generate(policy, prompts, 9, num_samples=2) == whole
+        monkeypatch.setattr(m, "RECORDED", ("cpu",))
     assert m.cache_bytes(policy, 17) == policy.new_cache(1, 17).nbytes
 
 
