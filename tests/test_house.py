@@ -15,7 +15,7 @@ STAGES = ("sft", "reward", "ppo", "bon", "rlhf")
 
 # file: what it may import besides the standard library, and what only inside a function.
 TABLE = {
-    "model.py": ("torch", "data.files data.gpu data.networks"),
+    "model.py": ("torch", "data.decoding data.files data.gpu data.networks"),
     "metrics.py": ("numpy", "data.measured"),
     "sft.py": ("torch model data data.networks data.optim data.run", "data.base"),
     "reward.py": ("torch model data data.checkpoint data.collect data.networks data.optim "
@@ -42,6 +42,7 @@ TABLE = {
     "data/good.py": ("numpy metrics data.claims", "data.world"),
     "data/measured.py": ("numpy metrics data.claims data.encoders data.files data.flags data.good",
                          ""),
+    "data/decoding.py": ("torch model", ""),
     "data/gpu.py": ("torch model", "data.networks"),
     "data/rewards.py": ("torch data model", ""),
     "data/base.py": ("torch model data data.flags data.optim", ""),
