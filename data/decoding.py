@@ -22,7 +22,10 @@ def attention_to(prompt, is_key, owner, own):
     D) has room for the keys and values of its S new tokens.
     """
     hidden = torch.zeros_like(is_key, dtype=prompt.dtype).masked_fill(~is_key, -torch.inf)
-    slot = (owner[:, None] == owner).tril(-1).sum(1)  # how many rows of its prompt stand before it
+    order = owner.argsort(stable=True)
+    slot = torch.empty_like(owner)  # how many rows of its prompt stand before it
+    slot[order] = torch.arange(len(order), device=owner.device) - torch.searchsorted(
+        owner[order], owner[order])
     return [partial(attend, prompt=one, hidden=hidden, owner=owner, slot=slot, own=two)
             for one, two in zip(prompt, own)]
 
