@@ -23,6 +23,7 @@ import torch
 import model as m
 import reward
 from data import Tokenizer, checkpoint, gold, load, records
+from data.decoding import attention_to
 from data.flags import within
 from data.run import pick_device
 
@@ -62,7 +63,8 @@ def sampled(policy, prompt, count, temperature, generator):
     "Yields the tokens of m.generate(policy, [prompt], count, temperature) as they are chosen."
     uniform = torch.rand(1, count, dtype=torch.float64, generator=generator)
     uniform = uniform.to(policy.embed.weight.device)
-    hidden, place, cache, _ = m.read_prompts(policy, [prompt], [0], count)
+    hidden, place, keys, is_key = m.read_prompts(policy, [prompt], [0], 0)
+    attention = attention_to(keys, is_key, place.new_zeros(1), policy.new_cache(1, count))
     for n in range(count):  # as m.decode_rows, of one row
         logits = policy.logits(hidden)  # (1, V)
         m.check_logits(logits.sum().isfinite(), n)
@@ -71,7 +73,7 @@ def sampled(policy, prompt, count, temperature, generator):
         if token.item() in policy.config.eos:
             return
         place = place + 1
-        hidden = policy.decode(token[:, None], place, None, cache, len(prompt) + n)
+        hidden = policy.decode(token[:, None], place, None, attention, n)
 
 
 def write(tokens, tokenizer, indent):

@@ -28,7 +28,8 @@ TABLE = {
     "data/__init__.py": ("torch data.files data.records data.tokenizer", ""),
     "data/__main__.py": ("data data.flags", "torch data.checkpoint data.files data.lineage "
                          "data.say data.weights data.world"),
-    "data/say.py": ("torch model reward data data.checkpoint data.flags data.records data.run", ""),
+    "data/say.py": ("torch model reward data data.checkpoint data.decoding data.flags data.records "
+                    "data.run", ""),
     "data/tokenizer.py": ("data.files", "tiktoken data.bpe data.weights"),
     "data/files.py": ("tqdm", "pyarrow"),
     "data/flags.py": ("", ""),
