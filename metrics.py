@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 import re
+import sys
 import unicodedata
 
 import numpy as np
@@ -36,13 +37,15 @@ def ngrams(texts, n):
     return [gram for text in texts for gram in ngrams_of(text, n)]
 
 
-@functools.lru_cache(2**14)  # an interval across inputs asks for the same texts hundreds of times
+# An interval across inputs asks for the same texts hundreds of times: they are kept, as strings,
+# which unlike tuples remember their hash, and each gram once.
+@functools.lru_cache(2**16)
 def ngrams_of(text, n):
     # The paper's tokenisation, kept to the letter so that numbers can be compared: full stops and
     # newlines vanish (gluing the words around them), only the space separates.
     text = text.replace(".", "").replace("。", "").replace("\n", "")
     row = [w for w in words(text, " ") if w]
-    return [*zip(*(row[i:] for i in range(n)))]
+    return [sys.intern(" ".join(gram)) for gram in zip(*(row[i:] for i in range(n)))]
 
 
 def ead(texts, vocab_size=50257):
@@ -91,7 +94,7 @@ def ngram_cosine(texts, n=3):
 def ngram_counts(texts, n=3):
     """How often each text has each of their n-grams -> (texts, n-grams). A text of fewer than n
     words counts as one n-gram, like its equals alone."""
-    found = [ngrams([text], n) or [tuple(ngrams([text], 1))] for text in texts]
+    found = [ngrams([text], n) or [" ".join(ngrams([text], 1))] for text in texts]
     column = {gram: k for k, gram in enumerate(dict.fromkeys(itertools.chain(*found)))}
     vectors = np.zeros((len(texts), len(column)))
     for row, grams in zip(vectors, found):
