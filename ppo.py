@@ -3,7 +3,7 @@ ppo.py - raise the reward model's score on a KL leash to the SFT policy.
 
     max_pi  E_{x, y ~ pi}[ r(x, y) ] - beta * KL(pi || pi_SFT)        Eq. 1, Kirk et al. 2024,
                                                                       arXiv:2310.06452
-    python ppo.py                        # about two and a half minutes on two CPU cores; the last
+    python ppo.py                        # about a minute and a half on two CPU cores; the last
                                          # lines show four prompts with both answers
 
 One iteration: sample a response to each of `batch` prompts; score it; give the score and the KL

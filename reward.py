@@ -3,7 +3,7 @@ reward.py - learn one number per response that ranks responses the way people do
 
     loss = -E log sigmoid(r(x, y_chosen) - r(x, y_rejected))       Sec. 3.4, Stiennon et al. 2020,
                                                                    arXiv:2009.01325
-    python reward.py                     # about two minutes on two CPU cores; the last line has
+    python reward.py                     # about two minutes on two CPU cores; the last lines have
                                          # the share of held-out pairs it orders as their quality
     python reward.py --implicit 1        # DPO: the same loss, and a policy that is its own reward
                                          # model, r = beta (log pi(y | x) - log pi_SFT(y | x))

@@ -3,7 +3,7 @@ What the three stages of one run are worth, against the embedded world's gold sc
 
     python -m tests.evaluate --data summarise --seeds 0 1 2 -n 500
 
-    python -m tests.evaluate --data my/folder --base out/folder/base.pt
+    python -m tests.evaluate --data my/folder
 
 Reads the checkpoints of finished runs and prints, for every split, the gold win rate against
 references of base, SFT and RLHF at several temperatures with their KL from SFT at temperature 1,
@@ -15,7 +15,6 @@ the reward model's accuracy on the comparisons that are stored, beside the lengt
 either, `--judge MODEL` adds the win rate by a language model (see data/judge.py).
 """
 
-import argparse
 import hashlib
 import json
 
@@ -27,6 +26,7 @@ import model as m
 import reward
 import sft
 from data import checkpoint, collect, pools, rewards
+from data.flags import one_sentence, parser_of
 from data.judge import both_orders, llm
 from data.run import pick_device
 
@@ -40,20 +40,21 @@ def judged(judge, examples, texts):
     return float(np.mean(both_orders(judge, rows)[0]))
 
 
-def loaded(folder, base):
+def loaded(folder):
     "A run's tokenizer, its policies by name, and its reward function."
     load = lambda path, kind, *fingerprint: checkpoint.load_frozen(
         path, kind, pick_device("auto"), *fingerprint)
     policy, record = load(folder / "sft.pt", "policy")
-    networks = {"base": load(base, "policy", record["tokenizer"]["fingerprint"])[0], "sft": policy,
-                "rlhf": load(folder / "ppo.pt", "policy")[0]}
+    init = record["config"]["init"]
+    base, _ = load(sft.BASE if init == "base" else init, "policy")
+    networks = {"base": base, "sft": policy, "rlhf": load(folder / "ppo.pt", "policy")[0]}
     tokenizer = data.Tokenizer.of(record["tokenizer"])
     scorer, _ = load(folder / "reward.pt", "reward")
     return tokenizer, networks, reward.scorer(scorer, tokenizer.pad)
 
 
-def evaluate(name, seed, n, folder, base, judge=None):
-    tokenizer, networks, fn = loaded(folder, base)
+def evaluate(name, seed, n, folder, judge=None):
+    tokenizer, networks, fn = loaded(folder)
     policy, gold, found = networks["sft"], data.gold(name), {}
     for split in data.test_splits(name):
         examples = data.load(name, split, n)
@@ -98,9 +99,9 @@ def evaluate(name, seed, n, folder, base, judge=None):
     return found
 
 
-def evaluate_text(name, seed, n, folder, base, judge=None):
+def evaluate_text(name, seed, n, folder, judge=None):
     "What can be said without a gold score, of one run on a user's own data."
-    tokenizer, networks, fn = loaded(folder, base)
+    tokenizer, networks, fn = loaded(folder)
     policy, found = networks["sft"], {"splits": {}, "reward model": {}}
     for split in data.test_splits(name):
         examples = data.load(name, split, n)
@@ -128,10 +129,10 @@ def evaluate_text(name, seed, n, folder, base, judge=None):
     return found
 
 
-def measured(folder, n, *more):
-    "What kept figures are of: the records beside a run's checkpoints, prompts, judge and base."
+def measured(folder, n, judge=None):
+    "What kept figures are of: the records beside a run's checkpoints, prompts and judge."
     records = [(folder / f"{stage}.json").read_text() for stage in ("sft", "reward", "ppo")]
-    return hashlib.sha256(json.dumps([*records, n, *filter(None, more)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*records, n, judge]).encode()).hexdigest()
 
 
 def show(name, seed, split, found):
@@ -201,27 +202,29 @@ def over_seeds(name, results):
             for key in next(iter(results.values()))[split]["reward"]))
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="summarise", help="as for the stages")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("-n", type=int, default=500, help="prompts a split")
-    parser.add_argument("--out", default="out")
-    parser.add_argument("--base", help="the base that a run on data of one's own started from")
-    parser.add_argument("--judge", help="a language model that judges too")
-    args = parser.parse_args()
+def main(args):
     judge = llm(args.judge, f"{args.out}/judge.jsonl") if args.judge else None
     results = {}
     for seed in args.seeds:
         folder = data.run_folder(args.data, seed, args.out)
-        path, of = folder / "evaluate.json", measured(folder, args.n, args.judge, args.base)
+        path, of = folder / "evaluate.json", measured(folder, args.n, args.judge)
         kept = json.loads(path.read_text()) if path.exists() else {}
         if kept.pop("of", None) != of:
             measure = evaluate if args.data in data.WORLD else evaluate_text
-            kept = measure(args.data, seed, args.n, folder, args.base or sft.BASE, judge)
+            kept = measure(args.data, seed, args.n, folder, judge)
             path.write_text(json.dumps(kept | {"of": of}, indent=1))
             print(f"\nwrote {path}")
         results[seed] = kept
     if args.data in data.WORLD:
         over_seeds(args.data, results)
+
+
+if __name__ == "__main__":
+    parser = parser_of(__doc__)
+    parser.add_argument("--data", default="summarise", help="as for the stages")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("-n", type=int, default=500, help="prompts a split")
+    parser.add_argument("--out", default="out")
+    parser.add_argument("--judge", help="a language model that judges too")
+    with one_sentence():
+        main(parser.parse_args())

@@ -35,9 +35,8 @@ def test_the_summary_of_kept_figures(tmp_path, capsys, monkeypatch):
     assert "SFT's best: T=0.7, win rate 0.500 +- 0.000 (0.50 0.50), KL 1.00" in said
     # the first half: .6 - .5; the other, at the temperatures that the first likes: .9 - .2
     assert "at no higher KL: T=1, win rate 0.600" in said and "gain 0.400" in said
-    of = [measured(folder, n, *more) for n, *more in (
-        (50,), (60,), (50, None, "base.pt"), (50, "a-judge", "base.pt"))]
-    assert of[0] == measured(folder, 50, None, None) and len(set(of)) == 4
+    assert len({measured(folder, 50), measured(folder, 60), measured(folder, 50, "a-judge")}) == 3
     (folder / "ppo.json").write_text(json.dumps({"stage": "ppo", "step": 2}))  # trained again
-    with pytest.raises(FileNotFoundError, match="sft.pt does not exist"):
+    with pytest.raises(SystemExit):
         runpy.run_path(evaluate.__file__, run_name="__main__")
+    assert "sft.pt does not exist" in capsys.readouterr().err

@@ -109,7 +109,7 @@ def imports(path):
 
 @pytest.mark.parametrize("path", code_files(), ids=name_of)
 def test_imports(path):  # model importing metrics, a package too many, an ImportError for everyone
-    assert name_of(path) in TABLE, f"{name_of(path)} is not in the table of DESIGN.md"
+    assert name_of(path) in TABLE, f"{name_of(path)} is not in TABLE"
     always, inside = (set(x.split()) for x in TABLE[name_of(path)])
     assert not always & OPTIONAL and not (always | inside) & FOR_TESTS
     for name, is_inside in imports(path):
