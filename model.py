@@ -128,10 +128,8 @@ class Attention(nn.Module):
             return self.out(cache(q, k, v, column).reshape(B, T, C))
         if torch.is_tensor(column):  # (1,): all of the cache, of which `is_visible` hides the rest
             k, v = (held.index_copy_(2, column, ours) for held, ours in zip(cache, (k, v)))
-        elif cache is not None:  # (2, B, Hkv, S, D): append ours, attend to everything so far
-            cache[0, :, :, column:column + T] = k
-            cache[1, :, :, column:column + T] = v
-            k, v = cache[:, :, :, :column + T]
+        elif cache is not None:  # (2, B, Hkv, S, D), empty so far: keep ours
+            cache[0, :, :, :T], cache[1, :, :, :T] = k, v
         shared = self.heads // self.kv_heads  # query heads that are served by the same key head
         if T == 1:  # as so many queries of that head, so that the cache is not copied
             q = q.reshape(B, self.kv_heads, shared, self.width)
@@ -306,8 +304,9 @@ class Transformer(nn.Module):
         return self.embed.weight.new_empty(shape)
 
     def decode(self, ids, place, is_visible, cache, column):
-        """Append `ids` (B, T) to the cache at `column`; the last one's final hidden state (B, C).
-        `column` may be a tensor (1,), for work that is the same at every step: see `recorded`."""
+        """Keep the keys and values of `ids` (B, T) in the cache; the last one's final hidden state
+        (B, C). The cache is empty; or a function (data/decoding.py), of this `column`; or, where
+        `column` is a tensor (1,), filled at that place (data/gpu.py)."""
         x, rotation = self.embeddings(ids, place), self.rotation(place)
         B, T = ids.shape
         last = None if T == 1 else ids.new_full((B, 1), T - 1)
@@ -425,12 +424,11 @@ def choose(logits, temperature, uniform, min_p=0.0):
     return token.clamp(max=logits.shape[-1] - 1).to(logits.device)
 
 
-def read_prompts(model, prompts, which, max_new_tokens):
+def read_prompts(model, prompts, max_new_tokens):
     """
-    Read every prompt once, the longest first, and copy what was kept of it to each of its samples,
-    prompts[which[row]] -> the state that predicts a row's first token (rows, C), its place
-    (rows, 1), the cache (L, 2, rows, Hkv, S, D) with room for the rest, and which columns are not
-    padding (rows, 1, 1, S).
+    Read every prompt, the longest first -> the state that predicts the first token of its responses
+    (B, C), its place (B, 1), the cache (L, 2, B, Hkv, S, D) with room for `max_new_tokens` more,
+    and which columns are not padding (B, 1, 1, S).
     """
     from data.networks import rows_at_once
 
@@ -445,12 +443,8 @@ def read_prompts(model, prompts, which, max_new_tokens):
         states.append(model.decode(ids[part, start:], place[part, start:],
                                    is_visible[part, :, start:, start:],
                                    cache[:, :, part, :, start:], 0))
-    hidden = torch.cat(states)  # (B, C)
-    is_key = F.pad(ids < pad, (0, max_new_tokens), value=True)[:, None, None]  # (B, 1, 1, S)
-    rows = torch.tensor(which, device=device)
-    if which != list(range(len(prompts))):  # large: not twice without need
-        cache = cache[:, :, rows]
-    return hidden[rows], place[rows, -1:], cache, is_key[rows]
+    is_key = F.pad(ids < pad, (0, max_new_tokens), value=True)[:, None, None]
+    return torch.cat(states), place[:, -1:], cache, is_key
 
 
 def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
@@ -461,7 +455,7 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     from data.decoding import attention_to
 
     max_new = uniform.shape[1]
-    hidden, place, prompt, is_key = read_prompts(model, prompts, [*range(len(prompts))], 0)
+    hidden, place, prompt, is_key = read_prompts(model, prompts, 0)
     owner = torch.tensor(which, device=hidden.device)  # which prompt a row follows
     hidden, place, own = hidden[owner], place[owner], model.new_cache(len(which), max_new)
     attention = attention_to(prompt, is_key, owner, own)

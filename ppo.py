@@ -6,8 +6,9 @@ ppo.py - raise the reward model's score on a KL leash to the SFT policy.
     python ppo.py                        # about a minute and a half on two CPU cores; the last
                                          # lines show four prompts with both answers
 
-One iteration: sample a response to each of `batch` prompts; score it; give the score and the KL
-penalty to its tokens; estimate advantages; take `epochs` passes of clipped policy-gradient steps.
+One iteration: sample `samples` responses to each of `batch` / `samples` prompts; score them; give
+the score and the KL penalty to their tokens; estimate advantages; take `epochs` passes of clipped
+policy-gradient steps.
 Temperature is part of the policy: what was sampled at T is scored at T everywhere.
 
 Not here: sampling and log-probabilities (model.py), scores (reward.py, data/rewards.py), sharing of

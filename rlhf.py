@@ -37,8 +37,7 @@ from data.run import cli, command_of, lock, progress, within
 @dataclass
 class Config:
     data: str = "summarise"  # as for the stages (the full study does both summarise and instruct)
-    quick: bool = False  # one seed, 100 prompts a split, no sweeps: what is done without any flag
-    full: bool = False  # the paper's size, 3 seeds and the sweeps, instead of the quick study
+    full: bool = False  # the paper's size, 3 seeds and the sweeps
     sweeps: bool = False  # other betas, learning rates, sizes and the controls (always, if full)
     seeds: int = 0  # how many seeds, each a run of all stages (0: 1, in the full study 3)
     inputs: int = 0  # prompts of each split (0: 100, in the full study 500)
@@ -57,8 +56,6 @@ class Config:
     plan: Literal["", "sh", "make"] = ""  # print the commands of its runs instead of doing them
 
     def __post_init__(self):
-        if self.quick and (self.full or self.sweeps):
-            raise ValueError("--quick is the study without --full and --sweeps: choose one of them")
         self.seeds = self.seeds or (3 if self.full else 1)
         self.inputs = self.inputs or (500 if self.full else 100)
         self.samples = self.samples or (16 if self.full else 8)
@@ -141,7 +138,7 @@ def outputs_of(run, config, policy, split):
                    "kl": ([None] * len(prompts) if policy == "diverse" else
                           kl.reshape(len(prompts), -1).tolist()),
                    "length": [[len(ids) for ids in row] for row in answers],
-                   "ended": [[ids[-1] == tokenizer.eos for ids in row] for row in answers],
+                   "ended": [[ids[-1] in network.config.eos for ids in row] for row in answers],
                    "reference_length": [len(ids) for ids in references]}
         if gold:
             columns["gold"] = [[gold(e.prompt, t) for t in row] for e, row in zip(examples, texts)]

@@ -174,12 +174,9 @@ def accuracy(score, rows):
     ValueError if there are none, or a score is not a number."""
     if not rows:
         raise ValueError("there are no comparisons to measure scores on")
-    scores = np.asarray(score([prompt for prompt, _, _ in rows for _ in range(2)],
-                              [text for _, *pair in rows for text in pair]), dtype=np.float64)
-    if np.isnan(scores).any():
-        raise ValueError(f"score {int(np.argmax(np.isnan(scores)))} is not a number")
-    better, worse = scores[::2], scores[1::2]  # side by side: a prompt is read once for both
-    return float(((better > worse) + 0.5 * (better == worse)).mean())
+    scores = score([prompt for prompt, _, _ in rows for _ in range(2)],  # read once for both
+                   [text for _, *pair in rows for text in pair])
+    return float(metrics.win_rate(scores[::2], scores[1::2]).mean())
 
 
 def length(prompts, texts):

@@ -2,6 +2,8 @@
 
 import functools
 
+from data.weights import package
+
 
 def cached(states):
     "`embed` for `metrics.embedding_diversity`: each text is embedded once, however many ask."
@@ -16,22 +18,15 @@ def cached(states):
 
 def sentences(name):
     "A model of sentence-transformers as `embed`."
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ImportError("--encoder needs: pip install sentence-transformers") from None
-    model = SentenceTransformer(name)
+    model = package("sentence_transformers", "--encoder").SentenceTransformer(name)
     return cached(lambda new: model.encode(new, show_progress_bar=len(new) > 256))
 
 
 def nli(name):
     """A classifier of transformers as `relation` for `metrics.nli_diversity`: the score of its
     likeliest label. ValueError if its labels do not say which is which."""
-    try:
-        from transformers import pipeline
-    except ImportError:
-        raise ImportError("--nli needs: pip install transformers") from None
-    classify = pipeline("text-classification", model=name, truncation=True)
+    classify = package("transformers", "--nli").pipeline(
+        "text-classification", model=name, truncation=True)
     labels = list(classify.model.config.id2label.values())
     if not {"contradiction", "entailment"} <= {label.lower() for label in labels}:
         raise ValueError(f"--nli {name}: its labels are {', '.join(labels)}, not contradiction and "

@@ -31,7 +31,7 @@ def of_good(kinds, scores=None, good=None, passes=None):
     return {name: np.asarray(values, dtype=np.float64) for name, values in found.items()}
 
 
-def classes(outputs, vectors_of, same_above):
+def kinds_by_cosine(outputs, vectors_of, same_above):
     "The kinds of outputs by an encoder's cosines: above this they are of one -> (inputs, K)."
     def of(texts):
         cosines = metrics.cosines(vectors_of(texts))
@@ -40,8 +40,9 @@ def classes(outputs, vectors_of, same_above):
 
 
 def sort(rows, vectors_of, same_above):
-    "Adds to rows the `classes` of their outputs, as their kinds."
-    for row, kinds in zip(rows, classes([r["outputs"] for r in rows], vectors_of, same_above)):
+    "Adds to rows the kinds of their outputs by cosine."
+    outputs = [row["outputs"] for row in rows]
+    for row, kinds in zip(rows, kinds_by_cosine(outputs, vectors_of, same_above)):
         row["kinds"] = kinds
 
 
@@ -50,7 +51,7 @@ def sort(rows, vectors_of, same_above):
 
 def kinds_of(rows):
     """Which outputs are of one kind -> {"texts": (inputs, K), equal texts; also "kinds", in the
-    world what they say, elsewhere if they were sorted into classes}."""
+    world what they say, elsewhere if they were sorted by cosine}."""
     found = {"texts": [row["outputs"] for row in rows]}
     if world := world_of(rows):
         found["kinds"] = [[world.kind(row["prompt"], text) for text in row["outputs"]]

@@ -65,8 +65,8 @@ def wait(device):
 
 def count(network, done):
     """From now on, whenever a network reads rows, add to done[0] the operations of its blocks'
-    products: two for each weight and token, and four more to learn. (A lower bound: attention,
-    logits, sampling and what is computed a second time are work too.)"""
+    products: two for each weight and token, and four more to learn. (Roughly: padding counts, too,
+    and attention, logits, sampling and what is computed a second time do not.)"""
     network = getattr(network, "trunk", network)
     if not isinstance(network, m.Transformer):
         return
@@ -102,7 +102,11 @@ def decode_recorded(model, prompts, which, temperature, uniform, min_p=0.0, chec
     """`decode_rows` for a GPU, where its loop would wait for Python: the step is recorded once, and
     looked at every `check_every` tokens, because looking makes the CPU wait for the GPU."""
     max_new, width = uniform.shape[1], max(map(len, prompts))
-    hidden, place, cache, is_key = m.read_prompts(model, prompts, which, max_new)
+    hidden, place, cache, is_key = m.read_prompts(model, prompts, max_new)
+    owner = torch.tensor(which, device=hidden.device)  # each row has a copy of its prompt's part
+    hidden, place, is_key = hidden[owner], place[owner], is_key[owner]
+    if which != list(range(len(prompts))):  # large: not twice without need
+        cache = cache[:, :, owner]
     cache[..., width:, :] = 0  # attention multiplies what is to come by 0: it must be a number
     matrix, eos = model.matrix(), torch.tensor(model.config.eos, device=hidden.device)
     rows = torch.arange(len(which), device=hidden.device)

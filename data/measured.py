@@ -71,7 +71,7 @@ def measure(outputs, references=None, embed=None, relation=None, scores=None, ba
     """Every text measure of outputs[input][sample] -> {measure: {"mean", "low", "high", "n"}},
     per input also "std", the spread over inputs. What needs several samples per input, several
     inputs, references, an encoder or a relation is left out without them; scores, (inputs, K), of
-    at least a `bar` are good; a cosine `same_above` which two texts are of one class."""
+    at least a `bar` are good; a cosine `same_above` which two texts are of one kind."""
     diversities = {name: getattr(metrics, name) for name in ("ead", "distinct", "ngram_cosine")}
     if embed:
         diversities["embedding"] = lambda texts: metrics.embedding_diversity(texts, embed)
@@ -87,7 +87,7 @@ def measure(outputs, references=None, embed=None, relation=None, scores=None, ba
             found[f"per_input_{name}"] = (*metrics.interval(values), float(values.std()))
         kinds = {"texts": [metrics.kinds(texts, str.__eq__) for texts in outputs]}
         if same_above is not None:
-            kinds["classes"] = good.classes(outputs, vectors_of, same_above)
+            kinds["kinds"] = good.kinds_by_cosine(outputs, vectors_of, same_above)
         passes = None if scores is None or bar is None else np.asarray(scores) >= bar
         for name, values in good.of_good(kinds, scores, passes).items():
             found[name] = (*metrics.interval(values), float(values.std()))

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -156,9 +155,7 @@ def curve(path_png, rows, panels, x="step"):
         if len(fields) > 1:
             axis.legend(frameon=False, fontsize=9)
     figure.tight_layout()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    files.write_file(path_png, picture.getvalue())
+    files.write_file(path_png, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def say(text):
@@ -194,11 +191,9 @@ def stop_signal():
             raise KeyboardInterrupt
         heard.add(number)
 
-    for name in ("SIGINT", "SIGTERM"):
-        try:
-            signal.signal(getattr(signal, name), ask)
-        except ValueError:  # not the main thread: a notebook's own handling stays
-            pass
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not the main thread: a notebook's own stays
+            signal.signal(number, ask)
     return asked
 
 
@@ -272,7 +267,7 @@ class Run:
         self.folder = self.home / getattr(config, "variant", "")
         self.path = self.folder / f"{stage}.pt"
         self.tokenizer, self.parents, self.state, self.metrics = None, {}, {}, {}
-        self.sums, self.part, self.count, self.tokens = {}, {}, 0, 0
+        self.sums, self.count, self.tokens = {}, 0, 0
         self.step, self.learning, self.journal, self.held = 0, False, None, None
         self.saved, self.shown, self.score, self.samples = None, None, None, None
         if config.resume:
@@ -392,9 +387,9 @@ class Run:
         for self.step, batch in enumerate(bar, start + 1):
             last = self.step == config.steps
             self.due, self.learning = last or self.step % config.every == 0, True
+            self.count += 1
             yield self.step, batch
             self.learning = False
-            self.end_of_step()
             if self.due and self.samples:
                 watch.sample(self)
             if self.due or stop:
@@ -413,18 +408,11 @@ class Run:
         "Numbers of a part of the step: they add up over it. ValueError for one that is not finite."
         check_finite(numbers)
         for name, x in numbers.items():
-            self.part[name] = self.part.get(name, 0.0) + x
-
-    def end_of_step(self):
-        self.count += bool(self.part)
-        for name, x in self.part.items():
             self.sums[name] = self.sums.get(name, 0.0) + x
-        self.part = {}
 
     def log(self, **fields):
         """A row of the log: means over the steps since the last one of what was added, `fields`,
         and the speed, since this process began to train."""
-        self.end_of_step()
         seconds = time.time() - self.began
         speed = {"seconds": seconds, "tokens_per_second": self.tokens / seconds}
         if self.peak:

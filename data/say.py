@@ -63,7 +63,7 @@ def sampled(policy, prompt, count, temperature, generator):
     "Yields the tokens of m.generate(policy, [prompt], count, temperature) as they are chosen."
     uniform = torch.rand(1, count, dtype=torch.float64, generator=generator)
     uniform = uniform.to(policy.embed.weight.device)
-    hidden, place, keys, is_key = m.read_prompts(policy, [prompt], [0], 0)
+    hidden, place, keys, is_key = m.read_prompts(policy, [prompt], 0)
     attention = attention_to(keys, is_key, place.new_zeros(1), policy.new_cache(1, count))
     for n in range(count):  # as m.decode_rows, of one row
         logits = policy.logits(hidden)  # (1, V)

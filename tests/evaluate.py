@@ -83,7 +83,7 @@ def evaluate(name, seed, n, folder, judge=None):
                 "halves": {name: [float(x[::2].mean()), float(x[1::2].mean())]
                            for name, x in (("win_rate", won), ("kl", own - by_sft[:, k]))},
                 "words": float(np.mean([len(metrics.words(t)) for t in texts])),
-                "ended": float(np.mean([r[-1] == tokenizer.eos for r in mine])),
+                "ended": float(np.mean([r[-1] in networks[which].config.eos for r in mine])),
                 "proxy": float(proxy[k])}
             if judge:
                 rows[f"{which} T={temperature:g}"]["judge"] = judged(judge, examples, texts)
@@ -116,7 +116,7 @@ def evaluate_text(name, seed, n, folder, judge=None):
             row[which] = {"loss": sft.evaluate(network, rows, tokenizer.pad, pick_device("auto")),
                           "proxy": float(fn(prompts, ids).mean()), "kl": float(kl.mean()),
                           "length": float(np.mean([len(r) for r in ids])),
-                          "ended": float(np.mean([r[-1] == tokenizer.eos for r in ids]))}
+                          "ended": float(np.mean([r[-1] in network.config.eos for r in ids]))}
             if judge:
                 row[which]["judge"] = judged(judge, examples, [tokenizer.decode(r) for r in ids])
             for e, r in zip(examples[:4], ids):

@@ -52,7 +52,7 @@ TABLE = {
     "data/summarise.py": ("data.words", ""),
     "data/instruct.py": ("data.words", ""),
     "data/bpe.py": ("tqdm data.files data.flags", "tiktoken data.tokenizer"),
-    "data/encoders.py": ("", "sentence_transformers transformers"),
+    "data/encoders.py": ("data.weights", ""),
     "data/records.py": ("data.files", "data.world datasets"),
     "data/collect.py": ("numpy tqdm data data.files metrics", "data.judge data.world"),
     "data/weights.py": ("torch", "safetensors tokenizers huggingface_hub data.bpe"),

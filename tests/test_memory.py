@@ -318,7 +318,7 @@ def test_a_run_holds_no_more_than_it_needs(toy, tmp_path, monkeypatch, quick):
     trimmed, saved, made, scores = [], [], [], []
     for where, name, spy in (
             (networks, "trim", lambda result, *args: trimmed.append(1)),
-            (run.Run, "end_of_step", lambda result, self: saved.append(self.saved)),
+            (run.Run, "save", lambda result, self, *_: saved.append(self.saved)),
             (networks, "start_ppo", lambda result, *_: made.append(result[1])),
             (ppo, "experience", lambda result, *args: scores.append(args[4].model))):
         original = getattr(where, name)

@@ -406,8 +406,8 @@ def test_what_is_good_of_a_file(tmp_path, capsys):  # a bar that is not met for 
 
     # of "a b c d" and "a b c e" one of two triples is shared: cosine .5
     found = means("--bar", "2", "--same-above", "0.4")
-    assert found["distinct_texts"] == 3 and found["distinct_classes"] == (2 + 3) / 2
-    assert found["effective_texts"] == 2 and found["effective_classes"] == (1 + 2) / 2
+    assert found["distinct_texts"] == 3 and found["distinct_kinds"] == (2 + 3) / 2
+    assert found["effective_texts"] == 2 and found["effective_kinds"] == (1 + 2) / 2
     assert found["pass@1"] == 0.5 and found["pass@2"] == 5 / 6 and found["pass@4"] == 1
     weights = np.array([1, 0.8, 0.64, 0.512])
     assert found["utility"] == pytest.approx(
@@ -418,7 +418,7 @@ def test_what_is_good_of_a_file(tmp_path, capsys):  # a bar that is not met for 
     found = means()  # scores without a bar
     assert found["utility"] == pytest.approx(
         (weights @ [3, 0, 2, 0.5] + weights @ [0, 0, 2, 0]) / weights.sum() / 2)
-    assert not {"distinct_classes", "effective_texts", "pass@1"} & found.keys()
+    assert not {"distinct_kinds", "effective_texts", "pass@1"} & found.keys()
     path = outputs_file(path, [{"outputs": r["outputs"], "good": [s >= 2 for s in r["scores"]]}
                                for r in rows])
     assert means()["effective_texts"] == 2
@@ -463,10 +463,10 @@ def test_encoder_and_nli_are_used_and_cached(monkeypatch):  # every pair encodes
     assert again["per_input_embedding"] == found["per_input_embedding"]
 
 
-@pytest.mark.parametrize("flag, package", [("--encoder", "sentence-transformers"),
+@pytest.mark.parametrize("flag, package", [("--encoder", "sentence_transformers"),
                                            ("--nli", "transformers")])
 def test_absent_packages_are_named(flag, package, tmp_path, capsys, monkeypatch):  # an ImportError
-    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    monkeypatch.setitem(sys.modules, package, None)
     path = outputs_file(tmp_path / "a.jsonl", [{"outputs": ["a", "b"]}])
     with pytest.raises(SystemExit) as stop:
         measured.main([str(path), flag, "x"])

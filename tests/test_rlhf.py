@@ -772,6 +772,16 @@ def test_the_final_prompts(study, tmp_path):  # those that choices were made on,
     assert "of the second range" in report.write(tmp_path, result, []).read_text()
 
 
+def test_each_end_that_a_model_has_ends(study, tmp_path, monkeypatch):  # the tokeniser's alone
+    shutil.copytree(study[1].parent, tmp_path / "instruct")
+    config = dataclasses.replace(study[0], final=True, out=str(tmp_path))
+    run = lineage.load_run(config, 0)
+    network, ends = run.networks["ppo"], [run.tokenizer.eos, 7, 8]
+    monkeypatch.setattr(network, "config", dataclasses.replace(network.config, eos=(*ends[:2],)))
+    monkeypatch.setattr(rlhf, "answers_of", lambda *_: [[[5, end] for end in ends]] * 6)
+    assert rlhf.outputs_of(run, config, "rlhf", "id")[0]["ended"] == [True, True, False]
+
+
 def test_the_ceiling_differs_in_the_reward_alone(study, tmp_path):
     # other values at the start, another unit of reward, a flag of the study's own
     shutil.copytree(study[1].parent, tmp_path / "instruct")
@@ -907,7 +917,7 @@ def test_best_of_n_is_chosen_by_the_proxy(study):  # chosen by gold, or not at a
     assert bon.kl_bound(claims.N) == pytest.approx(1.835, abs=1e-3)
 
 
-@pytest.mark.parametrize("changes", [dict(quick=True, full=True), dict(inputs=2), dict(samples=1),
+@pytest.mark.parametrize("changes", [dict(inputs=2), dict(samples=1),
                                      dict(seeds=-1), dict(data="my", full=True)])
 def test_impossible_studies(changes):  # an interval over nothing
     with pytest.raises(ValueError):
