@@ -294,24 +294,20 @@ def measure_all(rows, sft_rows, models=None, judge=None):
     return values, reports
 
 
-def measure_sizes(config, runs, values, splits, lap):
+def measure_sizes(config, splits, lap):
     """SFT and RLHF of every width with the first seed, their base included, which is trained here
-    -> {width: {policy: {split, or "shifts", all of them together: summaries}}}. `values` are those
-    of the main width, on as many prompts."""
-    widths, sizes = {str(runs[0].networks["sft"].config.channels): values}, {}
-    for name, small, wanted in lineage.sizes(config):  # all but that one
+    -> {width: {policy: {split, or "shifts", all of them together: summaries}}}."""
+    sizes = {}
+    for name, small, wanted in lineage.sizes(config):
         lineage.train(wanted)
         rows = sampled(small, [lineage.load_run(small, 0)], {"sft": splits, "rlhf": splits})
-        widths[name], _ = measure_all(rows, rows["sft"])
+        values, _ = measure_all(rows, rows["sft"])
+        for policy, by_split in values.items():
+            found = {s: {k: by_split[s][k] for k in ("win_rate", "per_input_ead")} for s in splits}
+            found["shifts"] = {k: np.concatenate([found[s][k] for s in splits[1:]], axis=1)
+                               for k in found[splits[0]]}
+            sizes.setdefault(name, {})[policy] = {s: claims.summaries(x) for s, x in found.items()}
         lap(f"width {name}")
-    for name, by_policy in widths.items():
-        sizes[name] = {}
-        for policy in ("sft", "rlhf"):
-            first = {s: {k: by_policy[policy][s][k][:1] for k in ("win_rate", "per_input_ead")}
-                     for s in splits}
-            first["shifts"] = {k: np.concatenate([first[s][k] for s in splits[1:]], axis=1)
-                               for k in first[splits[0]]}
-            sizes[name][policy] = {part: claims.summaries(x) for part, x in first.items()}
     return sizes
 
 
@@ -358,7 +354,7 @@ def study(config):
     compared = splits if gold else data.test_splits(config.data, pairs=True)
     judged, main = lineage.reward_models(config, runs, compared), lineage.made_with(folder, "ppo")
     lap("judging the reward model")
-    sizes = measure_sizes(few, runs, swept_values, splits, lap) if config.sweeps and gold else {}
+    sizes = measure_sizes(few, splits, lap) if config.sweeps and gold else {}
     best_of = {n: (bon.kl_bound(n), {s: expected_scores(rows["sft"][s], n) for s in splits})
                for n in (1, 2, 4, 8, 16) if n <= config.samples}
     scores = {name: SCORES[name] for name in scores_of(rows["sft"][splits[0]][0])}

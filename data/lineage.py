@@ -38,7 +38,8 @@ SWEEP = {  # name: what is different from the main run of ppo.py
     "lr-1e-4": dict(lr=1e-4), "lr-4e-4": dict(lr=4e-4),
     "gold": dict(reward="gold"), "beta-10": dict(beta=10.0), "shuffled": {}}
 ARMS = {name: dict(baseline=name) for name in ("rloo", "grpo")}  # instead of a value network
-SIZES = {"64": dict(channels=64, heads=2), "192": dict(channels=192, heads=6)}  # beside 128
+SIZES = {"64": dict(channels=64, heads=2), "128": dict(channels=128, heads=4),
+         "192": dict(channels=192, heads=6)}  # each with a base of its own, of as many steps
 PLACE = ("data", "seed", "out", "device", "resume", "variant")  # flags that say which run it is
 
 
@@ -136,18 +137,12 @@ def all_runs(config, like=None, **size):
 
 
 def sizes(config):
-    """Yields (width, the study of it, its runs) for each of SIZES but the main run's: of the first
-    seed alone, and from a base that is pretrained first."""
-    if not config.sweeps or config.data not in data.WORLD:
-        return
-    main = sft.Config(**main_flags(config, "sft"))
-    width = main.channels if main.init == "scratch" else checkpoint.load(
-        sft.BASE if main.init == "base" else main.init, "policy")[0].config.channels
-    for name, size in SIZES.items():
-        if name != str(width):
-            small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False,
-                            sweeps=False, arms="")
-            yield name, small, all_runs(small, config, init="scratch", **size)
+    """Yields (width, the study of it, its runs) for each of SIZES: of the first seed alone, and
+    from a base that is pretrained first."""
+    for name, size in SIZES.items() if config.sweeps and config.data in data.WORLD else ():
+        small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False, sweeps=False,
+                        arms="")
+        yield name, small, all_runs(small, config, init="scratch", **size)
 
 
 def missing(runs):

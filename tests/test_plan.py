@@ -118,9 +118,10 @@ def test_the_flags_are_those_of_the_study(tmp_path, capsys, monkeypatch, hand, m
         monkeypatch.setattr(module, "train", trained.append)
     monkeypatch.setattr(lineage, "shuffled_labels", lambda *args: None)
     lineage.train(lineage.all_runs(config))
-    [(width, _, runs)] = lineage.sizes(config)
-    lineage.train(runs)
-    assert width == "192" and {c.out for c in trained} == {str(tmp_path), f"{tmp_path}/size-192"}
+    for _, _, runs in lineage.sizes(config):
+        lineage.train(runs)
+    assert {c.out for c in trained} == {
+        str(tmp_path), *(f"{tmp_path}/size-{width}" for width in (64, 128, 192))}
     key = lambda c: str(sorted(map(str, dataclasses.asdict(c).items()))) + type(c).__module__
     assert sorted(map(key, got)) == sorted(map(key, trained))
 
@@ -248,7 +249,7 @@ def test_twice_at_once_and_after_a_kill(toy, planned, tmp_path):
 def test_a_study_of_the_world_with_sweeps(tmp_path, capsys, monkeypatch):
     # a width that is the study's own to train, a ceiling without its reward model
     monkeypatch.setitem(world.SIZES, "train", 300)
-    monkeypatch.delitem(lineage.SIZES, "192")
+    monkeypatch.setattr(lineage, "SIZES", {"64": lineage.SIZES["64"]})
     for name in [name for name in lineage.SWEEP if name not in ("k2-1", "gold", "shuffled")]:
         monkeypatch.delitem(lineage.SWEEP, name)
     without_figures(monkeypatch)
