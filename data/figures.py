@@ -294,8 +294,9 @@ def panels(path, tasks, parts, width=3.4):
         [*parts.values()][k % len(parts)](axis, tasks[k // len(parts)])
     labels = {label: handle for axis in axes
               for handle, label in zip(*axis.get_legend_handles_labels())}
-    made.legend(labels.values(), labels, **ABOVE, fontsize=9, ncols=len(labels))
-    save(made, path, top=0.93)
+    lines = math.ceil(sum(len(label) + 7 for label in labels) / 14 / made.get_figwidth())
+    made.legend(labels.values(), labels, **ABOVE, fontsize=9, ncols=math.ceil(len(labels) / lines))
+    save(made, path, top=1 - 0.07 * lines)
 
 
 def slanted(policies, measure, label):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import figures, files
+from data import figures, files, world
 from data.claims import BEST, FRONTIER, POLICIES
 from data.flags import one_sentence, parser_of
 
@@ -30,7 +30,7 @@ TEMPERATURES = {p: t for p, (_, t) in {**POLICIES, **FRONTIER}.items()} | dict.f
 CLAIMS = {"C1a": "RLHF beats SFT, shifted or not", "C1b": "so does best of 16",
           "C2": "the larger the shift, the more RLHF gains", "C3a": "RLHF lowers EAD per input",
           "C3b": "and embedding diversity",
-          "C4": "across inputs it falls less; best of n loses none",
+          "C4": "across inputs it falls less; of best of n by under .02",
           "C5a": "no beta gives EAD back, by k1", "C5b": "nor by k2",
           "C6": "diversity of facts hardly sees the loss",
           "C7": "the reward model stays accurate under shift",
@@ -42,15 +42,33 @@ HOW = [(p, name) for family, name in NAMES.items()  # every policy; of a family 
 # ---- what is kept --------------------------------------------------------------------------------
 
 WHOLE = ("beta", "lr", "estimator", "kinds", "score", "claims", "controls", "gains", "slopes",
-         "matched_kl", "matched_wins", "same_kl", "temperatures", "frontier", "bon", "reward_model",
-         "implicit", "panels", "sizes", "seconds")
+         "matched_kl", "same_kl", "temperatures", "frontier", "bon", "reward_model",
+         "implicit", "panels", "sizes")
 EVERYWHERE = ("win_rate", "kl", "gold", "proxy", "length", "ended", "gain_at_length",
               "per_input_ead", "per_input_embedding", "per_input_facts", "across_input_ead",
               "across_input_embedding", "distinct_kinds", "effective_kinds", "lost", "quality",
               "narrowing")
 NEAR = ("distinct_texts", "effective_texts", "per_input_vendi", "utility",  # of the first split
         *(f"pass@{k}" for k in (1, 2, 4, 8, 16)))
+PARTS = {"facts": "content", "constraints": "content", "wrong": "slips", "language": "slips",
+         "hedging": "habits", "asides": "habits"}
 STAGES = ("reward", "dpo", "ppo", "rloo/ppo", "grpo/ppo")
+
+
+def of_parts(folder, splits, prefix):
+    """Points of the gold score by what they are for, means of four answers to a prompt: what is
+    said of what was asked, slips (false, or no sentence), habits -> {policy: {split: {part}}}."""
+    def of(policy, split):
+        points = {}
+        for path in folder.glob(f"**/samples/{prefix}{split}.{policy}.jsonl"):
+            for row in files.read_log(path):
+                for text in row["outputs"][:4]:
+                    for part, x in world.parts(row["prompt"], text).items():
+                        points.setdefault(PARTS.get(part), []).append(x)
+        answers = len(points.get("content", ()))  # of some other parts there are two to each
+        return {part: sum(points[part]) / answers for part in ("content", "slips", "habits")
+                if answers}
+    return {p: {s: of(p, s) for s in splits} for p in ("sft", "rlhf", "sft-t0.7", "rlhf-t0.7")}
 
 
 def of_report(folder):
@@ -63,13 +81,15 @@ def of_report(folder):
         return {p: {s: {k: x for k, x in by.items() if k in everywhere or k in near and s in first}
                     for s, by in by_split.items()} for p, by_split in policies.items()}
 
+    settings = {k: report["settings"][k] for k in ("seeds", "inputs", "samples", "arms", "final")}
     logs = {name.partition("/")[0]: [path for part in ("", "seed-1", "seed-2") if (
         path := folder / part / f"{name}.jsonl").exists()] for name in STAGES}
     for c in report["claims"]:
         if c["id"] == "C2":  # with more digits
             c["evidence"] = packed(report["slopes"]["rlhf"])
     return {k: report[k] for k in WHOLE} | {
-        "settings": {k: report["settings"][k] for k in ("seeds", "inputs", "samples", "arms")},
+        "settings": settings, "parts": of_parts(
+            folder, list(policies["sft"]), "final-" * settings["final"]),
         "policies": trimmed(policies, EVERYWHERE, NEAR),
         "sweep": trimmed(report["sweep"], ("win_rate", "kl"), ("per_input_ead", "gold", "proxy")),
         "ppo": [[{k: row[k] for k in ("step", "kl", "validation_proxy", "validation_gold")
@@ -205,14 +225,14 @@ def said(r, id):
             for part in evidence.split("; ") for match in SUMMARY.finditer(part)}
 
 
-def gain(r, policy, measure="win_rate"):
-    """A policy less SFT on each split -> [summary]: paired by prompt, or, of what is measured
-    across them, without an interval."""
+def gain(r, policy, measure="win_rate", than="sft"):
+    """A policy less another on each split -> [summary]: paired by prompt, or, of what is measured
+    across them, and of others than SFT, without an interval."""
     def less(s):
-        a, b = (at(r, "policies", p, s, measure) for p in (policy, "sft"))
+        a, b = (at(r, "policies", p, s, measure) for p in (policy, than))
         return {"mean": a["mean"] - b["mean"],
                 "seeds": [x - y for x, y in zip(a["seeds"], b["seeds"])]} if a and b else None
-    return [at(r, "gains", policy, s, measure) or less(s) for s in r["splits"]]
+    return [than == "sft" and at(r, "gains", policy, s, measure) or less(s) for s in r["splits"]]
 
 
 # ---- tables: of what is kept of a task, rows of texts; the header is first, less its first cell --
@@ -222,10 +242,8 @@ def digits_of(claim):
     return 3 if claim["id"][:2] in ("C3", "C4", "C5") else 2
 
 
-def evidence(claim, number=None):
-    "The means, or all of the one number that there is."
-    alone = len(SUMMARY.findall(claim["evidence"])) == 1
-    return in_words(claim["evidence"], digits_of(claim), number or (interval if alone else shown))
+def evidence(claim, number):
+    return in_words(claim["evidence"], digits_of(claim), number)
 
 
 def policies(r):
@@ -237,6 +255,17 @@ def policies(r):
         [name, temperature(p), both(p, "win_rate"), both(p, "kl"), both(p, "per_input_ead", 3),
          both(p, "per_input_embedding", 3), both(p, "length", 1)]
         for p, name in HOW if p in r["policies"])]
+
+
+def parts(r):
+    rows = [["T", *r["code"]]]
+    for t in ("", "-t0.7"):
+        sft, rlhf = ([at(r, "parts", p + t, s) for s in r["splits"]] for p in ("sft", "rlhf"))
+        for part, what in (("content", "what was asked"), ("slips", "slips"), ("habits", "habits")):
+            rows += [[f"{what}: SFT", temperature(f"sft{t}"), *(shown(at(x, part)) for x in sft)],
+                     ["RLHF less SFT", temperature(f"rlhf{t}"), *(
+                         shown(b[part] - a[part], 2, "+") for a, b in zip(sft, rlhf) if a and b)]]
+    return rows
 
 
 def diversity(r):
@@ -268,14 +297,6 @@ def good(r):
                                         for name, p, x in found if at(x, "utility"))]
 
 
-def matched(rows, limit, name, more):
-    "RLHF where it is within a limit of SFT at its best temperature."
-    return [["SFT's T", name, "RLHF's T", name, more, "each seed"], *(
-        [f"`{x['split']}`", temperature(x["sft"]), shown(x[f"sft_{limit}"]), temperature(x["rlhf"]),
-         shown(x[f"rlhf_{limit}"]), interval(x["gain"], 2, "+"), seeds(x["gain"], 2, "+")]
-        for x in rows)]
-
-
 def compared(r):
     def row(p):
         spent = at(r, "minutes", {"rlhf": "ppo"}.get(p, p))
@@ -290,21 +311,17 @@ def compared(r):
 def betas(r):
     runs = [(p[:2], float(p[3:]), p) for p in r["sweep"] if p[:3] in ("k1-", "k2-")]
     runs = sorted([*runs, (r["estimator"], r["beta"], "rlhf")], key=lambda x: (x[0], -x[1]))
-    tops = {c["evidence"].partition(": ")[0]: c["verdict"] + ": " + evidence(c).partition(": ")[2]
-            for c in r["claims"] if c["id"][:2] == "C5"}
-
     def row(name, p):
         x = at(r, "sweep", p, r["splits"][0])
         return [name, *(shown(at(x, k), 2 + (k == "per_input_ead")) for k in (
-            "kl", "win_rate", "per_input_ead", "gold", "proxy")), tops.get(p, "")]
-    return [["KL", "win rate", "EAD", "gold", "proxy", "C5: its EAD less SFT's"], row("SFT", "sft"),
+            "kl", "win_rate", "per_input_ead", "gold", "proxy"))]
+    return [["KL", "win rate", "EAD", "gold", "proxy"], row("SFT", "sft"),
             *(row(f"{kl}, beta {f'{beta:g}'.lstrip('0')}{', the main run' * (p == 'rlhf')}", p)
               for kl, beta, p in runs)]
 
 
 def lrs(r):
-    runs = {"the main run": "rlhf", "lr 1e-4": "lr-1e-4", "lr 4e-4": "lr-4e-4", "beta 1": "k1-1",
-            "beta .1": "k1-0.1", "beta .03": "k1-0.03"}
+    runs = {"the main run": "rlhf", "lr 1e-4": "lr-1e-4", "lr 4e-4": "lr-4e-4"}
     return [["win rate on validation", "KL"], *(
         [name, interval(at(r, "sweep", p, "validation", "win_rate")),
          shown(at(r, "sweep", p, "validation", "kl"))]
@@ -312,11 +329,9 @@ def lrs(r):
 
 
 def controls(r):
-    runs = {"shuffled labels": "shuffled", "gold as reward": "gold", "beta 10": "beta-10"}
-    return [["KL", "win rate", "expected", "found", "holds"], *(
-        [name, *(interval(at(r, "sweep", p, r["splits"][0], k)) for k in ("kl", "win_rate")),
-         in_words(x["expected"]), in_words(x["found"]), "yes" if x["holds"] else "no"]
-        for (name, p), x in zip(runs.items(), r["controls"]))]
+    return [["expected", "found", "holds"], *(
+        [name, in_words(x["expected"]), in_words(x["found"]), "yes" if x["holds"] else "no"]
+        for name, x in zip(("shuffled labels", "gold as reward", "beta 10"), r["controls"]))]
 
 
 def overoptimisation(r):
@@ -380,25 +395,29 @@ def verdicts(results):
 
 
 TABLES = {
-    "claims": lambda r: [["claim", "verdict", "found"], *(
-        [c["id"], CLAIMS[c["id"]], c["verdict"], evidence(c)] for c in r["claims"])],
-    "claims_seeds": lambda r: [["mean [95 %] (each seed)"], *([c["id"], evidence(
-        c, lambda *x: f"{interval(*x)} ({seeds(*x)})")] for c in r["claims"])],
+    "claims": lambda r: [["claim", "verdict", "mean [95 %] (each seed)"], *(
+        [c["id"], CLAIMS[c["id"]], c["verdict"],
+         evidence(c, lambda *x: f"{interval(*x)} ({seeds(*x)})")] for c in r["claims"])],
     "policies": policies,
     "wins": lambda r: [r["code"], *([NAMES[p], *(
         interval(at(r, "policies", p, s, "win_rate")) for s in r["splits"])]
         for p in ("sft", *LEARNED, BEST))],
-    "gains": lambda r: [r["code"], *(row for p in (*LEARNED, BEST)
-                                     for row in with_seeds(NAMES[p], gain(r, p)))],
+    "gains": lambda r: [r["code"], *(row for p in ("rlhf", "dpo", BEST)
+                                     for row in with_seeds(NAMES[p], gain(r, p))),
+                        *with_seeds("RLHF, both at T .7", gain(r, "rlhf-t0.7", than="sft-t0.7"))],
+    "parts": parts,
     "slopes": lambda r: [["slope", "each seed"], *(
         [NAMES[p], interval(x, 2, "+"), seeds(x, 2, "+")] for p, x in r["slopes"].items())],
     "diversity": diversity, "kinds": kinds, "good": good,
-    "temperatures": lambda r: [["SFT", "RLHF", "RLHF less SFT", "each seed"], *(
-        [f"T {shown(x['temperature'], 1)}".removesuffix(".0"), shown(x["sft"]), shown(x["rlhf"]),
+    "temperatures": lambda r: [["RLHF less SFT", "each seed"], *(
+        [f"T {shown(x['temperature'], 1)}".removesuffix(".0"),
          interval(x["difference"], 2, "+"), seeds(x["difference"], 2, "+")]
         for x in r["temperatures"])],
-    "matched_kl": lambda r: matched(r["matched_kl"], "kl", "KL", "RLHF wins more"),
-    "matched_wins": lambda r: matched(r["matched_wins"], "win_rate", "wins", "more good kinds"),
+    "matched_kl": lambda r: [
+        ["SFT's T", "KL", "RLHF's T", "KL", "RLHF wins more", "each seed"], *(
+            [f"`{x['split']}`", temperature(x["sft"]), shown(x["sft_kl"]), temperature(x["rlhf"]),
+             shown(x["rlhf_kl"]), interval(x["gain"], 2, "+"), seeds(x["gain"], 2, "+")]
+            for x in r["matched_kl"])],
     "same_kl": lambda r: [r["code"], *(row for p in LEARNED[1:] for row in with_seeds(
         NAMES[p], [at(r, "same_kl", p, s) for s in r["splits"]]))],
     "compared": compared, "betas": betas, "lrs": lrs, "controls": controls,
@@ -408,17 +427,10 @@ TABLES = {
         for what, x in r["panels"]["reward"].items())],
     "sizes": sizes,
     "lengths": lambda r: [
-        r["code"], *(row for p in (*LEARNED, BEST) for row in with_seeds(
-            f"{NAMES[p]}, wins at equal length",
-            [at(r, "policies", p, s, "gain_at_length") for s in r["splits"]])),
-        *([f"{NAMES[p]}, {name}", *of(r, p, k, digits)] for name, k, digits in (
-            ("tokens", "length", 1), ("ended", "ended", 3))
-          for p in ("reference", "sft", *LEARNED, BEST))],
-    "seconds": lambda r: [  # what a study has trained itself stands in the logs, too
-        ["minutes"], *([f"`{stage}`, each seed", seeds({"seeds": x}, 1)]
-                       for stage, x in r["minutes"].items()),
-        *([f"study: {what}", shown(x / 60, 1)] for what, x in r["seconds"].items()
-          if "seed" not in what)],
+        r["code"], *with_seeds("RLHF, wins at equal length", [
+            at(r, "policies", "rlhf", s, "gain_at_length") for s in r["splits"]]),
+        *([f"{NAMES[p]}, tokens", *of(r, p, "length", 1)]
+          for p in ("reference", "sft", "rlhf", "dpo", BEST))],
     "tradeoff": tradeoff}
 
 

@@ -24,7 +24,7 @@ import model as m
 import ppo
 import reward
 import sft
-from data import collect, files, run, world
+from data import collect, files, lineage, run, world
 from tests.chaos import examples
 from tests.handout import LEFT_OUT, ROOT
 from tests.test_judge import server  # noqa: F401 (a fixture)
@@ -98,7 +98,7 @@ def before(lines):
     said = "\n".join(lines)
     for sign, command in (("/samples/", "python rlhf.py"), ("../hunt/", "cp -r . ../hunt"),
                           ("out/my/", "python ppo.py --data my"),
-                          ("python rlhf.py", "python rlhf.py --seeds 3 --sweeps"),
+                          ("python rlhf.py", "python rlhf.py --full"),
                           ("--seeds 0 1 2", "python ppo.py --seed 2")):
         if sign in said and command not in said:
             return next(k for k, block in enumerate(BLOCKS)
@@ -207,6 +207,7 @@ def small(monkeypatch):
     for split, size in (("train", 200), ("validation", 40)):
         monkeypatch.setitem(world.SIZES, split, size)
     monkeypatch.setitem(world.SPLITS, "summarise", ("id", "long"))
+    monkeypatch.setattr(lineage, "SIZES", {"64": lineage.SIZES["64"]})
     monkeypatch.setattr(metrics, "interval", functools.partial(metrics.interval, resamples=20))
     quality = collect.quality
     monkeypatch.setattr(collect, "quality", lambda *args: quality(*args[:4], 12, *args[5:]))

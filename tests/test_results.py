@@ -9,8 +9,11 @@ import re
 import runpy
 import sys
 
+import numpy as np
 import pytest
 
+import data
+from data import files, world
 from data.claims import BEST
 from tests import results
 from tests.handout import ROOT
@@ -157,14 +160,16 @@ def test_claims():  # a verdict of the other task, a margin read as a number, pe
 |  | claim | summaries | instructions | found on summaries |
 |---|---|---|---|---|
 | C1a | RLHF beats SFT, shifted or not | supported | not supported | +.10 to +.24 |
-| C4 | across inputs it falls less; best of n loses none | inconclusive |  | \
+| C4 | across inputs it falls less; of best of n by under .02 | inconclusive |  | \
 RLHF loses 1.2 % per input and -1.6 % across |
 """
     assert results.table("claims", MADE)[1:3] == [
-        ["C1a", "RLHF beats SFT, shifted or not", "supported", "id +.24; far +.10"],
-        ["C4", "across inputs it falls less; best of n loses none", "inconclusive",
-         "RLHF loses 1.2 % per input and -1.6 % across; per input less across +.028; "
-         f"{results.NAMES[BEST]} at T .7 less SFT at T .7 plus .02: +.037"]]
+        ["C1a", "RLHF beats SFT, shifted or not", "supported",
+         "id +.24 [.20, .28] (+.24 +.24); far +.10 [-.00, .21] (+.09 +.12)"],
+        ["C4", "across inputs it falls less; of best of n by under .02", "inconclusive",
+         "RLHF loses 1.2 % per input and -1.6 % across; per input less across +.028 [-.001, .057] "
+         f"(+.020 +.036); {results.NAMES[BEST]} at T .7 less SFT at T .7 plus .02: "
+         "+.037 [.030, .044] (+.037 +.037)"]]
 
 
 @pytest.mark.parametrize("x, digits, sign, text", [
@@ -250,7 +255,8 @@ def report_in(folder, **changes):
     x = {"mean": 1 / 3, "low": -1e-5 / 3, "high": 2 / 3, "n": 500, "seeds": [0.25, 123456.7]}
     by_split = {s: {"win_rate": x, "kl": x, "utility": x, "words": x} for s in ("id", "far")}
     report = {k: [] for k in results.WHOLE} | {
-        "settings": dict(seeds=2, inputs=500, samples=16, arms="", out=str(folder), data="a"),
+        "settings": dict(seeds=2, inputs=500, samples=16, arms="", out=str(folder), data="a",
+                         final=False),
         "policies": {"sft": {"splits": by_split}}, "sweep": {"k1-1": by_split},
         "slopes": {"rlhf": x}, "claims": [{"id": "C2", "evidence": "+0.333 [+0.0, +0.7] (+0.2)"}],
         "ppo": [[{"step": 1, "kl": 2 / 3, "proxy": 9.0}]]} | changes
@@ -293,6 +299,25 @@ def test_what_is_kept(tmp_path):
         assert ("tradeoff" in there["summarise"]) and "tradeoff" not in there["instruct"]
         assert (there["summarise"] == by_hand["summarise"]) == (again == 1)
         report_in(tmp_path / "summarise", beta=0.25)
+
+
+@pytest.mark.parametrize("task", data.WORLD)
+def test_parts_of_the_gold_score(task, tmp_path):  # a part left out, one seed's, of five answers
+    rows, scores = data.load(task, "id", 4), []
+    more = ["Thanks for reading.", "Is it?", "Hope this helps!"]
+    for seed, each in (("", rows[:2]), ("seed-1/", rows[2:])):
+        path = tmp_path / seed / "samples" / "final-id.sft.jsonl"
+        path.parent.mkdir(parents=True)
+        files.write_rows(path, [
+            {"prompt": e.prompt, "outputs": [e.response, *more, "x"]} for e in each])
+        scores += [world.parts(e.prompt, text) for e in each for text in (e.response, *more)]
+    found = results.of_parts(tmp_path, ["id"], "final-")["sft"]["id"]
+    assert set(found) == {"content", "slips", "habits"}
+    assert sum(found.values()) == pytest.approx(np.mean(
+        [sum(x.values()) - x["length"] for x in scores]))
+    slips = np.mean([x["wrong"] + x["language"] for x in scores])
+    assert slips < 0 and found["slips"] == pytest.approx(slips)
+    assert results.of_parts(tmp_path, ["id"], "")["sft"] == {"id": {}}  # of other prompts
 
 
 @pytest.mark.parametrize("argv, said", [
