@@ -42,10 +42,9 @@ def judged(judge, examples, texts):
 
 def loaded(folder):
     "A run's tokenizer, its policies by name, and its reward function."
-    load = lambda path, kind, *fingerprint: checkpoint.load_frozen(
-        path, kind, pick_device("auto"), *fingerprint)
+    load = lambda path, kind: checkpoint.load_frozen(path, kind, pick_device("auto"))
     policy, record = load(folder / "sft.pt", "policy")
-    init = record["config"]["init"]
+    init = record["meta"]["config"]["init"]
     base, _ = load(sft.BASE if init == "base" else init, "policy")
     networks = {"base": base, "sft": policy, "rlhf": load(folder / "ppo.pt", "policy")[0]}
     tokenizer = data.Tokenizer.of(record["tokenizer"])
