@@ -321,7 +321,7 @@ def compare(config):
 
 SHOWN = {  # family: its colour, and the labels of its first and last point: what, right, up
     "SFT, temperature": (figures.COLOURS["sft"], ("SFT, T 1", -60, -5), ("SFT, T 0.3", -8, 10)),
-    "RLHF, temperature": (figures.COLOURS["rlhf"], ("RLHF, T 1", 16, -4), ("RLHF, T 0.3", -12, -19)),
+    "RLHF, temperature": (figures.COLOURS["rlhf"], ("RLHF, T 1", 16, -4), ("RLHF, T 0.3", -9, -19)),
     "best of n": (figures.COLOURS["bon"], ("best of 2", 13, -7), ("best of 16", 26, 3)),
     "diverse best of 64, min-p": ("#CC79A7", ("diverse best of 64", 12, 4)),
     "diverse best of 32 of RLHF, min-p": ("#882255", ("diverse best of 32\nof RLHF", 14, 7))}
