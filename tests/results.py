@@ -311,6 +311,7 @@ def compared(r):
 def betas(r):
     runs = [(p[:2], float(p[3:]), p) for p in r["sweep"] if p[:3] in ("k1-", "k2-")]
     runs = sorted([*runs, (r["estimator"], r["beta"], "rlhf")], key=lambda x: (x[0], -x[1]))
+
     def row(name, p):
         x = at(r, "sweep", p, r["splits"][0])
         return [name, *(shown(at(x, k), 2 + (k == "per_input_ead")) for k in (

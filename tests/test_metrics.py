@@ -98,6 +98,8 @@ def test_words_are_of_any_script():  # ASCII, a letter and its accent apart, a t
     assert metrics.words(f"GPT-4说：{CAT} かな、漢字") == [
         "GPT-4", "说：", *"猫坐在垫子", "上。", "か", "な、", "漢", "字"]
     assert metrics.ead([CAT, CAT]) == pytest.approx(1 / 2, abs=1e-3)
+    assert metrics.distinct(["to get her", "tog ether"], 2) == 1  # words glued are not the same
+    assert len(set(metrics.ngrams(["a bc", "ab c"], 2))) == 2
     assert metrics.distinct([CAT, DOG[:-1]]) == pytest.approx(
         (7 / 12 + 6 / 10 + 5 / 8 + 4 / 6 + 3 / 4) / 5)
     assert metrics.ngram_cosine([CAT, DOG]) == pytest.approx(1 - 3 / 4)

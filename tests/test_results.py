@@ -153,6 +153,7 @@ def test_differences():  # one of the means where a paired one is known, an inte
     alone = {"summarise": MADE["summarise"] | {"gains": {}}}
     assert results.in_markdown(results.table("gains", alone)).splitlines()[2:] == [
         "| RLHF | +.24 | +.10 |", "| each seed | +.24 +.24 | +.10 +.10 |"]
+    assert results.gain(MADE["summarise"], "rlhf", than="rlhf")[0]["mean"] == 0  # not as of SFT
 
 
 def test_claims():  # a verdict of the other task, a margin read as a number, percents

@@ -1167,6 +1167,8 @@ def test_a_study_with_sweeps(small, tmp_path, monkeypatch):
         for seed in ("", "seed-1") for mine, theirs in [
             [np.array(gold(policy, seed))[:4, :2].ravel() for policy in ("k1-0.03", "sft")]]])
     for width in result["sizes"].values():
+        each = [width["rlhf"][s]["win_rate"]["mean"] for s in ("broad", "sequential", "shifts")]
+        assert each[2] == pytest.approx(np.mean(each[:2]))
         assert width["rlhf"]["shifts"]["win_rate"]["n"] == 8  # prompts of both
     for policy, n, each in (("rlhf", 5, 3), ("k1-0.03", 4, 2)):
         rows = files.read_log(path.parent / "samples" / f"broad.{policy}.jsonl")

@@ -866,6 +866,15 @@ def test_the_curve_is_of_the_same_prompts(toy, runs, tmp_path, monkeypatch):
     assert same(weights(plain), weights(other))  # being watched changes nothing
 
 
+@pytest.mark.parametrize("micro, logged", [(0, 3), (4, 6)])
+def test_a_logged_loss_is_the_mean_of_its_steps(micro, logged, toy, tmp_path, monkeypatch):
+    # a sum, a mean over parts, what was logged before counted again
+    monkeypatch.setattr(sft, "loss", lambda *args, of=sft.loss: (of(*args)[0], {"loss": 3.0}))
+    path = chaos.go("sft", toy, tmp_path, steps=5, every=2, batch=8, micro=micro)
+    assert [(row["step"], row["loss"]) for row in files.read_log(path.with_suffix(".jsonl"))] == [
+        (step, logged) for step in (2, 4, 5)]
+
+
 @pytest.mark.parametrize("stage, changes", [("sft", {}), ("ppo", {}), ("reward", {"implicit": 1})])
 def test_samples_by_step(stage, changes, toy, base, runs, tmp_path, capsys, monkeypatch):
     # another policy's, other prompts or random numbers at each step, the last step left out, a
