@@ -38,8 +38,8 @@ SWEEP = {  # name: what is different from the main run of ppo.py
     "lr-1e-4": dict(lr=1e-4), "lr-4e-4": dict(lr=4e-4),
     "gold": dict(reward="gold"), "beta-10": dict(beta=10.0), "shuffled": {}}
 ARMS = {name: dict(baseline=name) for name in ("rloo", "grpo")}  # instead of a value network
-SIZES = {"64": dict(channels=64, heads=2), "128": dict(channels=128, heads=4),
-         "192": dict(channels=192, heads=6)}  # each with a base of its own, of as many steps
+SIZES = {"64": dict(channels=64, heads=2),  # a base of its own each, of as many steps
+         "192": dict(channels=192, heads=6)}
 PLACE = ("data", "seed", "out", "device", "resume", "variant")  # flags that say which run it is
 
 
@@ -137,12 +137,13 @@ def all_runs(config, like=None, **size):
 
 
 def sizes(config):
-    """Yields (width, the study of it, its runs) for each of SIZES: of the first seed alone, and
-    from a base that is pretrained first."""
+    """Yields (width, the study of it, its runs) for each of SIZES: of the first seed alone, from a
+    base that is pretrained first, and without DPO."""
     for name, size in SIZES.items() if config.sweeps and config.data in data.WORLD else ():
         small = replace(config, out=f"{config.out}/size-{name}", seeds=1, full=False, sweeps=False,
                         arms="")
-        yield name, small, all_runs(small, config, init="scratch", **size)
+        runs = all_runs(small, config, init="scratch", **size)
+        yield name, small, (run for run in runs if run[0] != "dpo")
 
 
 def missing(runs):
