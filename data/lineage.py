@@ -169,6 +169,7 @@ def missing(runs):
                                         unfinished=True)
             if record["meta"].get("finished", True):
                 continue
+        if path.exists() or config.init == "scratch":  # whose base may be there, or a part of it
             config = replace(config, resume=True)
         yield stage, config, folder, path, name
 

@@ -1055,7 +1055,8 @@ def test_every_run_has_the_flags_of_the_main_run(tmp_path, trained):
     trained.clear()
     wide = rlhf.Config(data="instruct", out=str(tmp_path / "wide"))
     lineage.train(lineage.all_runs(wide, config, init="scratch", channels=64))
-    place["out"], size = wide.out, dict(init="scratch", channels=64)
+    # a study that is killed while it pretrains goes on with that
+    place["out"], size = wide.out, dict(init="scratch", channels=64, resume=True)
     assert trained == [dataclasses.replace(c, **place, **size if name == "sft" else {})
                        for name, c in main.items()]
 
