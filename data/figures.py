@@ -22,11 +22,12 @@ DOTTED = dict(color="#444444", lw=0.8, ls=":")
 KL = "KL to sft, nats per response"
 
 
-def figure(panels, width=3.4, height=2.9, titles=()):
+def figure(panels, width=3.4, height=2.9, titles=(), rows=1):
+    "Panels in rows, of a width and a height each -> the figure, its axes one row after the other."
     from matplotlib.figure import Figure  # not pyplot: no window, no global state, just a file
 
-    made = Figure(figsize=(width * panels, height))
-    axes = [made.add_subplot(1, panels, k + 1) for k in range(panels)]
+    made = Figure(figsize=(width * panels / rows, height * rows))
+    axes = [made.add_subplot(rows, panels // rows, k + 1) for k in range(panels)]
     for axis in axes:
         axis.grid(axis="y", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -287,16 +288,18 @@ def sizes(path, result):
 
 
 def panels(path, tasks, parts, width=3.4):
-    "A panel for each part of each task, {title: (axis, result) -> drawn}, and one legend above."
+    """A panel for each part of each task, {title: (axis, result) -> drawn}, and one legend above;
+    of several parts, a task's stand in a row."""
+    rows = len(tasks) if len(parts) > 1 else 1
     made, axes = figure(len(tasks) * len(parts), width, 3.2, [
-        result["name"] + f": {title}" * bool(title) for result in tasks for title in parts])
+        result["name"] + f": {title}" * bool(title) for result in tasks for title in parts], rows)
     for k, axis in enumerate(axes):
         [*parts.values()][k % len(parts)](axis, tasks[k // len(parts)])
     labels = {label: handle for axis in axes
               for handle, label in zip(*axis.get_legend_handles_labels())}
     lines = math.ceil(sum(len(label) + 7 for label in labels) / 14 / made.get_figwidth())
     made.legend(labels.values(), labels, **ABOVE, fontsize=9, ncols=math.ceil(len(labels) / lines))
-    save(made, path, top=1 - 0.07 * lines)
+    save(made, path, top=1 - 0.07 * lines / rows)
 
 
 def slanted(policies, measure, label):

@@ -104,7 +104,7 @@ def of_tradeoff(path):
     for family, label, means in sum(found["drawn"], []):
         points.setdefault((family, label), []).append(means)
     mean = [[family, label if len(label) < 30 else str(k), {
-        name: float(np.mean([row[name] for row in rows])) for name in rows[0]}]
+        name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "kinds"}]
         for k, ((family, label), rows) in enumerate(points.items())]
     return {"rows": found["rows"], "drawn": [mean, *([] for _ in found["drawn"][1:])]}
 
@@ -485,7 +485,7 @@ def good_beside_betas(path, tasks):
     near = lambda axis, r: figures.beside_betas(axis, r, r["splits"][:1], [
         p for p in LEARNED[1:] if p in r["sweep"]])
     figures.panels(path, tasks, {"beside betas": near, "good kinds": figures.slanted(
-        ("sft", *LEARNED), tasks[0]["kinds"], "that beat the reference")})
+        ("sft", *LEARNED), tasks[0]["kinds"], "that beat the reference")}, 4.2)
 
 
 def tradeoff_figure(path, tasks):
@@ -497,14 +497,14 @@ def tradeoff_figure(path, tasks):
 FIGURES = {  # what a task must have for it, and how it is drawn: of the first, or of all
     "study": ("policies", lambda path, tasks: figures.overview(path, tasks[0])),
     "drop": ("slopes", lambda path, tasks: figures.panels(
-        path, tasks, {"": figures.drops(gain)}, 4.6)),
+        path, tasks[:1], {"": figures.drops(gain)}, 4.6)),
     "diversity": ("gains", lambda path, tasks: figures.panels(path, tasks, {
-        name: figures.differences(LEARNED, k, "of answers to a prompt, less SFT's")
-        for name, k in (("EAD", "per_input_ead"), ("embeddings", "per_input_embedding"))})),
+        name: figures.differences(LEARNED, k, "of a prompt's answers, less SFT's")
+        for name, k in (("EAD", "per_input_ead"), ("embeddings", "per_input_embedding"))}, 4.2)),
     "good": ("policies", lambda path, tasks: figures.good(path, tasks[0])),
     "kl": ("frontier", lambda path, tasks: figures.panels(path, tasks, {
         "in distribution": figures.everybody(LEARNED[1:]),
-        "the shifts": figures.everybody(LEARNED[1:], "shifted_")})),
+        "the shifts": figures.everybody(LEARNED[1:], "shifted_")}, 4.2)),
     "compared": ("sweep", good_beside_betas),
     "betas": ("sweep", lambda path, tasks: figures.betas(path, tasks[0], tasks[0]["splits"][0])),
     "overoptimisation": ("bon", lambda path, tasks: figures.overoptimisation(path, tasks[0])),

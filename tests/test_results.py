@@ -88,7 +88,7 @@ def test_sentences_say_what_is_in_their_tables(page):  # a number of an earlier 
 
 
 def test_the_kept_file_is_small():  # every measure of every policy
-    assert not KEPT.exists() or KEPT.stat().st_size < 350_000
+    assert not KEPT.exists() or KEPT.stat().st_size < 450_000  # of both tasks
 
 
 # ---- tables, by hand -----------------------------------------------------------------------------
