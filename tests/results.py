@@ -370,6 +370,8 @@ def sizes(r):
 
 def tradeoff(r):
     def text(mean, low, high):  # bold: clear of zero
+        if mean != mean:
+            return "none so diverse"
         bold = "**" * (low > 0 or high < 0)
         return bold + interval({"mean": mean, "low": low, "high": high}, 2, "+").replace(
             " [", bold + " [")
