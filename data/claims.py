@@ -369,19 +369,24 @@ def matched(values, split, measure="win_rate", within="kl", sign=-1):
 def same_kl(values, estimator, splits):
     """What every policy of the sweep wins more than PPO with this estimator of the KL, all at
     temperature 1, as far from SFT: than the two of its betas, or SFT, on either side, in such parts
-    that their KL is the policy's -> {policy: {split: summary, or None beyond the largest KL}}."""
+    that their KL is the policy's; each seed by itself, as seeds go unlike ways ->
+    {policy: {split: summary, or None if a seed is beyond the largest KL}}."""
     betas = ["sft", "rlhf", *(p for p in values if p.startswith(f"{estimator}-"))]
 
-    def gain(policy, split):
-        kl = {p: values[p][split]["kl"].mean() for p in (policy, *betas)}
+    def gain(policy, split, seed):
+        kl = {p: values[p][split]["kl"][seed].mean() for p in (policy, *betas)}
         nearer = max((p for p in betas if kl[p] <= kl[policy]), key=kl.get, default=None)
         further = min((p for p in betas if kl[p] > kl[policy]), key=kl.get, default=None)
         if nearer is None or further is None:
             return None
         part = (kl[policy] - kl[nearer]) / (kl[further] - kl[nearer])
-        wins, low, high = (values[p][split]["win_rate"] for p in (policy, nearer, further))
-        return summarised(wins - (1 - part) * low - part * high)
-    return {p: {s: gain(p, s) for s in splits} for p in values if p not in betas}
+        wins, low, high = (values[p][split]["win_rate"][seed] for p in (policy, nearer, further))
+        return wins - (1 - part) * low - part * high
+
+    def gains(policy, split):
+        each = [gain(policy, split, seed) for seed in range(len(values[policy][split]["kl"]))]
+        return None if any(x is None for x in each) else summarised(np.stack(each))
+    return {p: {s: gains(p, s) for s in splits} for p in values if p not in betas}
 
 
 def at_equal_length(wins, lengths):

@@ -335,7 +335,8 @@ def test_matched_kl(kl, found):  # RLHF's best of all, SFT's coldest, the gain's
     assert (got["gain"] or {}).get("seeds") == (found[2] and pytest.approx([found[2]] * 3))
 
 
-def test_as_far_as_ppo():  # the wrong side, parts changed places, SFT left out, the other kl's
+def test_as_far_as_ppo():
+    # the wrong side, parts changed places, SFT left out, the other kl's; seeds taken together
     kl = {"sft": 0.0, "k1-1": 0.5, "rlhf": 1.0, "k1-0.03": 4.0,
           "dpo": 0.75, "rloo": 1.0, "k2-1": 2.5, "gold": 4.5, "shuffled": 0.1, "beta-10": -0.1}
     win = {"sft": 0.5, "k1-1": 0.6, "rlhf": 0.7, "k1-0.03": 0.9,
@@ -346,6 +347,9 @@ def test_as_far_as_ppo():  # the wrong side, parts changed places, SFT left out,
     gains = {p: row["id"] and pytest.approx(row["id"]["seeds"]) for p, row in found.items()}
     assert gains == {"dpo": [0.05] * 2, "rloo": [-0.1] * 2, "k2-1": [-0.1] * 2, "gold": None,
                      "shuffled": [0.0] * 2, "beta-10": None}
+    values["rlhf"]["id"]["kl"][1] += 1  # DPO is then a sixth of the way to it: .6 + .1 / 6
+    assert claims.same_kl(values, "k1", ["id"])["dpo"]["id"]["seeds"] == pytest.approx(
+        [0.05, 0.1 - 0.1 / 6])
 
 
 def test_the_best_of_many_temperatures_is_no_gain():
