@@ -383,10 +383,10 @@ def same_kl(values, estimator, splits):
         wins, low, high = (values[p][split]["win_rate"][seed] for p in (policy, nearer, further))
         return wins - (1 - part) * low - part * high
 
-    def gains(policy, split):
+    def of_seeds(policy, split):
         each = [gain(policy, split, seed) for seed in range(len(values[policy][split]["kl"]))]
         return None if any(x is None for x in each) else summarised(np.stack(each))
-    return {p: {s: gains(p, s) for s in splits} for p in values if p not in betas}
+    return {p: {s: of_seeds(p, s) for s in splits} for p in values if p not in betas}
 
 
 def at_equal_length(wins, lengths):

@@ -302,6 +302,15 @@ def test_what_is_kept(tmp_path):
         report_in(tmp_path / "summarise", beta=0.25)
 
 
+def test_gains_on_the_frontier():  # an empty cell of what it has no answer to, bold of what is not
+    part = [[0.1, 0.05, 0.2], [0.1, -0.05, 0.2]]
+    row = {"seed": 1, "family": "sets", "label": "p", "ead": [[float("nan"), 0.1, 0.2], part[0]],
+           "embedding": part}
+    _, cells = results.tradeoff({"tradeoff": {"rows": [row]}})
+    assert cells == ["sets, p", "1", "none so diverse", "**+.10** [.05, .20]",
+                     "**+.10** [.05, .20]", "+.10 [-.05, .20]"]
+
+
 @pytest.mark.parametrize("task", data.WORLD)
 def test_parts_of_the_gold_score(task, tmp_path):  # a part left out, one seed's, of five answers
     rows, scores = data.load(task, "id", 4), []
