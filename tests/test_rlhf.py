@@ -1160,7 +1160,7 @@ def test_a_study_with_sweeps(small, tmp_path, monkeypatch):
         "C1a", "C1b", "C2", "C3a", "C3b", "C4", "C5a", "C5b", "C6", "C7", "C8"}
     assert all("of 3," in c["statistic"] for c in result["claims"] if c["id"][:2] == "C5")
     assert (result["beta"], result["estimator"], len(result["controls"])) == (1, "k2", 3)
-    assert set(result["sizes"]) == {"64", "128", "192"}
+    assert set(result["sizes"]) == {str(width) for width in lineage.SIZES}
     assert set(result["sweep"]) == {*names, "rlhf", "sft", "dpo"} and all(
         len(result["sweep"][name]["id"]["kl"]["seeds"]) == 2 for name in names)
     for policy, by_split in result["policies"].items():
