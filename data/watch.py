@@ -78,9 +78,11 @@ def sample(run):
 
 
 def one_line(text, width):
-    "The first `width` letters of a text, or its last -width, and none that moves the cursor."
+    "What there is room for of a text's beginning, or, below 0, end; no letter moves the cursor."
     line = " ".join("".join(x if x.isprintable() else " " for x in text).split())
-    return line[:width] if width > 0 else line[width:]
+    if len(line) <= abs(width):
+        return line
+    return f"{line[:width - 3]}..." if width > 0 else f"...{line[width + 3:]}"
 
 
 def mean_gold(gold, texts, tokenizer, responses):

@@ -899,15 +899,16 @@ def test_samples_by_step(stage, changes, toy, base, runs, tmp_path, capsys, monk
     assert all(row.keys() == rows[0].keys() and "gold" not in row for row in rows)
     assert ("score" in rows[0]) == (stage == "ppo") and rows[0]["answer"] != rows[8]["answer"]
     lines = [x for x in said.splitlines() if x.startswith(("prompt  ", "answer  "))]
-    assert [x[8:] for x in lines[::2]] == [" ".join(shown[0].prompt.split())[-12:]] * 3
-    assert [x[8:] for x in lines[1::2]] == [" ".join(r["answer"].split())[:12] for r in rows[::4]]
+    assert [x[8:] for x in lines[::2]] == [watch.one_line(shown[0].prompt, -12)] * 3
+    assert [x[8:] for x in lines[1::2]] == [watch.one_line(r["answer"], 12) for r in rows[::4]]
     monkeypatch.setattr(watch, "sample", lambda run: None)
     assert same(weights(path), weights(chaos.go(stage, toy, tmp_path / "b", **sizes)))
 
 
 def test_one_line():  # a text that clears the screen, or is cut at its other end
     assert watch.one_line("a\n\tb \x1b[2Jc\u202ed", 99) == "a b [2Jc d"
-    assert watch.one_line("a b c", 3) == "a b" and watch.one_line("a b c", -3) == "b c"
+    assert watch.one_line("abcdefg", 6) == "abc..." and watch.one_line("abcdefg", -6) == "...efg"
+    assert watch.one_line("abcdefg", 7) == watch.one_line("abcdefg", -7) == "abcdefg"
 
 
 def test_dpo_without_validation_answers_comparisons(tmp_path, toy, base):  # a traceback; a double
