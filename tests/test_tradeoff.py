@@ -156,3 +156,35 @@ def test_every_point_has_its_own_file():  # one method's outputs read as another
              for family, points in (tradeoff.BASELINE | tradeoff.METHODS).items()
              for label in points]
     assert len(set(names)) == len(names)
+
+
+def test_what_is_chosen(monkeypatch):  # by one measure alone, a point past the frontier's end
+    point = lambda *values: [{k: [x] for k, x in zip(("win_rate", "ead", "embedding"), values)}]
+    base = {("base", "1"): point(0.8, 0.2, 0.2), ("base", "2"): point(0.4, 0.6, 0.6)}
+    tried = {("a", "by EAD"): point(0.8, 0.5, 0.2), ("a", "by both"): point(0.7, 0.4, 0.4),
+             ("a", "too far"): point(0.9, 0.4, 0.7), ("b", "below"): point(0.1, 0.4, 0.4)}
+    chosen = tradeoff.choose(tried, base)
+    assert chosen == {"a": ("by both", pytest.approx(0.1)), "b": ("below", pytest.approx(-0.5))}
+    monkeypatch.setattr(tradeoff, "DIVERSITIES", ("ead",))
+    run, shown = SimpleNamespace(seed=3), {key: tried[key] for key in [("a", "by both")]}
+    [row] = tradeoff.beyond(run, chosen, shown, base, 2)
+    assert (row["seed"], row["family"], row["label"]) == (3, "a", "by both")
+    assert row["ead"][0] == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_min_p_against_temperature_alone(monkeypatch):
+    # a setting for each seed, chosen on what is shown, the other policy's temperatures
+    def points_of(config, run, families, splits):
+        [family] = families
+        up = (("min-p" in family) * (0.2 if "RLHF" in family else 0.1) + ("RLHF" in family) * 0.5)
+        good = {"validation": "T 1, p 0.03", "far": "T 1, p 0.07"}[splits[0]]  # the highest there
+        return {(family, label): [{"win_rate": [y + up + (label == good)], "ead": [x],
+                                   "embedding": [x]} for _ in splits]
+                for label, x, y in zip(families[family], np.linspace(0.2, 0.3, 8),
+                                       np.linspace(0.3, 0.1, 8))}
+    monkeypatch.setattr(tradeoff, "points_of", points_of)
+    monkeypatch.setattr(tradeoff, "DIVERSITIES", ("ead", "embedding"))
+    rows = tradeoff.min_p(None, [SimpleNamespace(seed=seed) for seed in (0, 1)], ["far", "far"])
+    assert [(row["seed"], row["family"], row["label"]) for row in rows] == [
+        (seed, f"{policy}, min-p", "T 1, p 0.03") for policy in ("SFT", "RLHF") for seed in (0, 1)]
+    assert [row["ead"][0][0] for row in rows] == pytest.approx([0.1, 0.1, 0.2, 0.2], abs=0.01)

@@ -250,9 +250,9 @@ def points_of(config, run, families, splits):
             for family, points in families.items() for label, how in points.items()}
 
 
-def frontier_of(config, run, splits):
-    "The points of the baseline and sets mixed of its corners."
-    points = points_of(config, run, having(config, BASELINE), splits)
+def frontier_of(config, run, splits, more=()):
+    "The points of the baseline, with `more`, and sets mixed of its corners."
+    points = points_of(config, run, having(config, BASELINE), splits) | dict(more)
     return points | mixtures(points, [run.embed[split] for split in splits])
 
 
@@ -262,13 +262,12 @@ def drawing(points):
                     for k in ("win_rate", *DIVERSITIES)}] for key, point in points.items()]
 
 
-def choose(config, run, methods):
+def choose(tried, base):
     """{family: (label, gain)} by the smaller of the gains at equal EAD and at equal embedding
-    diversity, on the validation split of one run."""
-    base = list(frontier_of(config, run, ["validation"]).values())
+    diversity, of points on one split, {(family, label): [row]} each."""
     chosen = {}
-    for (family, label), point in points_of(config, run, methods, ["validation"]).items():
-        means = {key: np.array([np.mean(p[0][key]) for p in (*base, point)])
+    for (family, label), point in tried.items():
+        means = {key: np.array([np.mean(p[0][key]) for p in (*base.values(), point)])
                  for key in ("win_rate", "ead", "embedding")}
         gain = min(np.nan_to_num(gains(means[k][-1], means["win_rate"][-1],
                                        (means[k][:-1], means["win_rate"][:-1]))[0], nan=-1)
@@ -294,6 +293,28 @@ def load(config):
     return runs
 
 
+def beyond(run, chosen, points, base, among):
+    "A seed's rows of the points that are chosen: their gains on the frontier of `base`."
+    return [{"seed": run.seed, "family": family, "label": label, "validation": gain} | {
+        measure: bootstrap([*base.values()], points[family, label], measure, among)
+        for measure in DIVERSITIES} for family, (label, gain) in chosen.items()
+        if (family, label) in points]
+
+
+def min_p(config, runs, splits):
+    """What min-p adds to a policy's temperatures, each at the setting that gains most on the
+    validation split of the first seed: the rows of every seed."""
+    rows = []
+    for policy in ("SFT", "RLHF"):
+        cool, tried = ({name: BASELINE[name]} for name in (f"{policy}, temperature",
+                                                           f"{policy}, min-p"))
+        chosen = choose(*(points_of(config, runs[0], x, ["validation"]) for x in (tried, cool)))
+        for run in runs:
+            points, base = (points_of(config, run, x, splits) for x in (tried, cool))
+            rows += beyond(run, chosen, points, base, 4)
+    return rows
+
+
 def compare(config):
     "Everything -> what tradeoff.json holds. With every seed: what gains on validation."
     for seed in range(config.seeds):
@@ -301,7 +322,8 @@ def compare(config):
             lineage.train(lineage.variant(config, seed, name))
     runs, splits = load(config), data.test_splits(config.data)[1:]
     methods = having(config, METHODS)
-    chosen = choose(config, runs[0], methods)
+    chosen = choose(points_of(config, runs[0], methods, ["validation"]),
+                    frontier_of(config, runs[0], ["validation"]))
     rows, drawn = [], []
     for run in runs:
         base = frontier_of(config, run, splits)
@@ -309,14 +331,10 @@ def compare(config):
             family: {label: methods[family][label]} for family, (label, gain) in chosen.items()
             if run.seed == 0 or gain > 0}, splits)
         drawn.append(drawing(base | mine))
-        for (family, label), point in mine.items():
-            row = {"seed": run.seed, "family": family, "label": label,
-                   "validation": chosen[family][1]}
-            for measure in DIVERSITIES:
-                row[measure] = bootstrap(list(base.values()), point, measure, 2 * len(chosen))
-            rows.append(row)
+        rows += beyond(run, chosen, mine, base, 2 * len(chosen))
+        for row in rows[-len(mine):]:
             print(json.dumps(row), flush=True)
-    return {"rows": rows, "drawn": drawn}
+    return {"rows": rows, "drawn": drawn, "min_p": min_p(config, runs, splits)}
 
 
 SHOWN = {  # family: its colour, and the labels of its first and last point: what, right, up
