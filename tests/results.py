@@ -55,6 +55,10 @@ PARTS = {"facts": "content", "constraints": "content", "wrong": "slips", "langua
 STAGES = ("reward", "dpo", "ppo", "rloo/ppo", "grpo/ppo")
 
 
+def of_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def of_parts(folder, splits, prefix):
     """Points of the gold score by what they are for, means of four answers to a prompt: what is
     said of what was asked, slips (false, or no sentence), habits -> {policy: {split: {part}}}."""
@@ -73,7 +77,7 @@ def of_parts(folder, splits, prefix):
 
 def of_report(folder):
     "What the pages need of a task's report; and of its logs, the minutes of each stage and seed."
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = of_json(folder / "report.json")
     policies = {p: x["splits"] for p, x in report["policies"].items()}
 
     def trimmed(policies, everywhere, near):
@@ -100,15 +104,16 @@ def of_report(folder):
 
 def of_tradeoff(path):
     "tradeoff.json with one drawing, the mean of all seeds, and an empty one for each seed more."
-    found, points = json.loads(path.read_text(encoding="utf-8")), {}
+    found, points = of_json(path), {}
     for family, label, means in sum(found["drawn"], []):
         points.setdefault((family, label), []).append(means)
     mean = [[family, label if len(label) < 30 else str(k), {
         name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "kinds"}]
         for k, ((family, label), rows) in enumerate(points.items())]
-    return {"rows": found["rows"], "drawn": [mean, *([] for _ in found["drawn"][1:])]}
+    return found | {"drawn": [mean, *([] for _ in found["drawn"][1:])]}
 
 
+BESIDE = {"tradeoff": of_tradeoff, "narrowing": of_json}  # of tests/tradeoff.py and narrowing.py
 SUMMARY = re.compile(r"([-+\d.e]+) \[([-+\d.e]+), ([-+\d.e]+)\] \(([-+\d.e, ]+)\)")
 
 
@@ -132,16 +137,16 @@ def summary_of(match):
 
 def keep(out, path=KEPT):
     "Puts what there is in OUT into the kept file. ValueError if there is nothing."
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = of_json(path) if path.exists() else {}
     folders = [Path(out) / task for task in TASKS if (Path(out) / task / "report.json").exists()]
     if not folders:
         raise ValueError(f"{out} has no summarise/report.json and no instruct/report.json: give "
                          f"the --out of python rlhf.py --full --final --arms rloo,grpo")
     for folder in folders:
-        before = {k: x for k, x in kept.get(folder.name, {}).items() if k == "tradeoff"}
+        before = {k: x for k, x in kept.get(folder.name, {}).items() if k in BESIDE}
         kept[folder.name] = packed(of_report(folder) | before)
-        if (folder / "tradeoff.json").exists():
-            kept[folder.name]["tradeoff"] = packed(of_tradeoff(folder / "tradeoff.json"))
+        kept[folder.name] |= {name: packed(of(folder / f"{name}.json"))
+                              for name, of in BESIDE.items() if (folder / f"{name}.json").exists()}
     text = json.dumps(kept, indent=1, ensure_ascii=False)  # a line for each summary, row or list
     text = re.sub(r'\[(?:[^][{}"]|"[^"]*")*\]|\{[^][{}]*\}',
                   lambda match: re.sub(r"\n *", " ", match[0]), text)
@@ -368,18 +373,53 @@ def sizes(r):
         for p in ("sft", "rlhf"))]
 
 
-def tradeoff(r):
-    def text(mean, low, high):  # bold: clear of zero
+ANNOTATORS = {"as it is": "as they are", "noise-half": "noise .25", "noise-2": "noise 1",
+              "noise-4": "noise 2", **{f"typical-{x}": f"taste {x}" for x in (".03", ".1", ".3")}}
+
+
+def narrowing(r):
+    """Of annotators, and of k2 beside k1: what the first of them loses at some KL and at some win
+    rate, and how much more the others do."""
+    columns = {"quality": ("bad kinds lost", 2), "narrowing": ("good kinds lost", 2),
+               "per_input_ead": ("EAD", 3)}
+    rows = [["at equal", "KL", "wins", "tokens", *(name for name, _ in columns.values())]]
+    for by, what in (("kl", "KL"), ("win_rate", "wins")):
+        for lines in (at(r, "narrowing", group) or {} for group in ("annotators", "penalties")):
+            there = {name: x[by] for name, x in lines.items() if x[by]}
+            for k, (name, x) in enumerate(there.items()):
+                rows.append([ANNOTATORS.get(name, name), what, *(
+                    shown(x[m]["value"], digits) for m, digits in (
+                        ("kl", 2), ("win_rate", 2), ("length", 1))), *(
+                    f"{interval(x[m]['less'], digits, '+')} ({seeds(x[m]['less'], digits, '+')})"
+                    if k else shown(x[m]["value"], digits) for m, (_, digits) in columns.items())])
+    return rows
+
+
+def annotators(r):
+    found = at(r, "narrowing") or {}
+    return [["labels as the gold score", "for the likelier text"], *(
+        [ANNOTATORS[name], *map(shown, shares)]
+        for name, shares in found.get("labels", {}).items())]
+
+
+def on_frontier(rows, measures):
+    """Rows of tests/tradeoff.py: who, and of each measure (name, 0) the gain in wins where there is
+    as much of it, (name, 1) in it at as many wins. Bold: clear of zero."""
+    def text(gain, place):
+        mean, low, high = gain[place]
         if mean != mean:
-            return "none so diverse"
+            return ("none so diverse", "none wins so much")[place]
         bold = "**" * (low > 0 or high < 0)
         return bold + interval({"mean": mean, "low": low, "high": high}, 2, "+").replace(
             " [", bold + " [")
-    return [["seed", "wins at equal EAD", "at equal embeddings", "EAD at equal wins",
-             "embeddings at equal wins"], *(
-        [in_words(f"{x['family']}, {x['label']}"), str(x["seed"]), *(
-            text(*x[measure][k]) for k in (0, 1) for measure in ("ead", "embedding"))]
-        for x in sorted(at(r, "tradeoff", "rows") or [], key=lambda x: x["family"]))]
+    return [[in_words(f"{x['family']}, {x['label']}"), str(x["seed"]),
+             *(text(x[name], place) for name, place in measures)]
+            for x in sorted(rows or [], key=lambda x: x["family"])]
+
+
+BOTH = {("ead", 0): "wins at equal EAD", ("embedding", 0): "at equal embeddings"}
+ALL = BOTH | {("ead", 1): "EAD at equal wins", ("embedding", 1): "embeddings at equal wins"}
+WITH_KINDS = BOTH | {("kinds", 1): "good kinds at equal wins"}
 
 
 def verdicts(results):
@@ -434,7 +474,10 @@ TABLES = {
             at(r, "policies", "rlhf", s, "gain_at_length") for s in r["splits"]]),
         *([f"{NAMES[p]}, tokens", *of(r, p, "length", 1)]
           for p in ("reference", "sft", "rlhf", "dpo", BEST))],
-    "tradeoff": tradeoff}
+    "tradeoff": lambda r: [["seed", *ALL.values()], *on_frontier(at(r, "tradeoff", "rows"), ALL)],
+    "min_p": lambda r: [["seed", *WITH_KINDS.values()],
+                        *on_frontier(at(r, "tradeoff", "min_p"), WITH_KINDS)],
+    "narrowing": narrowing, "annotators": annotators}
 
 
 def table(name, results):
@@ -496,6 +539,12 @@ def tradeoff_figure(path, tasks):
     tradeoff.figure(path, tasks[0]["name"], tasks[0]["tradeoff"])
 
 
+def narrowing_figure(path, tasks):
+    from tests import narrowing  # as above
+
+    narrowing.figure(path, tasks[0]["narrowing"])
+
+
 FIGURES = {  # what a task must have for it, and how it is drawn: of the first, or of all
     "study": ("policies", lambda path, tasks: figures.overview(path, tasks[0])),
     "drop": ("slopes", lambda path, tasks: figures.panels(
@@ -513,7 +562,7 @@ FIGURES = {  # what a task must have for it, and how it is drawn: of the first, 
     "accuracy": ("reward_model", lambda path, tasks: figures.panels(path, tasks, {
         "": lambda axis, r: figures.ordered_rightly(axis, r["reward_model"])}, 5.6)),
     "sizes": ("sizes", lambda path, tasks: figures.sizes(path, tasks[0])),
-    "tradeoff": ("tradeoff", tradeoff_figure)}
+    "tradeoff": ("tradeoff", tradeoff_figure), "narrowing": ("narrowing", narrowing_figure)}
 
 
 def draw(results, folder):

@@ -306,9 +306,12 @@ def test_gains_on_the_frontier():  # an empty cell of what it has no answer to, 
     part = [[0.1, 0.05, 0.2], [0.1, -0.05, 0.2]]
     row = {"seed": 1, "family": "sets", "label": "p", "ead": [[float("nan"), 0.1, 0.2], part[0]],
            "embedding": part}
-    _, cells = results.tradeoff({"tradeoff": {"rows": [row]}})
+    _, cells = results.TABLES["tradeoff"]({"tradeoff": {"rows": [row]}})
     assert cells == ["sets, p", "1", "none so diverse", "**+.10** [.05, .20]",
                      "**+.10** [.05, .20]", "+.10 [-.05, .20]"]
+    row["kinds"] = row["ead"][::-1]
+    _, cells = results.TABLES["min_p"]({"tradeoff": {"min_p": [row]}})
+    assert cells[2:] == ["none so diverse", "**+.10** [.05, .20]", "none wins so much"]
 
 
 @pytest.mark.parametrize("task", data.WORLD)
@@ -354,9 +357,10 @@ def test_a_real_study(study, tmp_path):  # noqa: F811
     results.keep(study[1].parent.parent, kept)
     found = results.read(kept)
     empty = {name for name in results.TABLES if not results.table(name, found)}
-    assert empty == {"same_kl", "betas", "lrs", "controls", "sizes", "tradeoff"}
+    assert empty == {"same_kl", "betas", "lrs", "controls", "sizes", "min_p", "annotators",
+                     *results.BESIDE}
     left_out = results.draw(found, tmp_path)
-    assert left_out == ["compared", "betas", "sizes", "tradeoff"]
+    assert left_out == ["compared", "betas", "sizes", "tradeoff", "narrowing"]
     for name in results.FIGURES.keys() - {*left_out}:
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
