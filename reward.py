@@ -12,7 +12,7 @@ reward.py - learn one number per response that ranks responses the way people do
 The comparisons are read from `--comparisons FILE` or from data that brings its own, or collected by
 data/collect.py: by default the embedded world's annotator labels edits of references and answers of
 the SFT policy; with `--annotator NAME`, on any data, a language model does. With `--annotator
-reference`, a reference is better than a sample.
+reference`, a reference is better than a sample, and than another prompt's.
 All comparisons of a prompt share a step, so that each response is scored once, however many it
 stands in (Sec. 3.5, Ouyang et al. 2022, arXiv:2203.02155). Beside the loss above stands the
 language-modelling loss of chosen responses, `--lm 0` for none (see `lm_loss`).

@@ -91,7 +91,8 @@ def collect(config, sample, split, count, judge=None):
     """Comparisons that the world's annotator, or a judge as in judge.py, makes for `count` prompts:
     a reference with each of up to EDITS edits (world only), then SAMPLES samples with each other.
     Of the annotator "reference", who likes what people write, a reference with one sample (as in
-    self-play, Chen et al. 2024, arXiv:2401.01335)."""
+    self-play, Chen et al. 2024, arXiv:2401.01335) and with the next prompt's reference: what
+    answers another question is no good, however well it reads."""
     from data import world
 
     rng, embedded = np.random.default_rng([config.seed, *split.encode()]), config.data in data.WORLD
@@ -104,8 +105,10 @@ def collect(config, sample, split, count, judge=None):
         shown = [(e, "edits", world.edits(rng, e.prompt, e.response, EDITS)) for e in first]
         answers = sample([e.prompt for e in last], config.temperature, 1 if people else SAMPLES,
                          seed=config.seed * 1_000_003 + i) if last else []
-        shown += [(e, "samples", [(e.response.strip(), *texts)] if people else
-                   list(itertools.combinations(texts, 2))) for e, texts in zip(last, answers)]
+        others = [e.response for e in (examples[1:] + examples[:1])[max(i, edited):i + 256]]
+        shown += [(e, "samples", [(e.response.strip(), x.strip()) for x in (*texts, other)]
+                   if people else list(itertools.combinations(texts, 2)))
+                  for e, texts, other in zip(last, answers, others)]
         for e, of, pairs in shown:
             for a, b in pairs:
                 if a == b or embedded and split == "train" and (world.leaks(a) or world.leaks(b)):

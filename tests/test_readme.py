@@ -49,7 +49,7 @@ TOY = {  # what a command is given at its end, to be small
     "tests.gpu": "device --device cpu",
     "tests.handout": "", "tests.leaderboard": "", "tests.memory": "",
     "tests.mutants": "'ties are losses'", "tests.mutants --plant": "", "tests.results": "",
-    "tests.smollm2": "",
+    "tests.halves": "", "tests.smollm2": "",
     "tests.tradeoff": "--seeds 1 --inputs 4", "pytest": "--co -q"}
 SLOW = {"rlhf.py", "tests.tradeoff", "tests.evaluate", "tests.bench", "tests.chaos",
         "tests.gpu", "tests.memory", "tests.mutants", "tests.results", "pytest",

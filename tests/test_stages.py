@@ -312,17 +312,20 @@ def test_collected_comparisons(collected, name):  # equal texts, held-out facts,
         assert r.chosen != r.rejected and not leaks(r.chosen) and not leaks(r.rejected)
 
 
-def test_the_reference_as_annotator(toy):  # two samples compared, sides swapped, a label by noise
+def test_the_reference_as_annotator(toy):
+    # two samples compared, sides swapped, a label by noise, the own reference among the others
     sample = lambda prompts, temperature, n, seed: [[f"{seed} {k}" for k in range(n)]
                                                     for _ in prompts]
     for name in ("summarise", str(toy / "data")):
         config = reward.Config(data=name, annotator="reference", seed=1)
         rows = collect.collect(config, sample, "train", 20)
         examples = data.load(name, "train", 20, seed=2)
-        assert [(r.prompt, r.chosen) for r in rows] == [
-            (e.prompt, e.response.strip()) for e in examples]
-        assert {r.rejected for r in rows} == {"1000003 0"} and {r.meta["split"] for r in rows} == {
-            "train"}
+        people = [e.response.strip() for e in examples]
+        assert [(r.prompt, r.chosen, r.rejected) for r in rows] == [
+            (e.prompt, own, other)
+            for e, own, after in zip(examples, people, people[1:] + people[:1])
+            for other in ("1000003 0", after) if other != own]
+        assert {r.meta["split"] for r in rows} == {"train"}
 
 
 def test_a_language_model_as_annotator(toy, tmp_path, capsys, monkeypatch):
