@@ -130,7 +130,8 @@ def outputs_of(run, config, policy, split):
         answers = answers_of(run, policy, network, prompts, pool, samples, temperature)
         texts = [[tokenizer.decode(ids).strip() for ids in row] for row in answers]
         pairs = [p for p in prompts for _ in range(samples)], [*chain(*answers)]
-        kl = pools.log_ratio(network, run.networks["sft"], *pairs, temperature, tokenizer.pad)
+        kept = {}  # what the frozen layers make of the answers, for all that have these layers
+        kl = pools.log_ratio(network, run.networks["sft"], *pairs, temperature, tokenizer.pad, kept)
         kl += bon.kl_bound(N) if best else 0.0
         columns = {"prompt": [e.prompt for e in examples],
                    "reference": [e.response for e in examples], "outputs": texts,
@@ -144,8 +145,11 @@ def outputs_of(run, config, policy, split):
             columns["gold"] = [[gold(e.prompt, t) for t in row] for e, row in zip(examples, texts)]
             columns["reference_gold"] = [gold(e.prompt, e.response) for e in examples]
         for name, judge in run.judges.items():
-            columns[name] = judge(*pairs).view(len(prompts), -1).tolist()
-            columns[f"reference_{name}"] = judge(prompts, references).tolist()
+            columns[name] = judge(*pairs, kept=kept).view(len(prompts), -1).tolist()
+            key = name, str(prompts), str(references)
+            if key not in run.references:  # which are the same for every policy
+                run.references[key] = judge(prompts, references).tolist()
+            columns[f"reference_{name}"] = run.references[key]
         return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
     digests = [run.digests.get(name) for name in (source, "sft", "reward", "other")]

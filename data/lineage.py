@@ -7,6 +7,7 @@ The main run is that of the first seed, perhaps made by hand. Every other run ha
 differs in one thing: the seed, what SWEEP names, the labels of the reward model, or the width.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -23,7 +24,7 @@ import metrics
 import ppo
 import reward
 import sft
-from data import checkpoint, collect, encoders, files, rewards
+from data import checkpoint, collect, encoders, files, networks, rewards
 from data.run import FREE, command_of, flag, lock, pick_device, quoted
 
 STAGES = {"sft": sft, "reward": reward, "dpo": reward, "ppo": ppo}  # by the file that they write
@@ -271,14 +272,26 @@ def as_makefile(rows, last):
 # ---- loading -------------------------------------------------------------------------------------
 
 
-def load_run(config, seed):
+def share(first, network):
+    "Makes a network hold, and compute (networks.kept_output), what it has frozen with the first."
+    if first.frozen:
+        with contextlib.suppress(ValueError):  # trained from another base: then nothing
+            networks.share_frozen(first, network)
+
+
+def load_run(config, seed, first=None):
     """The checkpoints of one seed, loaded once, with their digests; DPO's and those of the sweep if
-    they are there. ValueError if they do not go together: another tokeniser, or trained from
-    another sft.pt or reward.pt."""
+    they are there. What their training has frozen is shared with `first`, a policy (else this
+    run's SFT). ValueError if they do not go together: another tokeniser, or trained from another
+    sft.pt or reward.pt."""
     folder, device = home(config, seed), pick_device(config.device)
     policy, record = checkpoint.load_frozen(folder / "sft.pt", "policy", device)
+    if first is None:
+        networks.freeze(first := policy, record["meta"]["config"]["freeze"])
+        policy.requires_grad_(False)
+    share(first, policy)
     tokenizer = data.Tokenizer.of(record["tokenizer"])
-    networks, digests, implicit = {"sft": policy}, {"sft": record["digest"]}, None
+    loaded, digests, implicit = {"sft": policy}, {"sft": record["digest"]}, None
     init = made_with(folder, "sft")["init"]
     paths = {"base": {"base": sft.BASE, "scratch": folder / "base.pt"}.get(init, init),
              "reward": folder / "reward.pt", "ppo": folder / "ppo.pt"}
@@ -288,10 +301,11 @@ def load_run(config, seed):
     paths |= {name: path for name in others if (path := folder / name / "ppo.pt").exists()}
     for name, path in paths.items():
         kind = "reward" if name == "reward" else "policy"
-        networks[name], record = checkpoint.load_frozen(path, kind, device, tokenizer.fingerprint)
+        loaded[name], record = checkpoint.load_frozen(path, kind, device, tokenizer.fingerprint)
         digests[name], made = record["digest"], record["meta"]
+        share(first, loaded[name])
         if name == "dpo":
-            implicit = reward.implicit_scorer(networks[name], policy, made["config"]["implicit"],
+            implicit = reward.implicit_scorer(loaded[name], policy, made["config"]["implicit"],
                                               tokenizer.pad)
         stands_on = {} if name == "base" else {"init": "sft"}
         if name != "base" and made["config"].get("reward") == "":
@@ -301,9 +315,9 @@ def load_run(config, seed):
                 raise ValueError(f"{path} was not trained from {folder / stage}.pt, but from "
                                  f"another: move it away, and it is trained again")
     return SimpleNamespace(
-        folder=folder, seed=seed, device=device, tokenizer=tokenizer, networks=networks,
-        digests=digests, judges={"proxy": reward.scorer(networks["reward"], tokenizer.pad)},
-        implicit=implicit)
+        folder=folder, seed=seed, device=device, tokenizer=tokenizer, networks=loaded,
+        digests=digests, judges={"proxy": reward.scorer(loaded["reward"], tokenizer.pad)},
+        implicit=implicit, references={})
 
 
 def load_runs(config):
@@ -311,7 +325,9 @@ def load_runs(config):
     trained against (the paper's proxy check): the reward model that `--judge` names, or else that
     of the next seed. One run alone has it too, where `reward.py --seed 1 --init` that run's sft.pt
     has made one. ValueError if `--judge` names what RLHF optimised."""
-    runs, others = [load_run(config, seed) for seed in range(config.seeds)], []
+    runs, others = [load_run(config, 0)], []
+    first = runs[0].networks["sft"]
+    runs += [load_run(config, seed, first) for seed in range(1, config.seeds)]
     path, named = home(config, 1) / "reward.pt", config.judge.endswith(".pt")
     if len(runs) > 1 and not named:
         others = [(run.judges["proxy"], run.digests["reward"]) for run in runs[1:] + runs[:1]]
@@ -319,6 +335,7 @@ def load_runs(config):
         path = Path(config.judge) if named else path
         model, record = checkpoint.load_frozen(path, "reward", runs[0].device,
                                                runs[0].tokenizer.fingerprint)
+        share(first, model)
         if named and record["digest"] in [run.digests["reward"] for run in runs]:
             raise ValueError(f"--judge {path} is what RLHF optimised: name another reward model")
         if named or record["meta"]["parents"]["init"] == runs[0].digests["sft"]:

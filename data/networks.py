@@ -111,13 +111,14 @@ def share_frozen(model, other):
     model, other = transformer(model), transformer(other)
     if model.embed.weight.requires_grad:
         raise ValueError("nothing is frozen in the first model, so there is nothing to share.")
-    other.frozen = model.frozen
+    before, other.frozen = other.frozen, model.frozen
     mine, its = frozen_parts(model), frozen_parts(other)
     shared = mine.keys() & its.keys()  # a scalar model has no output matrix of its own
     same = mine.keys() - {"project_out", "lm_head"} <= shared and all(
         torch.equal(value, other_value.to(value)) for name in shared for value, other_value
         in zip(mine[name].parameters(), its[name].parameters(), strict=True))
     if not same:
+        other.frozen = before
         raise ValueError("the frozen layers differ: train both from the same base with the same "
                          "--freeze.")
     for name in shared:

@@ -61,15 +61,16 @@ def loglikelihood(policy, prompts, responses, temperature, pad, batch=128, kept=
     return out[..., back]
 
 
-def log_ratio(policy, ref_policy, prompts, responses, temperature, pad):
+def log_ratio(policy, ref_policy, prompts, responses, temperature, pad, kept=None):
     """log pi(y | x), of a policy that samples at this temperature, less log pi_ref(y | x) at 1 ->
-    (N,). If both are the same network one pass is enough, and at temperature 1 none is needed."""
+    (N,). If both are the same network one pass is enough, and at temperature 1 none is needed. For
+    `kept` see networks.kept_output."""
     if policy is ref_policy and temperature == 1:
         return np.zeros(len(prompts))
     if policy is ref_policy and temperature:
-        own, by_ref = loglikelihood(policy, prompts, responses, (temperature, 1.0), pad)
+        own, by_ref = loglikelihood(policy, prompts, responses, (temperature, 1.0), pad, kept=kept)
     else:
-        own, by_ref = (loglikelihood(network, prompts, responses, t, pad)
+        own, by_ref = (loglikelihood(network, prompts, responses, t, pad, kept=kept)
                        for network, t in ((policy, temperature), (ref_policy, 1.0)))
     return own - by_ref
 

@@ -61,7 +61,7 @@ TABLE = {
                       "reward"),
     "data/claims.py": ("numpy metrics", ""),
     "data/lineage.py": ("numpy torch data data.checkpoint data.collect data.encoders data.files "
-                        "data.rewards data.run metrics sft reward ppo", "data.world"),
+                        "data.networks data.rewards data.run metrics sft reward ppo", "data.world"),
     "data/figures.py": ("numpy data.claims data.files", "matplotlib"),
     "data/report.py": ("numpy data.figures data.files data.claims", ""),
 }

@@ -711,15 +711,51 @@ def test_samples_are_kept_and_are_the_policies_own(study, monkeypatch):
         run.digests["ppo"] = value
         marks.add(rlhf.outputs_of(run, config, "rlhf", "id")[0]["of"])
         assert changed.stat().st_mtime_ns != files[changed]
-    assert len(marks) == 2
+    assert len(marks) == 2 and len(run.references) == 1  # read once, of these prompts
     strip = lambda text: [{k: v for k, v in json.loads(line).items() if k != "of"}
                           for line in text.decode().splitlines()]
     assert strip(changed.read_bytes()) == strip(before[changed])  # same seed, same samples
     monkeypatch.setattr(data, "load", lambda *args, of=data.load: of(*args)[::-1])
-    assert [row["prompt"] for row in rlhf.outputs_of(run, config, "rlhf", "id")] == [
-        row["prompt"] for row in rows[::-1]]
+    turned = rlhf.outputs_of(run, config, "rlhf", "id")[::-1]
+    assert [row["prompt"] for row in turned] == [row["prompt"] for row in rows]
+    assert [row["reference_proxy"] for row in turned] == pytest.approx(
+        [row["reference_proxy"] for row in rows], abs=1e-5)
     monkeypatch.undo()
     rlhf.outputs_of(run, config, "rlhf", "id")
+
+
+@pytest.mark.slow
+def test_what_is_frozen_is_computed_once(small, tmp_path, monkeypatch):
+    # a pass, and memory, for each network; what others have kept, for a judge of another base
+    main = dict(data="instruct", out=str(tmp_path), device="cpu", freeze=0.5)
+    for stage in (sft, reward, ppo):
+        stage.train(stage.Config(**main))
+    judge, blocks = reward.train(reward.Config(**main, variant="judge")), []
+    monkeypatch.setattr(m.Transformer, "run", lambda *args, of=m.Transformer.run: (
+        blocks.append(args[1]), of(*args))[1])
+    config = rlhf.Config(data="instruct", inputs=6, samples=3, device="cpu", out=str(tmp_path),
+                         judge=str(judge))
+
+    def outputs():
+        shutil.rmtree(tmp_path / "instruct" / "samples", ignore_errors=True)
+        [run] = lineage.load_runs(config)
+        blocks.clear()
+        return run, rlhf.outputs_of(run, config, "rlhf", "id"), len(blocks)
+    alike = lambda a, b, *names: all(x[k] == pytest.approx(y[k], abs=1e-4)
+                                     for x, y in zip(a, b) for k in names)
+    run, rows, count = outputs()
+    first, *others = map(networks.transformer, run.networks.values())
+    for name, part in networks.frozen_parts(first).items():
+        assert all(name == "lm_head" or net.get_submodule(name) is part for net in others), name
+    network, record = checkpoint.load(judge, "reward")  # one of another base, from here on
+    network.trunk.blocks[0].mlp.down.weight.data *= 2
+    checkpoint.save(judge, "reward", network, record["tokenizer"], record["meta"])
+    _, other, by_itself = outputs()
+    assert alike(other, rows, "kl", "proxy") and not alike(other, rows, "other")
+    monkeypatch.setattr(lineage, "share", lambda *_: None)
+    _, alone, most = outputs()
+    assert alike(alone, other, "kl", "proxy", "other", "reference_other")
+    assert (by_itself - count, most - count) == (2, 6)  # two of four blocks, of three networks
 
 
 def test_what_a_reward_model_knows_is_measured_anew(tmp_path, monkeypatch):
