@@ -75,6 +75,7 @@ def test_a_small_one(small, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(narrowing, "ANNOTATORS", {
         name: narrowing.ANNOTATORS[name] for name in ("as it is", "typical-.3")})
     monkeypatch.setattr(narrowing, "BETAS", (0.6, 0.1))
+    monkeypatch.setitem(world.SPLITS, "summarise", ("id", "long"))
     monkeypatch.setattr(narrowing, "PENALTIES", {"k1": ("k1-1", "rlhf"), "k2": ("k2-1",)})
     config = rlhf.Config(seeds=1, inputs=4, samples=3, sweeps=True, device="cpu", out=str(tmp_path))
     for stage in (sft, reward, ppo):
