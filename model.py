@@ -397,6 +397,7 @@ RECORDED = ("cuda",)  # devices on which Python takes longer to start a kernel t
 FLOAT64 = {"mps": "cpu"}  # devices that have none, and where it is computed instead
 # bytes of keys and values that are decoded at once; on a GPU 15 rows of 1,072 tokens at 7B
 CACHE = {"cpu": 2**29, "cuda": 2**33}
+COPY = 16  # products that take as long as to copy one number of keys and values, on two CPUs
 
 
 def cache_bytes(model, columns):
@@ -461,6 +462,7 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     attention = attention_to(prompt, is_key, owner, own)
     eos = torch.tensor(model.config.eos, dtype=torch.long, device=hidden.device)
     matrix = model.matrix()  # once, not once per token
+    weights = sum(p.numel() for p in model.parameters())  # the products of a row, each time
     rows = torch.arange(len(which), device=hidden.device)  # the rows still decoded
     done = torch.zeros_like(rows, dtype=torch.bool)
     out = torch.zeros(len(which), max_new, dtype=torch.long, device=hidden.device)
@@ -472,7 +474,7 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
         done = done | (token[:, None] == eos).any(1)
         if n == max_new - 1 or done.all():
             break
-        if 2 * done.sum() >= len(done):  # at least half are done: go on with the others only
+        if done.sum() * weights >= COPY * (~done).sum() * own[:, :, 0].numel():  # go on without
             keep = ~done
             rows, token, place, done = rows[keep], token[keep], place[keep], done[keep]
             owner, own = owner[keep], own[:, :, keep]

@@ -105,6 +105,15 @@ def answers_of(run, policy, network, prompts, pool, samples, temperature):
     return chosen
 
 
+MADE_OF = ("sft", "reward", "other")  # beside the policy's weights: the KL, and the scores
+
+
+def source_of(policy):
+    "Its checkpoint and temperature."
+    known = {**POLICIES, **FRONTIER, "diverse": ("sft", 1.0)}
+    return known.get(policy, (policy, 1.0))  # else a run of the sweep
+
+
 def outputs_of(run, config, policy, split):
     """Rows of a policy's outputs on a split, from disk if all that they are made of is the same:
 
@@ -113,8 +122,7 @@ def outputs_of(run, config, policy, split):
     the world), "proxy" and, with several seeds or --judge, "other"; "reference_gold",
     "reference_length" and so on of the reference}.
     """
-    how = {**POLICIES, **FRONTIER, "diverse": ("sft", 1.0)}
-    source, temperature = how.get(policy, (policy, 1.0))  # else a run of the sweep
+    source, temperature = source_of(policy)
     samples, best = config.samples, policy.startswith(BEST)
     if temperature == 0 or policy in FRONTIER and split != data.test_splits(config.data)[0]:
         samples = 1
@@ -152,7 +160,7 @@ def outputs_of(run, config, policy, split):
             columns[f"reference_{name}"] = run.references[key]
         return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
-    digests = [run.digests.get(name) for name in (source, "sft", "reward", "other")]
+    digests = [run.digests.get(name) for name in (source, *MADE_OF)]
     name = f"{lineage.prompts_of(config, split)}.{policy}.jsonl"
     return lineage.kept(run.folder / "samples" / name,
                         [*digests, temperature, samples, pool, policy, run.seed,
@@ -173,8 +181,15 @@ def sampled_study(config, few, runs, splits):
 
 def sampled(config, runs, where):
     "Outputs of {policy: splits} -> {policy: {split: rows of each seed}}."
-    return {policy: {split: [outputs_of(run, config, policy, split) for run in runs]
-                     for split in splits} for policy, splits in where.items()}
+    return {policy: {split: [outputs_of(first_alike(runs, run, policy), config, policy, split)
+                             for run in runs] for split in splits}
+            for policy, splits in where.items()}
+
+
+def first_alike(runs, run, policy):
+    "The first of runs in which a policy and its judges are those of this run: seeds of one SFT."
+    made_of = lambda one: [one.digests.get(name) for name in (source_of(policy)[0], *MADE_OF)]
+    return next(one for one in runs if made_of(one) == made_of(run))
 
 
 def fewer(rows, config, split):

@@ -324,7 +324,7 @@ def load_runs(config):
     """The runs of all seeds. Each has a second judge of its answers, which its policy was not
     trained against (the paper's proxy check): the reward model that `--judge` names, or else that
     of the next seed. One run alone has it too, where `reward.py --seed 1 --init` that run's sft.pt
-    has made one. ValueError if `--judge` names what RLHF optimised."""
+    has made one. ValueError if it is what RLHF optimised."""
     runs, others = [load_run(config, 0)], []
     first = runs[0].networks["sft"]
     runs += [load_run(config, seed, first) for seed in range(1, config.seeds)]
@@ -336,11 +336,13 @@ def load_runs(config):
         model, record = checkpoint.load_frozen(path, "reward", runs[0].device,
                                                runs[0].tokenizer.fingerprint)
         share(first, model)
-        if named and record["digest"] in [run.digests["reward"] for run in runs]:
-            raise ValueError(f"--judge {path} is what RLHF optimised: name another reward model")
-        if named or record["meta"]["parents"]["init"] == runs[0].digests["sft"]:
+        if named or (record["meta"]["parents"]["init"] == runs[0].digests["sft"]
+                     and record["digest"] != runs[0].digests["reward"]):
             others = [(reward.scorer(model, runs[0].tokenizer.pad), record["digest"])] * len(runs)
     for run, (judge, digest) in zip(runs, others):
+        if digest == run.digests["reward"]:
+            raise ValueError(f"what is to judge {run.folder} is what RLHF optimised there: name "
+                             f"another reward model with --judge")
         run.judges["other"], run.digests["other"] = judge, digest
     return runs
 

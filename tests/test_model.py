@@ -154,19 +154,24 @@ def naive_greedy(net, prompt, count):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_greedy_with_cache_is_the_full_forward(style):  # cache column, position or mask off by one
+def test_greedy_with_cache_is_the_full_forward(style, monkeypatch):
+    # cache column, position or mask off by one
     seen = set()
     for seed in range(8):
         net = tiny(seed, **STYLES[style], eos=(0, 7))
         expected = [naive_greedy(net, prompt, 19) for prompt in PROMPTS]
-        assert m.generate(net, PROMPTS, 19, temperature=0) == expected
-        assert m.generate(net, PROMPTS, 19, temperature=0, batch=2) == expected
+        for copy in (0, 16, 1e9):  # rows leave when they are done, some, or none
+            monkeypatch.setattr(m, "COPY", copy)
+            assert m.generate(net, PROMPTS, 19, temperature=0) == expected
+            assert m.generate(net, PROMPTS, 19, temperature=0, batch=2) == expected
         seen.update(map(len, expected))
     assert 19 in seen and len(seen) > 2  # rows end at different times, and some not at all
 
 
-def test_sampled_rows_do_not_depend_on_company(net):  # compaction that mixes up rows or numbers
+def test_sampled_rows_do_not_depend_on_company(net, monkeypatch):
+    # compaction that mixes up rows or numbers
     net.config.eos = (0, 4, 7)
+    monkeypatch.setattr(m, "COPY", 1)
     together = m.generate(net, PROMPTS, 19, temperature=2.0, num_samples=3, seed=5)
     assert len({len(response) for response in together}) > 3
     assert m.generate(net, PROMPTS, 19, 2.0, num_samples=3, seed=5, batch=4) == together
@@ -234,9 +239,12 @@ def test_samples_of_one_prompt_are_independent():  # one first token copied to a
         assert agree < 0.6
 
 
-def test_responses_end_with_eos_once(net):  # EOS dropped, tokens after it, no stop, PAD sampled
+@pytest.mark.parametrize("copy", [0, 1, 1e9])
+def test_responses_end_with_eos_once(net, copy, monkeypatch):
+    # EOS dropped, tokens after it, no stop, PAD sampled
     net.config.eos = (0, 4, 7)
     calls, decode = [], net.decode
+    monkeypatch.setattr(m, "COPY", copy)
     net.decode = lambda ids, *rest: calls.append(len(ids)) or decode(ids, *rest)
     out = m.generate(net, PROMPTS, 24, temperature=3.0, num_samples=4)
     assert len(out) == 20 and all(0 < len(response) <= 24 for response in out)
@@ -244,7 +252,10 @@ def test_responses_end_with_eos_once(net):  # EOS dropped, tokens after it, no s
         assert not {0, 4, 7} & set(response[:-1]) and max(response) < V
         assert len(response) == 24 or response[-1] in (0, 4, 7)
     assert len(calls) == max(map(len, out)) < 24  # stops when the last row does
-    assert calls[0] == 5 and calls[1] <= 20 and calls[-1] <= 4  # prompts read once; rows leave
+    assert calls[0] == 5 and calls[1] <= 20  # prompts read once
+    assert (calls[-1] == 20) == (copy == 1e9) and (calls[-1] <= 4 or copy)  # rows leave
+    if not copy:  # each one as soon as it is done
+        assert calls[1:] == [sum(len(r) > n for r in out) for n in range(1, len(calls))]
 
 
 class Recorder(TorchDispatchMode):

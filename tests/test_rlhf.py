@@ -980,7 +980,8 @@ def other_data(small, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more rows than there are
+def test_a_study_of_other_data(other_data, tmp_path, monkeypatch):
+    # gold asked for, more rows than there are
     config = rlhf.Config(data=str(other_data), inputs=6, samples=3, device="cpu",
                          out=str(tmp_path))
     sft.train(sft.Config(data=config.data, init=str(sft.BASE), out=config.out))
@@ -1013,6 +1014,22 @@ def test_a_study_of_other_data(other_data, tmp_path):  # gold asked for, more ro
     assert [*lineage.load_runs(named)[0].judges] == ["proxy", "other"]
     with pytest.raises(ValueError, match="is what RLHF optimised"):
         lineage.load_runs(dataclasses.replace(config, judge=str(run.folder / "reward.pt")))
+
+    # seeds of one SFT and one reward model, by copies: no judge of each other; one sample for all
+    for seed in (1, 2):
+        shutil.copytree(run.folder, lineage.home(config, seed), dirs_exist_ok=True,
+                        ignore=shutil.ignore_patterns("seed-*", "samples"))
+    with pytest.raises(ValueError, match="is what RLHF optimised"):
+        lineage.load_runs(dataclasses.replace(config, seeds=3))
+    assert [*lineage.load_runs(config)[0].judges] == ["proxy"]  # a copy judges no single run
+    reward.train(dataclasses.replace(second, seed=0, variant="judge"))
+    three = dataclasses.replace(config, seeds=3, judge=str(run.folder / "judge" / "reward.pt"))
+    runs, drawn = lineage.load_runs(three), []
+    runs[2].digests["ppo"] = "another"
+    monkeypatch.setattr(rlhf, "outputs_of", lambda run, config, policy, split: drawn.append(
+        (run.seed, policy)))
+    rlhf.sampled(three, runs, {"sft": ["test"], "rlhf": ["test"]})
+    assert drawn == [(0, "sft")] * 3 + [(0, "rlhf"), (0, "rlhf"), (2, "rlhf")]
 
 
 def test_a_language_model_decides_where_no_gold_score_does(other_data, monkeypatch, tmp_path):
