@@ -247,6 +247,15 @@ def agreement(rows, judge):
             "ties": right.count(0.5), "unparseable": (first + second).count(None)}
 
 
+def parts(rows, values):
+    """What the prompts of comparisons put into the mean of these values, one of each row -> one of
+    each prompt, of the same mean: to draw prompts again is to draw their comparisons together."""
+    mean, found = sum(values) / len(values), {}
+    for row, value in zip(rows, values):
+        found[row.prompt] = found.get(row.prompt, 0) + value - mean
+    return [mean + part * len(found) / len(rows) for part in found.values()]
+
+
 # ---- Labels from people --------------------------------------------------------------------------
 
 
@@ -342,18 +351,24 @@ def main(argv=None):
             judges["reward"] = by_score(reward.load_text_scorer(args.reward))
         if args.model:
             judges[args.model] = llm(args.model, args.cache)
-        report = {}
+        report, right = {}, {}
         for name, judge in judges.items():
             found = agreement(rows, judge)
-            _, low, high, n = metrics.interval(found.pop("values"))
-            report[name] = found | {"low": low, "high": high, "n": n}
+            right[name] = found.pop("values")
+            _, low, high, n = metrics.interval(parts(rows, right[name]))
+            more = [a - b for a, b in zip(right[name], right["length"])]
+            report[name] = found | {"low": low, "high": high, "prompts": n, "over_length":
+                                    metrics.interval(parts(rows, more))[:3]}
         path = Path(args.out or f"{files[0]}.agreement.json")
         write_file(path, json.dumps(report, indent=1))
     columns = ("accuracy", "low", "high", "chosen_first", "chosen_second", "ties", "unparseable")
-    width = max(map(len, report))
-    print(f"{len(rows)} comparisons\n{'':{width}}  " + "  ".join(columns))
+    width, prompts = max(map(len, report)), report["length"]["prompts"]
+    print(f"{len(rows)} comparisons of {prompts} prompts, which intervals are over\n"
+          f"{'':{width}}  " + "  ".join(columns) + "  more than length")
     for name, row in report.items():
-        cells = (f"{row[c]:{len(c)}{'.3f' * isinstance(row[c], float)}}" for c in columns)
+        cells = [f"{row[c]:{len(c)}{'.3f' * isinstance(row[c], float)}}" for c in columns]
+        if name != "length":
+            cells.append("{:+.3f} [{:.3f}, {:.3f}]".format(*row["over_length"]))
         print(f"{name:{width}}  " + "  ".join(cells))
     print(f"wrote {path}")
 

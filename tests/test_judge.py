@@ -22,10 +22,12 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import data
+import metrics
 import model as m
 import reward
 import rlhf
@@ -493,6 +495,22 @@ def test_agreement_is_as_counted_by_hand():  # a tie as a win, a place as the ot
         judge.agreement([], None)
 
 
+def test_comparisons_of_a_prompt_are_drawn_together():  # as if each were an independent draw
+    rows = [data.Comparison(p, "c", "r") for p in "aaab"]
+    assert judge.parts(rows, [1, 1, 1, 0]) == pytest.approx([1.125, 0.375])
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(60, size=300)
+    right = (rng.random(60)[prompts] > 0.4) * 1.0  # all comparisons of a prompt alike
+    groups = [right[prompts == p] for p in np.unique(prompts)]
+    drawn = [np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]).mean()
+             for _ in range(4000)]
+    rows = [data.Comparison(str(p), "c", "r") for p in prompts]
+    mean, low, high, n = metrics.interval(judge.parts(rows, right.tolist()))
+    assert mean == pytest.approx(right.mean()) and n == len(groups)
+    assert high - low == pytest.approx(np.subtract(*np.quantile(drawn, [0.975, 0.025])), rel=0.1)
+    assert high - low > 1.7 * np.subtract(*metrics.interval(right)[2:0:-1])
+
+
 def test_scores_as_judges():  # a tie that the second wins
     ask = judge.by_score(lambda prompts, texts: [len(t) for t in texts])
     assert ask([("p", "aa", "b"), ("p", "b", "aa"), ("p", "a", "b")]) == [1, 0, 0.5]
@@ -531,14 +549,17 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):  # a column under a
     assert report["reward"]["accuracy"] == pytest.approx(collect.accuracy(
         rewards.text_scorer(reward.scorer(scorer, tokenizer.pad), tokenizer), ROWS))
     mine = report["m"]
-    assert (mine["accuracy"], mine["ties"], mine["unparseable"], mine["n"]) == (5.5 / 6, 1, 2, 6)
+    assert [mine[k] for k in ("accuracy", "ties", "unparseable", "prompts")] == [5.5 / 6, 1, 2, 6]
     assert mine["low"] < mine["accuracy"] <= mine["high"]
+    assert mine["over_length"] == pytest.approx([m - 0.5 for m in [
+        mine["accuracy"], mine["low"], mine["high"]]])  # whose verdicts are all ties
     out = capsys.readouterr().out
     header, row = (next(line for line in out.splitlines() if line.startswith(start)).split()
                    for start in ("       ", "m  "))
-    assert dict(zip(header, row[1:]))["unparseable"] == "2" and len(header) == len(row) - 1
+    assert dict(zip(header, row[1:]))["unparseable"] == "2"
+    assert header[-3:] == ["more", "than", "length"] and row[-3] == "+0.417"
     judge.main([str(path), "-n", "3", "--out", str(tmp_path / "few.json")])
-    assert json.loads((tmp_path / "few.json").read_text())["length"]["n"] == 3
+    assert json.loads((tmp_path / "few.json").read_text())["length"]["prompts"] == 3
 
 
 @pytest.mark.parametrize("words, said", [

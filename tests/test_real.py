@@ -235,7 +235,7 @@ def test_a_real_server_judges(folder, server, ours, theirs, monkeypatch, mistake
     pairs = list(zip(said[::2], said[1::2]))
     assert 0 < said.count(None) < len(said)
     report = json.loads((folder / "pairs.jsonl.agreement.json").read_text())[name]
-    assert report["unparseable"] == said.count(None) and report["n"] == len(PAIRS)
+    assert report["unparseable"] == said.count(None) and report["prompts"] == len(PAIRS)
     assert report["ties"] == len(PAIRS) - pairs.count((1, 0)) - pairs.count((0, 1))
     assert report["accuracy"] == (pairs.count((1, 0)) + report["ties"] / 2) / len(PAIRS)
     kept = [json.loads(line) for line in open("judge.jsonl") if line.strip()]
