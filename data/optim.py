@@ -18,15 +18,14 @@ def schedule(peak, step, steps, warmup=0.03):
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1))))
 
 
-def adamw(model, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0):
-    "AdamW on what is not frozen; only matrices decay, as norms and biases have no reason to be 0."
+def adamw(model, lr, betas=(0.9, 0.95), eps=1e-8):
+    "AdamW on what is not frozen, without weight decay: that is Adam."
     params = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
+    how = dict(lr=lr, betas=betas, eps=eps, weight_decay=0.0)
     try:  # one kernel for all parameters
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+        return torch.optim.AdamW(params, fused=True, **how)
     except RuntimeError:  # no such kernel for this device in this version
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, foreach=True)
+        return torch.optim.AdamW(params, foreach=True, **how)
 
 
 def set_lr(optimizer, lr):

@@ -23,7 +23,7 @@ import reward
 import rlhf
 import sft
 from data import __main__ as data_main
-from data import checkpoint, files, lineage, optim, world
+from data import checkpoint, files, lineage, optim, watch, world
 from data.run import cli, lock
 from tests import chaos
 from tests.conftest import without_figures
@@ -252,6 +252,8 @@ def test_twice_at_once_and_after_a_kill(toy, planned, tmp_path):
 def test_a_study_of_the_world_with_sweeps(tmp_path, capsys, monkeypatch):
     # a width that is the study's own to train, a ceiling without its reward model
     monkeypatch.setitem(world.SIZES, "train", 300)
+    monkeypatch.setitem(world.SIZES, "validation", 60)
+    monkeypatch.setattr(watch, "FOLLOWED", 8)
     monkeypatch.setattr(lineage, "SIZES", {"64": lineage.SIZES["64"]})
     for name in [name for name in lineage.SWEEP if name not in ("k2-1", "gold", "shuffled")]:
         monkeypatch.delitem(lineage.SWEEP, name)

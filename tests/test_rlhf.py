@@ -31,6 +31,8 @@ from data import (
     lineage,
     networks,
     report,
+    run,
+    watch,
     world,
 )
 from data.claims import BEST, FRONTIER, POLICIES
@@ -515,6 +517,9 @@ def small():
             patch.setattr(module, "Config",
                           lambda c=module.Config, x=changes, **given: c(**given | x))
         patch.setitem(world.SIZES, "train", 300)
+        patch.setitem(world.SIZES, "validation", 60)
+        patch.setattr(watch, "FOLLOWED", 8)
+        patch.setattr(run, "curve", lambda *args: None)
         yield
 
 
