@@ -38,7 +38,7 @@ from data.run import cli, command_of, lock, progress, within
 class Config:
     data: str = "summarise"  # as for the stages (the full study does both summarise and instruct)
     full: bool = False  # the paper's size, 3 seeds and the sweeps
-    sweeps: bool = False  # other betas, learning rates, sizes and the controls (always, if full)
+    sweeps: bool = False  # betas, learning rates, sizes, controls; of other data temperatures, too
     seeds: int = 0  # how many seeds, each a run of all stages (0: 1, in the full study 3)
     inputs: int = 0  # prompts of each split (0: 100, in the full study 500)
     samples: int = 0  # outputs of each prompt, where diversity is measured (0: 8, or 16)
@@ -169,7 +169,8 @@ def outputs_of(run, config, policy, split):
 
 def sampled_study(config, few, runs, splits):
     "Outputs of every policy; and of the sweep, of `few` prompts, with those of SFT, RLHF, DPO, ..."
-    policies = [*POLICIES, *FRONTIER, *lineage.arms(config), *filter(None, [config.recipe])]
+    more = FRONTIER if config.sweeps or config.data in data.WORLD else ()
+    policies = [*POLICIES, *more, *lineage.arms(config), *filter(None, [config.recipe])]
     rows = sampled(config, runs, dict.fromkeys(policies, splits))
     rows["reference"] = {s: [reference_rows(own) for own in rows["sft"][s]] for s in splits}
     swept = sampled(few, runs, lineage.sweep_splits(config, splits))

@@ -326,7 +326,7 @@ def frontier(values, best_of, splits):
               {s: (values[policy][s]["kl"].mean(), values[policy][s]["win_rate"]) for s in splits})
              for policy, (_, temperature) in sorted(
                  {**POLICIES, **FRONTIER}.items(), key=lambda item: -item[1][1])
-             if policy.startswith(("sft", "rlhf"))]
+             if policy.startswith(("sft", "rlhf")) and policy in values]
     named += [("bon", f"n {n}", {s: (kl, by_split[s]["win"]) for s in splits})
               for n, (kl, by_split) in best_of.items()]
     for family, label, found in named:  # {split: (nats, (seeds, inputs))}
@@ -344,7 +344,7 @@ def matched(values, split, measure="win_rate", within="kl", sign=-1):
     RLHF is None where it is never within. The gain on one half of the prompts is of the
     temperatures that the other half chooses: no prompt is chosen by and counted."""
     policies = [p for p in {**POLICIES, **FRONTIER} if p.startswith(("sft", "rlhf"))
-                and measure in values[p][split]]
+                and p in values and measure in values[p][split]]
     most, limit = ({p: values[p][split][k] for p in policies} for k in (measure, within))
 
     def choice(part):
@@ -408,7 +408,7 @@ def at_equal_temperature(values, split, measure):
     how, rows = {**POLICIES, **FRONTIER}, []
     for sft, (_, temperature) in sorted(how.items(), key=lambda item: -item[1][1]):
         rlhf = sft.replace("sft", "rlhf")
-        pair = [values[p][split].get(measure) for p in (sft, rlhf) if p in values]
+        pair = [values[p][split].get(measure) if p in values else None for p in (sft, rlhf)]
         if sft.startswith("sft") and rlhf in how and not any(x is None for x in pair):
             rows.append({"temperature": temperature, "sft": float(pair[0].mean()),
                          "rlhf": float(pair[1].mean()),

@@ -76,7 +76,7 @@ def good_tables(result, splits):
     shown = {measure: name for measure, name in shown.items() if measure in near}
     yield Table([f"answers to a prompt of {splits[0]}", "T", *shown.values()], [
         [p, f"{how[p][1]:g}", *(f"{policies[p][splits[0]][m]['mean']:.2f}" for m in shown)]
-        for p in how if "utility" in policies[p][splits[0]]])
+        for p in how if p in policies and "utility" in policies[p][splits[0]]])
     yield Table([f"good {what} at T", "SFT", "RLHF", "RLHF less SFT"], [
         [f"{row['temperature']:g}", f"{row['sft']:.2f}", f"{row['rlhf']:.2f}",
          cell(row["difference"])] for row in result["temperatures"]])

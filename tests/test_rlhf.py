@@ -992,6 +992,8 @@ def test_a_study_of_other_data(other_data, tmp_path, monkeypatch):
     sft.train(sft.Config(data=config.data, init=str(sft.BASE), out=config.out))
     result = read_report(rlhf.train(config).parent)
     assert list(result["policies"]["rlhf"]) == ["test", "far"] and result["sizes"] == {}
+    assert set(result["policies"]) == {*POLICIES, "reference"}
+    assert [p["label"] for p in result["frontier"]["rlhf"]] == ["T 1", "T 0.7"]
     for split, n in (("test", 6), ("far", 5)):
         measures = result["policies"]["rlhf"][split]
         assert measures["win_rate"] == measures["win_rate_proxy"] and measures["kl"]["n"] == n
