@@ -462,7 +462,7 @@ def decode_rows(model, prompts, which, temperature, uniform, min_p=0.0):
     attention = attention_to(prompt, is_key, owner, own)
     eos = torch.tensor(model.config.eos, dtype=torch.long, device=hidden.device)
     matrix = model.matrix()  # once, not once per token
-    weights = sum(p.numel() for p in model.parameters())  # the products of a row, each time
+    weights = sum(p.numel() for p in model.parameters())  # about as many products a row and token
     rows = torch.arange(len(which), device=hidden.device)  # the rows still decoded
     done = torch.zeros_like(rows, dtype=torch.bool)
     out = torch.zeros(len(which), max_new, dtype=torch.long, device=hidden.device)

@@ -38,7 +38,7 @@ from data.run import cli, command_of, lock, progress, within
 class Config:
     data: str = "summarise"  # as for the stages (the full study does both summarise and instruct)
     full: bool = False  # the paper's size, 3 seeds and the sweeps
-    sweeps: bool = False  # betas, learning rates, sizes, controls; of other data temperatures, too
+    sweeps: bool = False  # other betas, rates, sizes, controls; of real data other temperatures too
     seeds: int = 0  # how many seeds, each a run of all stages (0: 1, in the full study 3)
     inputs: int = 0  # prompts of each split (0: 100, in the full study 500)
     samples: int = 0  # outputs of each prompt, where diversity is measured (0: 8, or 16)
@@ -386,7 +386,7 @@ def study(config):
         "beta": main["beta"], "lr": main["lr"], "estimator": main["kl"],
         "judge": config.judge if by_judge else decides, "score": decides, "scores": scores,
         "claims": claims.decide(values, swept_values, judged["reward_model"], splits, main["kl"],
-                                config.samples),
+                                config.samples, same_pairs=not gold),
         **claims.compared(values, swept_values, main["kl"], splits),
         "frontier": claims.frontier(values, {} if by_judge else best_of, splits),
         "cut": {s: [row["reference_length"] >= runs[0].tokenizer.response_tokens

@@ -25,7 +25,8 @@ POLICIES = {  # name: (checkpoint, temperature); those of every table
     "base": ("base", 1.0), "sft": ("sft", 1.0), "sft-t0.7": ("sft", 0.7), "sft-greedy": ("sft", 0),
     BEST: ("sft", 1.0), f"{BEST}-t0.7": ("sft", 0.7), "rlhf": ("ppo", 1.0),
     "rlhf-t0.7": ("ppo", 0.7), "dpo": ("dpo", 1.0)}
-FRONTIER = {  # where other temperatures take SFT, and RLHF; one output per prompt under the shifts
+# Where other temperatures take SFT, and RLHF; of other data with --sweeps alone.
+FRONTIER = {  # one output per prompt under the shifts
     "sft-t0.8": ("sft", 0.8), "sft-t0.5": ("sft", 0.5), "sft-t0.3": ("sft", 0.3),
     "rlhf-t1.2": ("ppo", 1.2), "rlhf-t0.8": ("ppo", 0.8), "rlhf-t0.5": ("ppo", 0.5),
     "rlhf-t0.3": ("ppo", 0.3), "rlhf-greedy": ("ppo", 0)}
@@ -224,22 +225,24 @@ def hardly_sees_it(values, split, measure, samples):  # C6
             f"{lost['per_input_ead'][:, 0].mean():.1%}" + ", not clear of none" * (not seen))
 
 
-def reward_model_generalises(rewards, near, far):  # C7
+def reward_model_generalises(rewards, near, far, same_pairs=False):  # C7
     random = np.random.default_rng(0)
     drawn = {}  # (seeds, 1 + draws) of each split; a pair is right or wrong
     for s in (near, *far):
         right, count = (np.array(rewards[s][key])[:, None] for key in ("gold", "pairs"))
-        times = random.binomial(count, right, size=(len(count), DRAWS))
-        drawn[s] = np.concatenate([right, times / count], axis=1)
+        rate = right.mean(0, keepdims=True) if same_pairs else right  # they are drawn for all seeds
+        times = random.binomial(count[:len(rate)], rate, size=(len(rate), DRAWS))
+        drawn[s] = np.concatenate([right, right - rate + times / count[:len(rate)]], axis=1)
     pairs = lambda s: int(rewards[s]["pairs"][0])
     drop = lambda s, level=LEVEL: of_draws(drawn[near] - drawn[s], pairs(s), level)
     return (everywhere(drop, far, -1, 0.05),
             "; ".join(f"{s} {in_words(drop(s))}" for s in far))
 
 
-def decide(values, swept, rewards, splits, main_kl, samples):
+def decide(values, swept, rewards, splits, main_kl, samples, same_pairs=False):
     """The claims -> [{"id", "claim", "statistic", "verdict", "evidence"}]; `swept` are the values
-    of the sweep, `main_kl` is the estimator of the main run, `samples` the outputs of a prompt.
+    of the sweep, `main_kl` is the estimator of the main run, `samples` the outputs of a prompt,
+    `same_pairs` whether the reward models of all seeds were measured on the same comparisons.
     What was not measured is left out: C5 without a sweep, C6 without NLI or facts, C7 without
     comparisons under a shift."""
     near, decided = splits[0], []
@@ -276,7 +279,7 @@ def decide(values, swept, rewards, splits, main_kl, samples):
     if near in rewards and far:
         claim("C7", "the reward model's accuracy falls little out of distribution",
               "accuracy in distribution less that under each shift, at most .05",
-              *reward_model_generalises(rewards, near, far))
+              *reward_model_generalises(rewards, near, far, same_pairs))
     kinds = kinds_in(values, near)
     claim("C8", "rlhf gives more different good answers than sft",
           f"{kinds.replace('_', ' ')}: of the answers to a prompt that beat the reference, rlhf "

@@ -304,6 +304,8 @@ def load_run(config, seed, first=None):
         loaded[name], record = checkpoint.load_frozen(path, kind, device, tokenizer.fingerprint)
         digests[name], made = record["digest"], record["meta"]
         share(first, loaded[name])
+        if name == "ppo":
+            digests["optimised"] = made["parents"].get("reward")  # with --reward not reward.pt
         if name == "dpo":
             implicit = reward.implicit_scorer(loaded[name], policy, made["config"]["implicit"],
                                               tokenizer.pad)
@@ -324,8 +326,9 @@ def load_runs(config):
     """The runs of all seeds. Each has a second judge of its answers, which its policy was not
     trained against (the paper's proxy check): the reward model that `--judge` names, or else that
     of the next seed. One run alone has it too, where `reward.py --seed 1 --init` that run's sft.pt
-    has made one. ValueError if it is what RLHF optimised."""
+    has made one. A copy of what RLHF optimised is none; ValueError if `--judge` names that."""
     runs, others = [load_run(config, 0)], []
+    optimised = lambda run: (run.digests["reward"], run.digests["optimised"])
     first = runs[0].networks["sft"]
     runs += [load_run(config, seed, first) for seed in range(1, config.seeds)]
     path, named = home(config, 1) / "reward.pt", config.judge.endswith(".pt")
@@ -336,13 +339,13 @@ def load_runs(config):
         model, record = checkpoint.load_frozen(path, "reward", runs[0].device,
                                                runs[0].tokenizer.fingerprint)
         share(first, model)
-        if named or (record["meta"]["parents"]["init"] == runs[0].digests["sft"]
-                     and record["digest"] != runs[0].digests["reward"]):
+        if named and any(record["digest"] in optimised(run) for run in runs):
+            raise ValueError(f"--judge {path} is what RLHF optimised: name another reward model")
+        if named or record["meta"]["parents"]["init"] == runs[0].digests["sft"]:
             others = [(reward.scorer(model, runs[0].tokenizer.pad), record["digest"])] * len(runs)
+    if any(digest in optimised(run) for run, (_, digest) in zip(runs, others)):
+        others = []  # copies of what RLHF optimised judge nobody
     for run, (judge, digest) in zip(runs, others):
-        if digest == run.digests["reward"]:
-            raise ValueError(f"what is to judge {run.folder} is what RLHF optimised there: name "
-                             f"another reward model with --judge")
         run.judges["other"], run.digests["other"] = judge, digest
     return runs
 

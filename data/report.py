@@ -45,8 +45,9 @@ def numbers(result):
             "lost": {kind: 1 - mean["rlhf"] / mean["sft"] for kind, mean in ead.items()},
             "verdicts": "; ".join(f"{verdict}: {x}" for verdict, x in ids.items() if x),
             "kl": policies["rlhf"][splits[0]]["kl"]["mean"], "first": splits[0],
-            "better": sum(gain > 0 for gain in gains), "shifts": len(splits) - 1,
-            "number": len(splits), "n": policies["sft"][splits[0]]["win_rate"]["n"],
+            "better": sum(gain > 0 for gain in gains), "reached": len(gains),
+            "shifts": len(splits) - 1, "number": len(splits),
+            "n": policies["sft"][splits[0]]["win_rate"]["n"],
             "what": result["kinds"].removeprefix("effective_"),
             "bar": "better than the reference" if (bar := result["over_bars"]["bar"]) is None else
                    f"a gold score of {bar:g} or more",

@@ -183,7 +183,7 @@ def budget(stage, c, options, prompt_tokens, response_tokens, dtype=None, answer
     if c.positions == "rotary":  # of each network, and of the one that samples
         parts.append(("rotary tables", 5 * size * 2 * c.context * c.channels // c.heads, PHASES))
 
-    # sampling: the cache of one chunk, and beside it a prompt's forward or a cache half as large
+    # sampling: the cache of one chunk, and beside it a prompt's forward or a copy of a half of it
     rows, cache, beside = max(sampling(stage, policy, options, prompt_tokens, response_tokens,
                                        size), key=lambda call: call[1] + call[2])
     matrix = 4 * c.channels * c.vocab_size * bool(dtype)  # the output matrix as fp32

@@ -558,6 +558,12 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):  # a column under a
                    for start in ("       ", "m  "))
     assert dict(zip(header, row[1:]))["unparseable"] == "2"
     assert header[-3:] == ["more", "than", "length"] and row[-3] == "+0.417"
+    rows = [dict(prompt=p, chosen="a " * k, rejected="b b") for p in "pq" for k in (1, 3, 3, 3)]
+    files.write_rows(tmp_path / "long.jsonl", rows)  # the longer three times of four
+    judge.main(["long.jsonl"])
+    report = json.loads((tmp_path / "long.jsonl.agreement.json").read_text())
+    assert (report["length"]["accuracy"], report["rouge"]["accuracy"]) == (0.75, 0.5)
+    assert report["rouge"]["over_length"] == [-0.25] * 3 and report["rouge"]["prompts"] == 2
     judge.main([str(path), "-n", "3", "--out", str(tmp_path / "few.json")])
     assert json.loads((tmp_path / "few.json").read_text())["length"]["prompts"] == 3
 

@@ -247,6 +247,20 @@ def test_accuracy_claimed(far, verdict, few_draws):
     assert verdict_of("C7", accuracy=accuracy, seeds=len(far)) == verdict
 
 
+def test_pairs_that_all_seeds_share_are_drawn_once():  # as if three seeds were thrice the pairs
+    rewards = {"id": {"gold": [0.7] * 3, "pairs": [400] * 3},
+               "far": {"gold": [0.66] * 3, "pairs": [400] * 3}}
+
+    def width(*more):
+        _, said = claims.reward_model_generalises(rewards, "id", ["far"], *more)
+        mean, low, high = map(float, re.findall(r"[-+]\d\.\d+", said)[:3])
+        assert mean == pytest.approx(0.04)
+        return high - low
+    error = (0.7 * 0.3 / 400 + 0.66 * 0.34 / 400) ** 0.5
+    assert width(True) == pytest.approx(2 * 1.96 * error, abs=0.012)
+    assert width(False) == pytest.approx(2 * 1.96 * error / 3**0.5, abs=0.012)
+
+
 @pytest.mark.slow
 @ONE_OR_THREE
 @pytest.mark.parametrize("decide, means", [
@@ -1023,20 +1037,33 @@ def test_a_study_of_other_data(other_data, tmp_path, monkeypatch):
         lineage.load_runs(dataclasses.replace(config, judge=str(run.folder / "reward.pt")))
 
     # seeds of one SFT and one reward model, by copies: no judge of each other; one sample for all
+    second_judge = reward.train(dataclasses.replace(second, seed=0, variant="judge"))
     for seed in (1, 2):
         shutil.copytree(run.folder, lineage.home(config, seed), dirs_exist_ok=True,
                         ignore=shutil.ignore_patterns("seed-*", "samples"))
-    with pytest.raises(ValueError, match="is what RLHF optimised"):
-        lineage.load_runs(dataclasses.replace(config, seeds=3))
-    assert [*lineage.load_runs(config)[0].judges] == ["proxy"]  # a copy judges no single run
-    reward.train(dataclasses.replace(second, seed=0, variant="judge"))
-    three = dataclasses.replace(config, seeds=3, judge=str(run.folder / "judge" / "reward.pt"))
-    runs, drawn = lineage.load_runs(three), []
-    runs[2].digests["ppo"] = "another"
+    for name, seeds, judges in (("", 3, ["proxy"]), ("gpt", 3, ["proxy"]), ("", 1, ["proxy"]),
+                                (str(second_judge), 3, ["proxy", "other"])):
+        several = dataclasses.replace(config, seeds=seeds, judge=name)
+        runs = lineage.load_runs(several)
+        assert [[*run.judges] for run in runs] == [judges] * seeds
+    drawn = []
     monkeypatch.setattr(rlhf, "outputs_of", lambda run, config, policy, split: drawn.append(
         (run.seed, policy)))
-    rlhf.sampled(three, runs, {"sft": ["test"], "rlhf": ["test"]})
-    assert drawn == [(0, "sft")] * 3 + [(0, "rlhf"), (0, "rlhf"), (2, "rlhf")]
+    runs[1].digests["ppo"] = "another"
+    rlhf.sampled(several, runs, {"sft": ["test"], "rlhf": ["test"]})
+    assert drawn == [(0, "sft")] * 3 + [(0, "rlhf"), (1, "rlhf"), (0, "rlhf")]
+    for name in ("sft", "reward", "other", "dpo"):
+        drawn.clear()
+        own = dict(runs[2].digests)
+        runs[2].digests[name] = "another"
+        rlhf.sampled(several, runs, {"rlhf": ["test"]})
+        assert [seed for seed, _ in drawn] == [0, 1, 0 if name == "dpo" else 2]
+        runs[2].digests |= own
+
+    # what --reward named, too
+    ppo.train(ppo.Config(data=config.data, out=config.out, reward=str(second_judge)))
+    with pytest.raises(ValueError, match="is what RLHF optimised"):
+        lineage.load_runs(dataclasses.replace(config, judge=str(second_judge)))
 
 
 def test_a_language_model_decides_where_no_gold_score_does(other_data, monkeypatch, tmp_path):
